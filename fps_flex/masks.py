@@ -1,0 +1,161 @@
+"""Sliding windows of tiles: the mask_mod that says which keys a query sees, and the block lists that skip the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING
+
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+
+from .tiles import TileLayout
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+
+MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def in_window(query: Tensor, key: Tensor, window: Tensor, tiles: Tensor) -> Tensor:
+    """Whether a key tile is in a query tile's window, on one axis of `tiles` tiles; all arguments broadcast.
+
+    The window holds exactly min(window, tiles) tiles. It is centred on the query (for an even window, one more tile
+    before it than after it) and pushed back inside at the borders, as in Sliding Tile Attention.
+    Written without clamp, which some FlexAttention backends can't generate.
+    """
+    window = torch.where(window < tiles, window, tiles)
+    start = query - window // 2
+    start = torch.where(start < 0, 0, start)
+    start = torch.where(start > tiles - window, tiles - window, start)
+    return (start <= key) & (key < start + window)
+
+
+def as_windows(windows: Tensor | Sequence, layout: TileLayout) -> Int[Tensor, "b 3"]:
+    """Windows in tiles, (T, H, W) or one such triple a sample, as a tensor on the layout's device.
+
+    Raises ValueError for another shape or a window below 1. Reads the values: it waits for a GPU.
+    """
+    table = torch.as_tensor(windows, device=layout.device)
+    if table.is_floating_point() or table.shape[-1:] != (3,) or table.ndim not in (1, 2):
+        raise ValueError(f"windows are {windows}, expected whole tiles (T, H, W), or one such triple a sample")
+    if (table < 1).any():
+        raise ValueError(f"windows are {table.tolist()}, expected at least 1 tile on each axis")
+    return table.reshape(-1, 3).to(torch.int32)
+
+
+def sliding_tile_mask(layout: TileLayout, windows: Tensor | Sequence) -> MaskMod:
+    """The mask_mod of a sliding window of tiles, complete on its own: windows, borders and pad keys.
+
+    windows: tiles a query tile sees on (T, H, W); one triple for all samples, or one a sample ([B, 3]).
+    Pad slots are masked as keys only, so that every row has a key and stays finite. Raises as `as_windows`.
+    """
+    return _mask_mod(layout, as_windows(windows, layout))
+
+
+def _mask_mod(layout: TileLayout, windows: Int[Tensor, "b 3"]) -> MaskMod:
+    coords, tiles, valid = layout.coords_of_slot, layout.tile_counts, layout.valid
+    one_for_all = windows.shape[0] == 1
+
+    def sliding_tile(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        keep = valid[kv_idx]
+        for axis in range(3):
+            window = windows[0, axis] if one_for_all else windows[b, axis]
+            keep = keep & in_window(coords[axis, q_idx], coords[axis, kv_idx], window, tiles[axis])
+        return keep
+
+    return sliding_tile
+
+
+def tile_mask(layout: TileLayout, windows: Int[Tensor, "b 3"]) -> Bool[Tensor, "b tiles tiles"]:
+    """Which key tiles each query tile sees."""
+    coords = layout.coords_of_tile
+    t, h, w = (
+        in_window(coords[axis, :, None], coords[axis], windows[:, axis, None, None], layout.tile_counts[axis])
+        for axis in range(3)
+    )
+    return t & h & w
+
+
+def density(layout: TileLayout, windows: Tensor | Sequence) -> Float[Tensor, " b"]:
+    """The share of (query token, key token) pairs that are computed, for each triple of windows; pads don't count."""
+    tokens_of_tile = layout.coords_of_tile.new_zeros(prod(layout.tiles), dtype=torch.float64)
+    tokens_of_tile.index_add_(0, layout.tile_of_slot, layout.valid.double())
+    kept = tile_mask(layout, as_windows(windows, layout)).double()
+    return (kept @ tokens_of_tile) @ tokens_of_tile / layout.tokens**2
+
+
+@dataclass(frozen=True)
+class BlockLists:
+    """The eight tensors of a BlockMask for some windows, kept apart from it so that a batch can pick from them.
+
+    Each holds a row a triple of windows: [R, 1, blocks] counts or [R, 1, blocks, blocks] indices, int32. Partial
+    and full lists have the same shape and strides, which torch 2.11's kernels silently rely on.
+    """
+
+    partial: Tensor
+    partial_indices: Tensor
+    full: Tensor
+    full_indices: Tensor
+    partial_queries: Tensor
+    partial_query_indices: Tensor
+    full_queries: Tensor
+    full_query_indices: Tensor
+
+    def block_mask(self, layout: TileLayout, mask_mod: MaskMod, rows: Tensor | None = None) -> BlockMask:
+        """The BlockMask of all rows in turn, or of those picked by `rows` [B] for each sample."""
+        lists = list(vars(self).values())
+        if rows is not None:
+            lists = [x.index_select(0, rows) for x in lists]
+        return BlockMask(
+            (layout.slots, layout.slots), *lists, BLOCK_SIZE=(layout.block, layout.block), mask_mod=mask_mod
+        )
+
+
+def block_lists(layout: TileLayout, windows: Int[Tensor, "r 3"]) -> BlockLists:
+    """Block lists from tiles alone, without looking at any (query, key) pair.
+
+    All blocks of two tiles are either kept or dropped together. A kept block is full if all its keys are tokens.
+    """
+    tile = layout.tile_of_block
+    kept = tile_mask(layout, windows)[:, tile][:, :, tile]
+    whole = rearrange(layout.valid, "(blocks slot) -> blocks slot", slot=layout.block).all(-1)
+    partial, full = kept & ~whole, kept & whole
+    return BlockLists(*_indices(partial), *_indices(full), *_indices(partial.mT), *_indices(full.mT))
+
+
+def _indices(kept: Bool[Tensor, "r rows cols"]) -> tuple[Int[Tensor, "r 1 rows"], Int[Tensor, "r 1 rows cols"]]:
+    """How many columns each row keeps, and their indices first in the row; the rest of the row is never read."""
+    indices = kept.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
+    return kept.sum(-1, dtype=torch.int32).unsqueeze(1), indices.to(torch.int32).unsqueeze(1).contiguous()
+
+
+def block_mask(layout: TileLayout, windows: Tensor | Sequence) -> BlockMask:
+    """The BlockMask of a sliding window of tiles, with its complete mask_mod; B is 1 or the rows of `windows`.
+
+    windows: tiles on (T, H, W), one triple or [B, 3]. Raises as `as_windows`.
+    """
+    windows = as_windows(windows, layout)
+    return block_lists(layout, windows).block_mask(layout, _mask_mod(layout, windows))
+
+
+@dataclass(frozen=True)
+class BlockMaskBank:
+    """Block lists of every regime of a schedule, from which each batch picks its own without building anything."""
+
+    layout: TileLayout
+    windows: Int[Tensor, "r 3"]
+    lists: BlockLists
+
+    @classmethod
+    def build(cls, layout: TileLayout, windows: Tensor | Sequence) -> BlockMaskBank:
+        """windows: tiles on (T, H, W), one triple a regime. Raises as `as_windows`."""
+        windows = as_windows(windows, layout)
+        return cls(layout, windows, block_lists(layout, windows))
+
+    def pick(self, regime: Int[Tensor, " b"]) -> BlockMask:
+        """The BlockMask of a batch whose samples are in the given regimes."""
+        return self.lists.block_mask(self.layout, _mask_mod(self.layout, self.windows[regime]), regime)

@@ -1,0 +1,120 @@
+"""Tile-wise FP8: values on the e4m3 grid, their scales, and gradients that pass the rounding straight through."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from .tiles import TileLayout
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
+Granularity = int | Literal["head"]
+ScaleFormat = Literal["fp32", "pow2"]
+
+E4M3_MAX = 448.0
+
+
+def round_e4m3(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Clamp to ±448 and round to the nearest e4m3 value, ties to even. The dtype stays; NaN stays NaN."""
+    return x.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).to(x.dtype)
+
+
+def scale_of(amax: Float[Tensor, "..."], scale_format: ScaleFormat = "fp32") -> Float[Tensor, "..."]:
+    """The scale under which `amax` becomes 448, the largest e4m3 value (paper, Algorithm 1); 1 where amax is 0.
+
+    scale_format: "fp32", or "pow2", which is that rounded up to a power of two (at least 2^-126).
+    """
+    scale = amax.float() / E4M3_MAX
+    scale = torch.where(scale == 0, 1.0, scale)
+    return _round_up_to_pow2(scale) if scale_format == "pow2" else scale
+
+
+def _round_up_to_pow2(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Through the bits of positive fp32: a mantissa that isn't 0 carries into the exponent. Inf and NaN stay."""
+    bits = (x.view(torch.int32) + 0x007FFFFF) & 0x7F800000
+    return torch.where(x.isfinite(), bits.view(torch.float32), x)
+
+
+class _Quantize(torch.autograd.Function):
+    """Codes = round(x / scale) in the carrier dtype; backward sees only the division (straight-through)."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, scale: Tensor, carrier: torch.dtype) -> Tensor:
+        ctx.save_for_backward(scale)
+        ctx.dtype = x.dtype
+        return round_e4m3(x.float() / scale).to(carrier)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        (scale,) = ctx.saved_tensors
+        compute = torch.float64 if ctx.dtype == torch.float64 else torch.float32
+        return (grad.to(compute) / scale).to(ctx.dtype), None, None
+
+
+def quantize(
+    x: Float[Tensor, "..."], scale: Float[Tensor, "..."], carrier: torch.dtype | None = None
+) -> Float[Tensor, "..."]:
+    """Grid values of x: round-to-nearest-even of fp32 x / scale, by true division, clamped to ±448.
+
+    scale: fp32, broadcasts against x, a constant to autograd. carrier: the dtype that holds the values (x's own by
+    default); every e4m3 value is exact in bfloat16 and wider. Gradients pass the rounding straight through.
+    """
+    return _Quantize.apply(x, scale.detach(), carrier or x.dtype)
+
+
+def tile_amax(x: Float[Tensor, "b h s d"], layout: TileLayout) -> Float[Tensor, "b h tiles"]:
+    """The largest magnitude in each tile, pads left out."""
+    amax = x.detach().abs().amax(-1).float().masked_fill(~layout.valid, 0.0)
+    amax = rearrange(amax, "b h (blocks slot) -> b h blocks slot", slot=layout.block).amax(-1)
+    tiles = amax.new_zeros(*amax.shape[:2], layout.coords_of_tile.shape[1])
+    return tiles.scatter_reduce(-1, layout.tile_of_block.expand_as(amax), amax, "amax")
+
+
+def tile_groups(layout: TileLayout, granularity: Granularity) -> Int[Tensor, " tiles"]:
+    """The group of each tile whose members share a scale.
+
+    granularity: tiles per axis in a group (1: each tile its own scale, 2: groups of 2x2x2, ...), or "head": all.
+    Raises ValueError for anything else.
+    """
+    check_granularity(granularity)
+    if granularity == "head":
+        return torch.zeros_like(layout.coords_of_tile[0], dtype=torch.int64)
+    t, h, w = layout.coords_of_tile.long() // granularity
+    _, groups_h, groups_w = (-(-n // granularity) for n in layout.tiles)
+    return (t * groups_h + h) * groups_w + w
+
+
+def check_granularity(granularity: object) -> None:
+    whole = isinstance(granularity, int) and not isinstance(granularity, bool) and granularity >= 1
+    if not whole and granularity != "head":
+        raise ValueError(f"granularity is {granularity!r}, expected a whole number of tiles from 1 up, or 'head'")
+
+
+def pool_amax(amax: Float[Tensor, "b h tiles"], groups: Int[Tensor, "b tiles"]) -> Float[Tensor, "b h tiles"]:
+    """Each tile's amax -> the largest of its group: a coarser granularity pools the scales and re-cuts nothing."""
+    groups = groups[:, None].expand_as(amax)
+    return torch.zeros_like(amax).scatter_reduce(-1, groups, amax, "amax").gather(-1, groups)
+
+
+def tile_scales(
+    x: Float[Tensor, "b h s d"],
+    layout: TileLayout,
+    groups: Int[Tensor, "b tiles"],
+    scale_format: ScaleFormat = "fp32",
+) -> Float[Tensor, "b h s 1"]:
+    """The scale of Q or K at every slot (paper, Algorithm 1): one a tile, shared in its group. fp32."""
+    scale = scale_of(pool_amax(tile_amax(x, layout), groups), scale_format)
+    return scale[..., layout.tile_of_slot].unsqueeze(-1)
+
+
+def channel_scales(
+    x: Float[Tensor, "b h s d"], layout: TileLayout, scale_format: ScaleFormat = "fp32"
+) -> Float[Tensor, "b h 1 d"]:
+    """The scale of each channel of V, pads left out. fp32."""
+    amax = x.detach().abs().masked_fill(~layout.valid[:, None], 0.0).amax(-2, keepdim=True)
+    return scale_of(amax, scale_format)

@@ -1,0 +1,193 @@
+"""The 3D tile: the unit of memory order, of the FP8 scale, of the sparsity window and of the GPU's block."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import cache, cached_property
+from itertools import product
+from math import ceil, prod
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Int, Shaped
+
+Triple = tuple[int, int, int]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TileLayout:
+    """Raster tokens <-> tile-major slots, for any grid, with ragged tiles at the far edges and no padded volume.
+
+    Tiles follow each other in raster order, and so do the tokens inside a tile. Each tile owns
+    `ceil(tokens / block) * block` slots, its tokens first; the pad slots behind them hold no token. So no block
+    holds tokens of two tiles, and only a tile's last block can hold pads.
+
+    grid: tokens on the axes (T, H, W). tile: tokens of a full tile on the same axes. block: slots of one block of
+    the attention kernel; a multiple of 128 on a GPU. device: where the index tensors live.
+
+    Raises ValueError when a size is below 1 or the tile is larger than the grid.
+    """
+
+    grid: Triple
+    tile: Triple
+    block: int = 128
+    device: torch.device = torch.device("cpu")
+
+    def __post_init__(self) -> None:
+        for name in ("grid", "tile"):
+            sizes = tuple(getattr(self, name))
+            if len(sizes) != 3 or min(sizes) < 1:
+                raise ValueError(f"{name} is {sizes}, expected three sizes (T, H, W) of at least 1")
+            object.__setattr__(self, name, sizes)
+        object.__setattr__(self, "device", torch.device(self.device))
+        if self.block < 1:
+            raise ValueError(f"block is {self.block}, expected at least 1 slot")
+        if any(t > g for t, g in zip(self.tile, self.grid, strict=True)):
+            raise ValueError(
+                f"tile {self.tile} is larger than the grid {self.grid} of tokens (T, H, W): choose a smaller tile"
+            )
+        if self.pad_share > 0.25:
+            _warn_of_pads(self)
+
+    @property
+    def tiles(self) -> Triple:
+        """Tiles on each axis, the ragged last one included."""
+        t, h, w = (ceil(g / t) for g, t in zip(self.grid, self.tile, strict=True))
+        return t, h, w
+
+    @property
+    def tokens(self) -> int:
+        return prod(self.grid)
+
+    @cached_property
+    def slots(self) -> int:
+        return count_slots(self.grid, self.tile, self.block)
+
+    @property
+    def pad_share(self) -> float:
+        """Pad slots over slots."""
+        return 1 - self.tokens / self.slots
+
+    @cached_property
+    def slot_of_token(self) -> Int[Tensor, " tokens"]:
+        """The slot of each token, tokens in raster order."""
+        tile = self._tile_of_token
+        tile_major = tile.argsort(stable=True)
+        tile = tile[tile_major]
+        rank_in_tile = torch.arange(self.tokens) - (self._tokens_of_tile.cumsum(0) - self._tokens_of_tile)[tile]
+        first_slot = self._slots_of_tile.cumsum(0) - self._slots_of_tile
+        slot = torch.empty_like(tile)
+        slot[tile_major] = first_slot[tile] + rank_in_tile
+        return slot.to(self.device)
+
+    @cached_property
+    def valid(self) -> Bool[Tensor, " slots"]:
+        """True where a slot holds a token."""
+        valid = torch.zeros(self.slots, dtype=torch.bool, device=self.device)
+        valid[self.slot_of_token] = True
+        return valid
+
+    @cached_property
+    def tile_of_slot(self) -> Int[Tensor, " slots"]:
+        """The tile that owns each slot, pads included."""
+        return torch.arange(prod(self.tiles)).repeat_interleave(self._slots_of_tile).to(self.device)
+
+    @cached_property
+    def tile_of_block(self) -> Int[Tensor, " blocks"]:
+        return self.tile_of_slot[:: self.block].contiguous()
+
+    @cached_property
+    def coords_of_tile(self) -> Int[Tensor, "3 tiles"]:
+        """The position of each tile on the axes (T, H, W), in tiles."""
+        index = torch.arange(prod(self.tiles))
+        return torch.stack(torch.unravel_index(index, self.tiles)).to(torch.int32).to(self.device)
+
+    @cached_property
+    def coords_of_slot(self) -> Int[Tensor, "3 slots"]:
+        """The position of each slot's tile on the axes (T, H, W), in tiles."""
+        return self.coords_of_tile[:, self.tile_of_slot].contiguous()
+
+    @cached_property
+    def tile_counts(self) -> Int[Tensor, "3"]:
+        """`tiles` as a tensor, so that another grid of the same length compiles nothing."""
+        return torch.tensor(self.tiles, dtype=torch.int32, device=self.device)
+
+    def order(self, tokens: Shaped[Tensor, "..."], dim: int = 1) -> Shaped[Tensor, "..."]:
+        """Raster tokens -> slots along `dim`; pad slots are 0. Raises ValueError if `dim` does not hold the grid."""
+        if tokens.shape[dim] != self.tokens:
+            raise ValueError(
+                f"got {tokens.shape[dim]} tokens on dim {dim}, expected {self.tokens}: a grid of {self.grid}"
+            )
+        shape = list(tokens.shape)
+        shape[dim] = self.slots
+        return tokens.new_zeros(shape).index_copy(dim, self.slot_of_token, tokens)
+
+    def unorder(self, slots: Shaped[Tensor, "..."], dim: int = 1) -> Shaped[Tensor, "..."]:
+        """Slots -> raster tokens along `dim`, pads dropped. Raises ValueError if `dim` does not hold the slots."""
+        if slots.shape[dim] != self.slots:
+            raise ValueError(f"got {slots.shape[dim]} slots on dim {dim}, expected {self.slots} for grid {self.grid}")
+        return slots.index_select(dim, self.slot_of_token)
+
+    @cached_property
+    def _tile_of_token(self) -> Int[Tensor, " tokens"]:
+        t, h, w = (torch.arange(g) // t for g, t in zip(self.grid, self.tile, strict=True))
+        _, tiles_h, tiles_w = self.tiles
+        return ((t[:, None, None] * tiles_h + h[:, None]) * tiles_w + w).flatten()
+
+    @cached_property
+    def _tokens_of_tile(self) -> Int[Tensor, " tiles"]:
+        return self._tile_of_token.bincount(minlength=prod(self.tiles))
+
+    @property
+    def _slots_of_tile(self) -> Int[Tensor, " tiles"]:
+        return (self._tokens_of_tile + self.block - 1) // self.block * self.block
+
+
+def count_slots(grid: Triple, tile: Triple, block: int) -> int:
+    """Slots of a layout without building it: tiles have at most two lengths on an axis, full and ragged."""
+    lengths = [((t, g // t), (g % t, 1 if g % t else 0)) for g, t in zip(grid, tile, strict=True)]
+    return sum(
+        prod(count for _, count in sides) * ceil(prod(length for length, _ in sides) / block) * block
+        for sides in product(*lengths)
+    )
+
+
+def plan_tile(
+    grid: Triple, volume: int = 384, volumes: tuple[int, int] = (256, 512), aspect: float = 2.0, block: int = 128
+) -> Triple:
+    """The tile with the fewest slots for a grid.
+
+    Ties go to the tile whose tokens are nearest `volume`, then to the most cubic one.
+    volumes: the fewest and the most tokens of a full tile. aspect: its longest side over its shortest, at most.
+    Raises ValueError when no such tile fits the grid.
+    """
+    low, high = volumes
+    candidates = [
+        tile
+        for tile in product(*(range(1, min(side, high) + 1) for side in grid))
+        if low <= prod(tile) <= high and max(tile) <= aspect * min(tile)
+    ]
+    if not candidates:
+        raise ValueError(
+            f"no tile of {low} to {high} tokens with sides within a factor of {aspect} fits the grid {grid}: "
+            "widen volumes or aspect, or name a tile"
+        )
+
+    def cost(tile: Triple) -> tuple[int, int, float]:
+        return count_slots(grid, tile, block), abs(prod(tile) - volume), max(tile) / min(tile)
+
+    return min(candidates, key=cost)
+
+
+@cache
+def _warn_of_pads(layout: TileLayout) -> None:
+    logger.warning(
+        "tile %s on grid %s with blocks of %d leaves %.0f %% of the slots empty: plan_tile(grid) finds a better one",
+        layout.tile, layout.grid, layout.block, 100 * layout.pad_share,
+    )  # fmt: skip

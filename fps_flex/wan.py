@@ -1,0 +1,255 @@
+"""The Wan2.1 text-to-video transformer, with tokens in tile order from the first block to the last.
+
+Modules are named as in the official checkpoints. Modulation, norms and the time embedding compute in fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .attention import FPSAttention
+from .tiles import TileLayout, Triple
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+Rope = tuple[Tensor, Tensor]
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class WanConfig:
+    """The sizes of a Wan transformer. Raises ValueError when the heads don't divide dim or are too narrow for RoPE."""
+
+    dim: int
+    ffn_dim: int
+    heads: int
+    layers: int
+    channels: int = 16
+    text_dim: int = 4096
+    freq_dim: int = 256
+    patch: Triple = (1, 2, 2)
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "patch", tuple(self.patch))
+        if self.dim % self.heads or self.head_dim % 2 or self.head_dim < 6:
+            raise ValueError(f"dim {self.dim} over {self.heads} heads, expected an even head size of at least 6")
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.heads
+
+    def grid(self, latents: tuple[int, int, int]) -> Triple:
+        """Tokens on (T, H, W) of latents of so many frames, rows and columns. Raises ValueError if a patch is cut."""
+        if any(size % p for size, p in zip(latents, self.patch, strict=True)):
+            raise ValueError(f"latents of {latents} (frames, rows, columns) don't divide into patches of {self.patch}")
+        t, h, w = (size // p for size, p in zip(latents, self.patch, strict=True))
+        return t, h, w
+
+
+WAN_TINY = WanConfig(dim=96, ffn_dim=256, heads=3, layers=3, channels=12, text_dim=32, freq_dim=64)
+WAN_1_3B = WanConfig(dim=1536, ffn_dim=8960, heads=12, layers=30)
+WAN_14B = WanConfig(dim=5120, ffn_dim=13824, heads=40, layers=40)
+
+
+class Wan(nn.Module):
+    """The velocity of rectified flow. With `checkpointing`, blocks recompute their activations in the backward."""
+
+    def __init__(self, config: WanConfig, attention: FPSAttention, checkpointing: bool = False) -> None:
+        super().__init__()
+        self.config, self.attention, self.checkpointing = config, attention, checkpointing
+        c = config
+        self.patch_embedding = nn.Conv3d(c.channels, c.dim, c.patch, c.patch)
+        self.text_embedding = nn.Sequential(nn.Linear(c.text_dim, c.dim), nn.GELU("tanh"), nn.Linear(c.dim, c.dim))
+        self.time_embedding = nn.Sequential(nn.Linear(c.freq_dim, c.dim), nn.SiLU(), nn.Linear(c.dim, c.dim))
+        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(c.dim, 6 * c.dim))
+        self.blocks = nn.ModuleList(Block(c) for _ in range(c.layers))
+        self.head = Head(c)
+        self._initialize()
+
+    def forward(
+        self, latents: Float[Tensor, "b c f h w"], timestep: Float[Tensor, " b"], text: Float[Tensor, "b l e"]
+    ) -> Float[Tensor, "b c f h w"]:
+        """timestep: 1000 sigma, in 0 to 1000. text: states of the text encoder, padded with zeros.
+
+        Raises ValueError when the latents don't divide into patches or the tile doesn't fit their grid.
+        """
+        grid = self.config.grid(tuple(latents.shape[2:]))
+        plan = self.attention.plan(grid, timestep / 1000)
+        attend = partial(self.attention, plan=plan)
+        rope = ordered_rope(plan.layout, self.config.head_dim)
+
+        x = plan.layout.order(rearrange(self.patch_embedding(latents), "b d t h w -> b (t h w) d"))
+        time, modulation = self._embed_time(timestep)
+        text = self.text_embedding(text)
+        for block in self.blocks:
+            if self.checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, modulation, text, rope, attend, use_reentrant=False)
+            else:
+                x = block(x, modulation, text, rope, attend)
+        return self._unpatchify(plan.layout.unorder(self.head(x, time)), grid)
+
+    def _embed_time(self, timestep: Float[Tensor, " b"]) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b 6 d"]]:
+        with torch.autocast(timestep.device.type, enabled=False):
+            angles = sinusoids(timestep, self.config.freq_dim).to(self.time_embedding[0].weight.dtype)
+            time = self.time_embedding(angles)
+            return time, rearrange(self.time_projection(time), "b (six d) -> b six d", six=6)
+
+    def _unpatchify(self, x: Float[Tensor, "b n p"], grid: Triple) -> Float[Tensor, "b c f h w"]:
+        (t, h, w), (pt, ph, pw) = grid, self.config.patch
+        return rearrange(x, "b (t h w) (pt ph pw c) -> b c (t pt) (h ph) (w pw)", t=t, h=h, w=w, pt=pt, ph=ph, pw=pw)
+
+    def _initialize(self) -> None:
+        """Xavier for linear layers, N(0, 0.02) for the embeddings of text and time, zero for the output."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.patch_embedding.weight.flatten(1))
+        for embedding in (self.text_embedding, self.time_embedding):
+            for layer in (embedding[0], embedding[2]):
+                nn.init.normal_(layer.weight, std=0.02)
+        nn.init.zeros_(self.head.head.weight)
+
+
+class Block(nn.Module):
+    def __init__(self, config: WanConfig) -> None:
+        super().__init__()
+        dim, eps = config.dim, config.eps
+        self.norm1 = LayerNorm(dim, eps, elementwise_affine=False)
+        self.self_attn = Attention(config)
+        self.norm3 = LayerNorm(dim, eps)
+        self.cross_attn = Attention(config)
+        self.norm2 = LayerNorm(dim, eps, elementwise_affine=False)
+        self.ffn = nn.Sequential(nn.Linear(dim, config.ffn_dim), nn.GELU("tanh"), nn.Linear(config.ffn_dim, dim))
+        self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b s d"],
+        modulation: Float[Tensor, "b 6 d"],
+        text: Float[Tensor, "b l d"],
+        rope: Rope,
+        attend: Attend,
+    ) -> Float[Tensor, "b s d"]:
+        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (self.modulation + modulation).chunk(6, dim=1)
+        x = add(x, gate_a * self.self_attn(modulate(self.norm1(x), shift_a, scale_a).type_as(x), rope, attend))
+        x = x + self.cross_attn.over_text(self.norm3(x).type_as(x), text)
+        return add(x, gate_f * self.ffn(modulate(self.norm2(x), shift_f, scale_f).type_as(x)))
+
+
+class Attention(nn.Module):
+    def __init__(self, config: WanConfig) -> None:
+        super().__init__()
+        dim, self.heads = config.dim, config.heads
+        self.q, self.k, self.v, self.o = (nn.Linear(dim, dim) for _ in range(4))
+        self.norm_q, self.norm_k = (RMSNorm(dim, config.eps) for _ in range(2))
+
+    def forward(self, x: Float[Tensor, "b s d"], rope: Rope, attend: Attend) -> Float[Tensor, "b s d"]:
+        """Self-attention of the video's tokens, in tile order."""
+        q, k, v = self._project(x, x)
+        return self._merge(attend(rotate(q, rope), rotate(k, rope), v))
+
+    def over_text(self, x: Float[Tensor, "b s d"], text: Float[Tensor, "b l d"]) -> Float[Tensor, "b s d"]:
+        return self._merge(F.scaled_dot_product_attention(*self._project(x, text)))
+
+    def _project(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k, v of shape [B, H, S, D] and of one dtype; the norms span all heads."""
+        q, k, v = self.norm_q(self.q(x)), self.norm_k(self.k(source)), self.v(source)
+        q, k, v = (rearrange(y, "b s (h d) -> b h s d", h=self.heads) for y in (q, k, v))
+        return q, k, v
+
+    def _merge(self, x: Float[Tensor, "b h s d"]) -> Float[Tensor, "b s d"]:
+        return self.o(rearrange(x, "b h s d -> b s (h d)"))
+
+
+class Head(nn.Module):
+    def __init__(self, config: WanConfig) -> None:
+        super().__init__()
+        pt, ph, pw = config.patch
+        self.norm = LayerNorm(config.dim, config.eps, elementwise_affine=False)
+        self.head = nn.Linear(config.dim, pt * ph * pw * config.channels)
+        self.modulation = nn.Parameter(torch.randn(1, 2, config.dim) / config.dim**0.5)
+
+    def forward(self, x: Float[Tensor, "b s d"], time: Float[Tensor, "b d"]) -> Float[Tensor, "b s p"]:
+        shift, scale = (self.modulation + time.unsqueeze(1)).chunk(2, dim=1)
+        return self.head(modulate(self.norm(x), shift, scale).type_as(x))
+
+
+class LayerNorm(nn.LayerNorm):
+    """In and out in fp32, whatever x is."""
+
+    def forward(self, x: Float[Tensor, "b s d"]) -> Float[Tensor, "b s d"]:
+        return super().forward(x.float())
+
+
+class RMSNorm(nn.RMSNorm):
+    """Computes in fp32, returns x's dtype."""
+
+    def forward(self, x: Float[Tensor, "b s d"]) -> Float[Tensor, "b s d"]:
+        return super().forward(x.float()).type_as(x)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return x * (1 + scale) + shift
+
+
+def add(x: Tensor, update: Tensor) -> Tensor:
+    """The residual sum in fp32, kept in x's dtype."""
+    return (x.float() + update).type_as(x)
+
+
+def sinusoids(timestep: Float[Tensor, " b"], dim: int) -> Float[Tensor, "b d"]:
+    """cos and sin of the timestep at dim / 2 frequencies from 1 down to 1 / 10,000, in fp64."""
+    half = dim // 2
+    frequencies = 10_000.0 ** (-torch.arange(half, dtype=torch.float64, device=timestep.device) / half)
+    angles = timestep.double()[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def rotate(x: Float[Tensor, "b h s d"], rope: Rope) -> Float[Tensor, "b h s d"]:
+    """Rotary position embedding of interleaved pairs of channels, in fp32; returns x's dtype."""
+    cos, sin = rope
+    even, odd = rearrange(x.float(), "b h s (half pair) -> pair b h s half", pair=2)
+    rotated = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
+    return rearrange(rotated, "b h s half pair -> b h s (half pair)").type_as(x)
+
+
+def rope_angles(grid: Triple, head_dim: int) -> Float[Tensor, "tokens half"]:
+    """The angle of each token's channel pairs in raster order, in fp64.
+
+    Of the head's channels, 2 * (head_dim // 6) turn with H, as many with W, and the rest with T; theta is 10,000.
+    """
+    side = 2 * (head_dim // 6)
+    angles = []
+    for length, channels in zip(grid, (head_dim - 2 * side, side, side), strict=True):
+        frequencies = 10_000.0 ** (-torch.arange(0, channels, 2, dtype=torch.float64) / channels)
+        angles.append(torch.arange(length, dtype=torch.float64)[:, None] * frequencies)
+    t, h, w = grid
+    t_angles, h_angles, w_angles = angles
+    return torch.cat(
+        [
+            t_angles[:, None, None].expand(t, h, w, -1),
+            h_angles[None, :, None].expand(t, h, w, -1),
+            w_angles[None, None].expand(t, h, w, -1),
+        ],
+        dim=-1,
+    ).reshape(t * h * w, -1)
+
+
+@lru_cache(maxsize=16)
+def ordered_rope(layout: TileLayout, head_dim: int) -> Rope:
+    """cos and sin of each slot's angles, [S, D / 2] in fp32 on the layout's device."""
+    angles = rope_angles(layout.grid, head_dim)
+    cos, sin = (layout.order(x.float().to(layout.device), dim=0) for x in (angles.cos(), angles.sin()))
+    return cos, sin

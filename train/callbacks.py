@@ -1,0 +1,147 @@
+"""What happens around training: averaged weights, a sample video and the loss curve."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+from einops import rearrange
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from matplotlib.figure import Figure
+
+from .module import FlowModule
+from .videos import write_video
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+
+class AverageWeights(EMAWeightAveraging):
+    """An exponential moving average of the weights, which validation and sampling use.
+
+    Args:
+        decay: of the average, a step.
+    """
+
+    def __init__(self, decay: float = 0.99) -> None:
+        super().__init__(decay=decay)
+        self._averaged_in_place = False
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_validation_epoch_start(trainer, pl_module)
+        self._averaged_in_place = self._average_model is not None
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_validation_epoch_end(trainer, pl_module)
+        self._averaged_in_place = False
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """A run stopped while it validates must not save the averaged weights as the live ones."""
+        if self._averaged_in_place:
+            self.on_validation_epoch_end(trainer, pl_module)
+
+
+class SampleVideo(Callback):
+    """At the end, sample videos with the averaged weights: sample.mp4 and sample.png in the run folder.
+
+    Args:
+        prompts: what to sample; none takes those of the first validation clips.
+        count: how many of them.
+        steps: Euler steps.
+        guidance: 1 follows the prompt alone, more stresses it.
+    """
+
+    def __init__(
+        self, prompts: list[str] | None = None, count: int = 4, steps: int = 50, guidance: float = 5.0
+    ) -> None:
+        self.prompts, self.count, self.steps, self.guidance = prompts, count, steps, guidance
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: FlowModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        data = trainer.datamodule
+        prompts = self.prompts or [data.val_set[i]["prompt"] for i in range(min(self.count, len(data.val_set)))]
+        videos = pl_module.sample(prompts[: self.count], data.size, self.steps, self.guidance).cpu()
+        folder = Path(trainer.default_root_dir)
+        write_video(folder / "sample.mp4", side_by_side(videos), data.fps)
+        draw_contact_sheet(folder / "sample.png", videos, prompts)
+
+
+def side_by_side(videos: Float[Tensor, "b 3 f h w"]) -> Float[Tensor, "3 f rows cols"]:
+    """Videos in two columns, whole pixels repeated until a frame is some 256 pixels high; even sizes."""
+    columns = min(2, len(videos))
+    videos = videos[: len(videos) // columns * columns]
+    zoom = max(1, round(256 / videos.shape[-2]))
+    videos = videos.repeat_interleave(zoom, -2).repeat_interleave(zoom, -1)
+    wall = rearrange(videos, "(row col) c f h w -> c f (row h) (col w)", col=columns)
+    return wall[..., : wall.shape[-2] // 2 * 2, : wall.shape[-1] // 2 * 2]
+
+
+def draw_contact_sheet(path: Path, videos: Float[Tensor, "b 3 f h w"], captions: list[str], columns: int = 8) -> None:
+    """A row a video, with its caption, of up to `columns` frames spread over its length."""
+    frames = videos.shape[2]
+    shown = [i * (frames - 1) // max(1, min(columns, frames) - 1) for i in range(min(columns, frames))]
+    height = 1.5 * videos.shape[-2] / videos.shape[-1]
+    figure = Figure(figsize=(1.5 * len(shown), (height + 0.3) * len(videos)), layout="constrained")
+    grid = figure.subplots(len(videos), len(shown), squeeze=False)
+    for row, video, caption in zip(grid, videos, captions, strict=False):
+        row[0].set_title(caption, loc="left", fontsize=9)
+        for axes, i in zip(row, shown, strict=True):
+            axes.imshow(rearrange((video[:, i] + 1) / 2, "c h w -> h w c").clamp(0, 1).numpy())
+            axes.set_axis_off()
+    save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """The file appears whole or not at all."""
+    aside = path.with_name(f".{path.stem}.part{path.suffix}")
+    figure.savefig(aside, dpi=150)
+    aside.replace(path)
+
+
+class LogFirstValidation(Callback):
+    """Log the validation before the first step, which Lightning takes for a check, as that of step 0."""
+
+    def on_sanity_check_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        metrics = {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        for log in trainer.loggers:
+            log.log_metrics(metrics, step=0)
+
+
+class LossCurve(Callback):
+    """At the end, train/loss and val/loss over all steps of the run, resumed parts included: loss.png."""
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            folder = Path(trainer.default_root_dir)
+            for log in trainer.loggers:
+                log.save()
+            draw_loss_curve(folder / "loss.png", read_losses(folder))
+
+
+def read_losses(folder: Path) -> dict[str, dict[int, float]]:
+    """Step -> value of train/loss and val/loss, from every part of a run; where parts overlap, the later one counts."""
+    losses: dict[str, dict[int, float]] = {"train/loss": {}, "val/loss": {}}
+    parts = sorted(folder.glob("logs/version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1]))
+    for part in parts:
+        with part.open(newline="") as file:
+            rows: list[dict[str, Any]] = list(csv.DictReader(file))
+        for name, values in losses.items():
+            new = {int(row["step"]): float(row[name]) for row in rows if row.get(name)}
+            first = min(new, default=0)
+            losses[name] = {step: value for step, value in values.items() if step < first} | new
+    return losses
+
+
+def draw_loss_curve(path: Path, losses: dict[str, dict[int, float]]) -> None:
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, style in (("train/loss", {"alpha": 0.4}), ("val/loss", {"marker": "o"})):
+        axes.plot(list(losses[name]), list(losses[name].values()), label=name, **style)
+    axes.set(xlabel="step", ylabel="flow loss", yscale="log")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    save_figure(figure, path)

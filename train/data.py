@@ -1,0 +1,97 @@
+"""Batches of captioned video for training and validation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning as L
+import torch
+from torch.utils.data import DataLoader, Dataset, RandomSampler
+
+from .folder import VideoFolder, scan_folder
+from .shapes import MovingShapes
+
+
+class VideoData(L.LightningDataModule):
+    """Clips of one size: moving shapes, or those of a folder.
+
+    Args:
+        folder: clips and a metadata.csv with the columns video,prompt; none draws moving shapes instead.
+        frames: frames of a clip.
+        fps: frames a second; clips of another rate are resampled.
+        height: rows of pixels; clips of another size are scaled and cropped.
+        width: columns of pixels.
+        batch_size: clips a batch, on each device.
+        workers: processes that load clips.
+        train_clips: how many moving shapes there are to train on; a folder's clips are all used.
+        val_clips: clips held out for validation; of a folder at most a fifth, but at least one.
+        seed: of the moving shapes and of the choice of the clips held out.
+
+    Raises ValueError for a size below 1.
+    """
+
+    def __init__(
+        self,
+        folder: str | None = None,
+        frames: int = 81,
+        fps: float = 16.0,
+        height: int = 480,
+        width: int = 832,
+        batch_size: int = 1,
+        workers: int = 2,
+        train_clips: int = 100_000,
+        val_clips: int = 8,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.folder, self.frames, self.fps, self.height, self.width = folder, frames, fps, height, width
+        self.batch_size, self.workers, self.seed = batch_size, workers, seed
+        self.train_clips, self.val_clips = train_clips, val_clips
+        for name in ("frames", "fps", "height", "width", "batch_size", "train_clips", "val_clips"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"data.{name} is {getattr(self, name)}, expected more than 0")
+        self.train_set: Dataset | None = None
+        self.val_set: Dataset | None = None
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Frames, rows and columns of a clip."""
+        return self.frames, self.height, self.width
+
+    def setup(self, stage: str | None = None) -> None:
+        """Raises ValueError when the folder can't be used."""
+        if self.train_set is not None:
+            return
+        if self.folder is None:
+            self.train_set = MovingShapes(self.train_clips, *self.size, seed=2 * self.seed)
+            self.val_set = MovingShapes(self.val_clips, *self.size, seed=2 * self.seed + 1)
+        else:
+            self._split(Path(self.folder))
+
+    def _split(self, folder: Path) -> None:
+        """A folder of one clip validates on the clip it trains on."""
+        clips = scan_folder(folder, self.frames, self.fps)
+        order = torch.randperm(len(clips), generator=torch.Generator().manual_seed(self.seed)).tolist()
+        held_out = min(self.val_clips, max(1, len(clips) // 5))
+        val, train = ([clips[i] for i in part] for part in (order[:held_out], order[held_out:] or order))
+        cut = (self.frames, self.fps, self.height, self.width)
+        self.val_set = VideoFolder(folder, val, *cut, random_start=False)
+        self.train_set = VideoFolder(folder, train, *cut, random_start=True)
+
+    def train_dataloader(self) -> DataLoader:
+        """Full batches only, at least one a pass, however few the clips: each batch size would compile anew."""
+        sampler = RandomSampler(self.train_set, num_samples=max(len(self.train_set), self.batch_size))
+        return self._loader(self.train_set, sampler=sampler, drop_last=True)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader(self.val_set)
+
+    def _loader(self, dataset: Dataset, **options) -> DataLoader:
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            **options,
+        )

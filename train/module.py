@@ -1,0 +1,145 @@
+"""Training a Wan transformer with FPSAttention: the flow loss, the optimizer with warm-up, and validation."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torchmetrics import MeanMetric
+
+from fps_flex import FPSAttention, Plan, Wan, WanConfig
+from fps_flex.flow import add_noise, draw_noise_levels, euler_sample, flow_loss, spread_noise_levels
+
+from .codecs import Codec, TextEncoder
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss became infinite or NaN."""
+
+
+class FlowModule(L.LightningModule):
+    """Rectified flow on a Wan transformer; the defaults are the paper's (Table 8).
+
+    Args:
+        wan: sizes of the transformer.
+        attention: tiles, schedule, quantisation and engine of its self-attention.
+        codec: video <-> latents.
+        text: prompts -> text states.
+        lr: learning rate after the warm-up.
+        warmup_steps: steps over which the learning rate rises from 0.
+        weight_decay: of AdamW.
+        betas: of AdamW.
+        eps: of AdamW.
+        shift: of the noise levels, in training, validation and sampling.
+        text_dropout: share of prompts replaced by an empty one in training, for guidance.
+        val_levels: noise levels at which each validation clip is scored.
+        checkpointing: recompute activations in the backward pass to save memory.
+
+    Raises ValueError when codec or text don't fit the transformer.
+    """
+
+    def __init__(
+        self,
+        wan: WanConfig,
+        attention: FPSAttention,
+        codec: Codec,
+        text: TextEncoder,
+        lr: float = 5e-6,
+        warmup_steps: int = 200,
+        weight_decay: float = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-15,
+        shift: float = 5.0,
+        text_dropout: float = 0.1,
+        val_levels: int = 4,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, given, expected in (
+            ("channels", codec.channels, wan.channels),
+            ("text_dim", text.dim, wan.text_dim),
+        ):
+            if given != expected:
+                raise ValueError(f"the {type(codec if name == 'channels' else text).__name__} gives {given}, "
+                                 f"expected the transformer's {name} = {expected}")  # fmt: skip
+        self.model = Wan(wan, attention, checkpointing)
+        self.codec, self.text = codec, text
+        self.lr, self.warmup_steps, self.weight_decay, self.betas, self.eps = lr, warmup_steps, weight_decay, betas, eps
+        self.shift, self.text_dropout, self.val_levels = shift, text_dropout, val_levels
+        self.val_loss = MeanMetric()
+
+    def plan(self, size: tuple[int, int, int], sigma: Float[Tensor, " b"]) -> Plan:
+        """The attention plan for videos of so many frames, rows, columns. Raises ValueError where sizes don't fit."""
+        return self.model.attention.plan(self.model.config.grid(self.codec.latent_size(size)), sigma)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        chance = self._generator(self.trainer.fit_loop.total_batch_idx)
+        dropped = torch.rand(len(batch["prompt"]), generator=chance) < self.text_dropout
+        prompts = ["" if drop else prompt for drop, prompt in zip(dropped.tolist(), batch["prompt"], strict=True)]
+        latents = self.codec.encode(batch["video"])
+        sigma = draw_noise_levels(len(latents), self.shift, chance).to(self.device)
+        loss = self._losses(latents, self.text(prompts), sigma, self._noise_like(latents, chance)).mean()
+        if not loss.isfinite():
+            raise NonFiniteLoss(f"train/loss is {loss.item()} at step {self.global_step} on {', '.join(batch['name'])}")
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(latents))
+        return loss
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """The loss at `val_levels` noise levels spread as training draws them, with the same noise every time."""
+        latents, text = self.codec.encode(batch["video"]), self.text(batch["prompt"])
+        noise = self._noise_like(latents, self._generator(batch_idx))
+        for sigma in spread_noise_levels(self.val_levels, self.shift).to(self.device):
+            self.val_loss.update(self._losses(latents, text, sigma.expand(len(latents)), noise))
+        self.log("val/loss", self.val_loss, prog_bar=True, batch_size=len(latents))
+
+    @torch.no_grad()
+    def sample(
+        self, prompts: list[str], size: tuple[int, int, int], steps: int, guidance: float, seed: int = 0
+    ) -> Float[Tensor, "b 3 f h w"]:
+        """Videos of `size` (frames, rows, columns) in -1 to 1. guidance: 1 follows the prompt, more stresses it."""
+        shape = (len(prompts), self.codec.channels, *self.codec.latent_size(size))
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
+        text, no_text = self.text(prompts), self.text([""] * len(prompts))
+
+        def velocity(x: Tensor, sigma: Tensor) -> Tensor:
+            with_text = self.model(x, 1000 * sigma, text)
+            if guidance == 1:
+                return with_text
+            without = self.model(x, 1000 * sigma, no_text)
+            return without + guidance * (with_text - without)
+
+        *_, latents = euler_sample(velocity, noise, steps, self.shift)
+        return self.codec.decode(latents).clamp(-1, 1)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay
+        )
+        rise = self.warmup_steps + 1
+        warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / rise))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """What a reader needs to build the same model: sizes, and the attention with its schedule."""
+        checkpoint["fps_flex"] = {
+            "wan": asdict(self.model.config),
+            "attention": asdict(self.model.attention),
+            "shift": self.shift,
+        }
+
+    def _losses(self, latents: Tensor, text: Tensor, sigma: Tensor, noise: Tensor) -> Float[Tensor, " b"]:
+        velocity = self.model(add_noise(latents, noise, sigma), 1000 * sigma, text)
+        return flow_loss(velocity, latents, noise)
+
+    def _generator(self, number: int) -> torch.Generator:
+        """Chance that depends on the run's seed, the rank and the batch alone, so that a resumed run draws the same."""
+        return torch.Generator().manual_seed(hash((torch.initial_seed(), self.global_rank, number)) % 2**63)
+
+    def _noise_like(self, latents: Tensor, chance: torch.Generator) -> Tensor:
+        return torch.randn(latents.shape, generator=chance).to(self.device)

@@ -1,0 +1,58 @@
+"""Captioned moving shapes, drawn on demand: the data set that is always there."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+COLORS = {"red": (0.9, 0.1, 0.1), "green": (0.1, 0.8, 0.2), "blue": (0.2, 0.3, 1.0), "yellow": (0.95, 0.85, 0.1)}
+SHAPES = ("circle", "square", "diamond")
+DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
+BACKGROUND = 0.05
+
+
+class MovingShapes(Dataset):
+    """Clip i of a seed is always the same: one shape that crosses a dark frame, with its caption.
+
+    Items: video [3, frames, height, width] in -1 to 1, prompt, name.
+    """
+
+    def __init__(self, clips: int, frames: int, height: int, width: int, seed: int = 0) -> None:
+        self.clips, self.frames, self.height, self.width, self.seed = clips, frames, height, width, seed
+        self.kinds = list(product(COLORS, SHAPES, DIRECTIONS))
+
+    def __len__(self) -> int:
+        return self.clips
+
+    def __getitem__(self, index: int) -> dict[str, Tensor | str]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
+        color, shape, direction = self.kinds[int(torch.randint(len(self.kinds), (), generator=generator))]
+        video = self._draw(color, shape, direction, torch.rand(4, generator=generator).tolist())
+        return {
+            "video": video,
+            "prompt": f"a {color} {shape} moving {direction}",
+            "name": f"shapes seed {self.seed} clip {index}",
+        }
+
+    def _draw(self, color: str, shape: str, direction: str, chance: list[float]) -> Tensor:
+        size = min(self.height, self.width)
+        radius = size * (0.22 + 0.08 * chance[0])
+        travel = size * (0.3 + 0.3 * chance[1])
+        center = torch.tensor([radius, radius]) + torch.tensor(chance[2:]) * (
+            torch.tensor([self.height, self.width]) - 2 * radius
+        )
+        progress = torch.linspace(-0.5, 0.5, self.frames)[:, None]
+        path = center + progress * travel * torch.tensor(DIRECTIONS[direction])
+        dy = (torch.arange(self.height) + 0.5 - path[:, :1])[:, :, None]
+        dx = (torch.arange(self.width) + 0.5 - path[:, 1:])[:, None, :]
+        distance = {
+            "circle": (dy.square() + dx.square()).sqrt(),
+            "square": torch.maximum(dy.abs(), dx.abs()) * 1.1,
+            "diamond": (dy.abs() + dx.abs()) * 0.85,
+        }[shape]
+        inside = (radius + 0.5 - distance).clamp(0, 1)
+        pixels = BACKGROUND + inside * (torch.tensor(COLORS[color]).view(3, 1, 1, 1) - BACKGROUND)
+        return 2 * pixels - 1
