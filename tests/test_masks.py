@@ -95,7 +95,10 @@ def test_density_counts_token_pairs(case):
 
 def test_partial_and_full_lists_have_one_shape_and_stride_and_no_shared_tensor():
     layout = TileLayout((5, 5, 5), (2, 2, 2), 16)
-    for bm in (block_mask(layout, [(1, 2, 3), (3, 1, 1)]), BlockMaskBank.build(layout, (1, 2, 3)).pick(torch.zeros(3).long())):
+    for bm in (
+        block_mask(layout, [(1, 2, 3), (3, 1, 1)]),
+        BlockMaskBank.build(layout, (1, 2, 3)).pick(torch.zeros(3).long()),
+    ):
         for partial, full in ((bm.kv_num_blocks, bm.full_kv_num_blocks), (bm.kv_indices, bm.full_kv_indices)):
             assert partial.shape == full.shape and partial.stride() == full.stride()
             assert partial.data_ptr() != full.data_ptr() and partial.dtype == full.dtype == torch.int32

@@ -44,6 +44,16 @@ class AverageWeights(EMAWeightAveraging):
             self.on_validation_epoch_end(trainer, pl_module)
 
 
+class SaveInterrupted(Callback):
+    """When a run stops early, by an error or by Ctrl-C, save what it has: interrupted.ckpt."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "interrupted.ckpt"
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        trainer.save_checkpoint(self.path)
+
+
 class SampleVideo(Callback):
     """At the end, sample videos with the averaged weights: sample.mp4 and sample.png in the run folder.
 

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
 from fps_flex import density
 
-from .callbacks import AverageWeights, LogFirstValidation, LossCurve, SampleVideo, read_losses
+from .callbacks import AverageWeights, LogFirstValidation, LossCurve, SampleVideo, SaveInterrupted, read_losses
 from .data import VideoData
 from .module import FlowModule, NonFiniteLoss
 
@@ -139,12 +139,12 @@ def main() -> None:
 
     trainer = cli.trainer
     trainer.loggers = [CSVLogger(run, name="logs"), *trainer.loggers]
-    interrupted = OnExceptionCheckpoint(checkpoint_folder(str(run)), "interrupted")
+    interrupted = SaveInterrupted(Path(checkpoint_folder(str(run))))
     trainer.callbacks += [LogFirstValidation(), LossCurve(), interrupted]
     try:
         trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
     except NonFiniteLoss as error:
-        stop(f"{error}; the weights before it are in {interrupted.ckpt_path}", code=1)
+        stop(f"{error}; the weights before it are in {interrupted.path}", code=1)
     if trainer.is_global_zero:
         values = list(read_losses(run)["val/loss"].values())
         print(f"val/loss {values[0]:.3f} -> {values[-1]:.3f}; sample.mp4, sample.png and loss.png are in {run}")

@@ -15,7 +15,7 @@ BACKGROUND = 0.05
 
 
 class MovingShapes(Dataset):
-    """Clip i of a seed is always the same: one shape that crosses a dark frame, with its caption.
+    """Clip i of a seed is always the same: one shape that crosses the middle of a dark frame.
 
     Items: video [3, frames, height, width] in -1 to 1, prompt, name.
     """
@@ -39,11 +39,10 @@ class MovingShapes(Dataset):
 
     def _draw(self, color: str, shape: str, direction: str, chance: list[float]) -> Tensor:
         size = min(self.height, self.width)
-        radius = size * (0.22 + 0.08 * chance[0])
-        travel = size * (0.3 + 0.3 * chance[1])
-        center = torch.tensor([radius, radius]) + torch.tensor(chance[2:]) * (
-            torch.tensor([self.height, self.width]) - 2 * radius
-        )
+        radius = size * (0.22 + 0.06 * chance[0])
+        travel = size * (0.5 + 0.3 * chance[1])
+        jitter = size * 0.1 * (2 * torch.tensor(chance[2:]) - 1)
+        center = torch.tensor([self.height, self.width]) / 2 + jitter
         progress = torch.linspace(-0.5, 0.5, self.frames)[:, None]
         path = center + progress * travel * torch.tensor(DIRECTIONS[direction])
         dy = (torch.arange(self.height) + 0.5 - path[:, :1])[:, :, None]

@@ -1,0 +1,75 @@
+import pytest
+import torch
+
+from fps_flex import Regime, StepSchedule, preset
+from fps_flex.flow import shift_noise
+
+
+def test_the_default_is_the_fps_preset():
+    assert StepSchedule() == preset("fps")
+
+
+@pytest.mark.parametrize(
+    ("name", "windows", "granularities"),
+    [
+        ("fps", [(4, 6, 1), (4, 6, 3), (4, 6, 2)], [4, 1, 2]),
+        ("sta", [(4, 6, 10), (4, 6, 1)], [None, 1]),
+        ("uniform", [(4, 6, 2)], [1]),
+        ("dense", [(4, 6, 10)], [None]),
+    ],
+)
+def test_presets_on_720p(name, windows, granularities):
+    schedule = preset(name)
+    assert schedule.windows((4, 6, 10)) == windows
+    assert [regime.granularity for regime in schedule.regimes] == granularities
+
+
+def test_regimes_follow_progress_and_a_bound_belongs_to_what_it_begins():
+    schedule = StepSchedule(bounds=(0.25, 0.75), shift=1.0)
+    progress = torch.tensor([0.0, 0.125, 0.25, 0.5, 0.75, 1.0])
+    assert schedule.regime(1 - progress).tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_the_same_noise_level_meets_the_same_regime_whatever_the_samplers_shift():
+    schedule = preset("fps")
+    u = torch.linspace(0.01, 0.99, 50)
+    torch.testing.assert_close(schedule.progress(shift_noise(u, 5.0)).float(), 1 - u)
+    sigma = shift_noise(u, 3.0)
+    assert torch.equal(schedule.regime(sigma), schedule.regime(sigma.clone()))
+    assert not torch.equal(schedule.regime(sigma), schedule.regime(shift_noise(u, 5.0)))
+
+
+def test_windows_are_tiles_or_fractions_and_at_least_one_tile():
+    assert Regime((6, 6, 1)).window_in_tiles((4, 6, 10)) == (4, 6, 1)
+    assert Regime((1.0, 0.01, 0.3)).window_in_tiles((4, 6, 10)) == (4, 1, 3)
+    assert Regime((1, 1.0, 0.5)).window_in_tiles((3, 3, 3)) == (1, 3, 2)
+
+
+def test_switches_take_out_one_half_only():
+    schedule = preset("fps")
+    assert [r.granularity for r in schedule.without_quantization().regimes] == [None] * 3
+    assert schedule.without_quantization().windows((4, 6, 10)) == schedule.windows((4, 6, 10))
+    assert schedule.without_sparsity().windows((4, 6, 10)) == [(4, 6, 10)] * 3
+    assert [r.granularity for r in schedule.without_sparsity().regimes] == [4, 1, 2]
+
+
+@pytest.mark.parametrize("window", [(0, 1, 1), (1, 1), (1.0, 0.0, 1.0), (1.0, 1.5, 1.0), (True, 1, 1), (-1, 1, 1)])
+def test_a_bad_window_is_named(window):
+    with pytest.raises(ValueError, match="window is .*, expected three extents"):
+        Regime(window)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bounds": (0.5,)}, "3 regimes and 1 bounds"),
+        ({"bounds": (0.7, 0.3)}, r"bounds are \(0.7, 0.3\), expected ascending"),
+        ({"bounds": (0.0, 0.3)}, "expected ascending"),
+        ({"shift": 0.0}, "shift is 0.0"),
+    ],
+)
+def test_a_schedule_that_does_not_fit_is_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        StepSchedule(**options)
+    with pytest.raises(ValueError, match="granularity is 'tile'"):
+        Regime(granularity="tile")
