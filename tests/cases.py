@@ -59,12 +59,12 @@ def relative_error(x, reference):
     return ((x.double() - reference.double()).norm() / reference.double().norm()).item()
 
 
-def plain_errors(q, k, v, dtype):
+def plain_errors(q, k, v, dtype, device="cpu"):
     """Relative error of dense scaled_dot_product_attention in a dtype against float64: output and gradients."""
     results = []
     for compute in (dtype, torch.float64):
-        leaves = [x.to(dtype).to(compute).requires_grad_() for x in (q, k, v)]
+        leaves = [x.to(dtype).to(device, compute).requires_grad_() for x in (q, k, v)]
         out = F.scaled_dot_product_attention(*leaves)
-        weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(0)).to(dtype).to(compute)
+        weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(0)).to(dtype).to(device, compute)
         results.append([out.detach(), *torch.autograd.grad(out, leaves, weights)])
     return [relative_error(x, reference) for x, reference in zip(*results, strict=True)]

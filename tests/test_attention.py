@@ -6,55 +6,13 @@ import oracle
 import pytest
 import torch
 from cases import CASES, plain_errors, relative_error
+from compare import TOLERATED, compare_with_loop, tile_of_token, with_gradients
 
-from fps_flex import FPSAttention, Regime, StepSchedule, TileLayout, block_mask, dequantize
+from fps_flex import FPSAttention, Regime, StepSchedule, TileLayout, dequantize
 from fps_flex.engines import attend
 from fps_flex.quant import channel_scales, quantize, tile_scales
 
 DTYPES = [torch.float32, torch.bfloat16]
-TOLERATED = 2  # times the error of plain dense attention in the same dtype
-
-
-def with_gradients(out, leaves):
-    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(0)).to(leaves[0].dtype).to(out.dtype)
-    return [out.detach(), *torch.autograd.grad(out, leaves, weights)]
-
-
-def codes_and_scales(case):
-    """Codes [B, H, tokens, D] and Q's and K's scales [B, H, tiles], shared in each sample's groups."""
-    tokens = case.grid[0] * case.grid[1] * case.grid[2]
-    quantized = [
-        oracle.quantize_tiles(x.numpy(), case.grid, case.tile, case.granularities, "fp32") for x in case.qkv(tokens)
-    ]
-    codes = [torch.from_numpy(code) for code, _ in quantized]
-    return codes, [torch.from_numpy(scale) for _, scale in quantized[:2]]
-
-
-def compare_with_loop(case, dtype, device="cpu", engine="eager", pads=0.0):
-    """Errors of the output and of each gradient, ours and plain attention's, for the same codes and scales."""
-    layout = TileLayout(case.grid, case.tile, case.block, torch.device(device))
-    (q, k, v), (q_scale, k_scale) = codes_and_scales(case)
-    leaves = [x.double().requires_grad_() for x in (q, k, v)]
-    expected = with_gradients(oracle.attention(*leaves, q_scale, k_scale, case.grid, case.tile, case.windows), leaves)
-
-    leaves = [x.to(device, dtype).requires_grad_() for x in (q, k, v)]
-    slots = [layout.order(x, dim=2).masked_fill(~layout.valid[:, None], pads) for x in leaves]
-    score_mod = dequantize(*(s.to(device)[..., layout.tile_of_slot] for s in (q_scale, k_scale)))
-    out = attend(*slots, block_mask(layout, case.windows), score_mod, engine)
-    got = with_gradients(layout.unorder(out, dim=2), leaves)
-
-    values = [q * q_scale[..., tile_of_token(case)][..., None], k * k_scale[..., tile_of_token(case)][..., None], v]
-    ours = [relative_error(x.cpu(), y) for x, y in zip(got, expected, strict=True)]
-    return ours, plain_errors(*values, dtype)
-
-
-def tile_of_token(case):
-    owner = {
-        token: i
-        for i, position in enumerate(oracle.all_tiles(case.grid, case.tile))
-        for token in oracle.tokens_of(position, case.grid, case.tile)
-    }
-    return [owner[token] for token in range(len(owner))]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -73,7 +31,7 @@ def test_pads_change_nothing(case):
     for fill in (0.0, 1e4):
         leaves = [x.requires_grad_() for x in case.qkv(layout.tokens)]
         slots = [layout.order(x, dim=2).masked_fill(~layout.valid[:, None], fill) for x in leaves]
-        results.append(with_gradients(layout.unorder(attention(*slots, plan), dim=2), leaves))
+        results.append(with_gradients(layout.unorder(attention(*slots, plan), dim=2), leaves, torch.float32))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
@@ -111,7 +69,7 @@ def test_from_raw_inputs_equals_the_loop_over_tiles(case, dtype, scale_format):
     codes = [torch.from_numpy(x).double().requires_grad_() for x in (q, k, v)]
     scales = [torch.from_numpy(x) for x in (q_scale, k_scale, v_scale)]
     expected = oracle.attention(*codes, *scales[:2], case.grid, case.tile, case.windows) * scales[2]
-    expected, *grads = with_gradients(expected, codes)
+    expected, *grads = with_gradients(expected, codes, dtype)
     # straight through: the gradient of the input is that of its code over its scale
     owner = tile_of_token(case)
     divisors = (scales[0][..., owner][..., None], scales[1][..., owner][..., None], scales[2])
@@ -119,7 +77,7 @@ def test_from_raw_inputs_equals_the_loop_over_tiles(case, dtype, scale_format):
 
     leaves = [x.clone().requires_grad_() for x in raw]
     got = with_gradients(
-        run(attention_of(case, scale_format=scale_format), case, sigma_of(case), leaves, layout), leaves
+        run(attention_of(case, scale_format=scale_format), case, sigma_of(case), leaves, layout), leaves, dtype
     )
     ours = [relative_error(x, y) for x, y in zip(got, [expected, *grads], strict=True)]
     plain = plain_errors(*raw, dtype)
@@ -133,7 +91,7 @@ def test_a_batch_of_mixed_regimes_equals_each_sample_alone(case, dtype):
     raw = [x.to(dtype) for x in case.qkv(layout.tokens)]
     sigma = sigma_of(case)
     leaves = [x.clone().requires_grad_() for x in raw]
-    together = with_gradients(run(attention_of(case), case, sigma, leaves, layout), leaves)
+    together = with_gradients(run(attention_of(case), case, sigma, leaves, layout), leaves, dtype)
     weights = torch.randn(together[0].shape, generator=torch.Generator().manual_seed(0)).to(dtype)
     plain = plain_errors(*raw, dtype)
     alone = []

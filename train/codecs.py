@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from math import prod
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,25 +33,30 @@ class Codec(nn.Module, ABC):
 
 
 class PixelCodec(Codec):
-    """Space to depth: each latent holds a square of pixels, and nothing is lost. stride: the square's side."""
+    """Space to depth: each latent holds a box of pixels, and nothing is lost.
 
-    def __init__(self, stride: int = 2) -> None:
+    stride: frames, rows and columns of the box. Raises ValueError for a stride below 1.
+    """
+
+    def __init__(self, stride: Triple = (2, 2, 2)) -> None:
         super().__init__()
-        if stride < 1:
-            raise ValueError(f"the pixel codec's stride is {stride}, expected at least 1 pixel")
-        self.stride, self.channels = stride, 3 * stride**2
+        if len(stride) != 3 or min(stride) < 1:
+            raise ValueError(f"the pixel codec's stride is {stride}, expected frames, rows, columns of at least 1")
+        self.stride, self.channels = tuple(stride), 3 * prod(stride)
 
     def latent_size(self, size: Triple) -> Triple:
-        frames, height, width = size
-        if height % self.stride or width % self.stride:
-            raise ValueError(f"a {height}x{width} video doesn't divide into squares of {self.stride} pixels")
-        return frames, height // self.stride, width // self.stride
+        if any(length % s for length, s in zip(size, self.stride, strict=True)):
+            raise ValueError(f"clips of {size} (frames, rows, columns) don't divide into boxes of {self.stride} pixels")
+        frames, rows, columns = (length // s for length, s in zip(size, self.stride, strict=True))
+        return frames, rows, columns
 
-    def encode(self, video: Float[Tensor, "b 3 f h w"]) -> Float[Tensor, "b c f th tw"]:
-        return rearrange(video, "b c f (h p) (w q) -> b (c p q) f h w", p=self.stride, q=self.stride)
+    def encode(self, video: Float[Tensor, "b 3 f h w"]) -> Float[Tensor, "b c tf th tw"]:
+        p, q, r = self.stride
+        return rearrange(video, "b c (f p) (h q) (w r) -> b (c p q r) f h w", p=p, q=q, r=r)
 
-    def decode(self, latents: Float[Tensor, "b c f th tw"]) -> Float[Tensor, "b 3 f h w"]:
-        return rearrange(latents, "b (c p q) f h w -> b c f (h p) (w q)", p=self.stride, q=self.stride)
+    def decode(self, latents: Float[Tensor, "b c tf th tw"]) -> Float[Tensor, "b 3 f h w"]:
+        p, q, r = self.stride
+        return rearrange(latents, "b (c p q r) f h w -> b c (f p) (h q) (w r)", p=p, q=q, r=r)
 
 
 class TextEncoder(nn.Module, ABC):

@@ -1,0 +1,193 @@
+"""The triton engine on a GPU: compiled FlexAttention against the loop over tiles and the eager oracle."""
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from cases import Case, plain_errors, relative_error
+from compare import TOLERATED, compare_with_loop
+
+from fps_flex import WAN_1_3B, FPSAttention, Regime, StepSchedule, Wan
+from fps_flex.engines import attend
+from fps_flex.mods import dequantize
+from fps_flex.quant import channel_scales, quantize, tile_scales
+
+pytestmark = pytest.mark.gpu
+
+
+def gpu_case(seed):
+    """Like the CPU's cases, in the kernel's sizes: blocks of 128, heads of 64 or 128, ragged tiles."""
+    rng = random.Random(1000 + seed)
+    tile = tuple(rng.randint(4, 8) for _ in range(3))
+    grid = tuple(rng.randint(t, 2 * t + 3) for t in tile)
+    counts = [-(-g // t) for g, t in zip(grid, tile, strict=True)]
+    batch = rng.randint(1, 2)
+    return Case(
+        seed=seed,
+        grid=grid,
+        tile=tile,
+        block=128,
+        windows=tuple(tuple(rng.randint(1, n + 1) for n in counts) for _ in range(batch)),
+        granularities=tuple(rng.choice([1, 2, "head"]) for _ in range(batch)),
+        heads=rng.randint(1, 2),
+        head_dim=rng.choice([64, 128]),
+    )
+
+
+GPU_CASES = [gpu_case(seed) for seed in range(12)]
+FPS_SIGMA = [0.99, 0.85, 0.3]  # early, middle, late
+
+
+@pytest.mark.parametrize("case", GPU_CASES, ids=lambda case: f"case{case.seed}")
+def test_given_codes_and_scales_equals_the_loop_over_tiles(case):
+    """bf16 carrier, forward and backward, pads filled with 1e4."""
+    ours, plain = compare_with_loop(case, torch.bfloat16, "cuda", "triton", pads=1e4)
+    print(f"case{case.seed}", " ".join(f"{a / b:.2f}" for a, b in zip(ours, plain, strict=True)))
+    assert all(a <= TOLERATED * b for a, b in zip(ours, plain, strict=True)), (ours, plain)
+
+
+def ordered(plan, *shape, dtype=torch.bfloat16):
+    generator = torch.Generator("cuda").manual_seed(0)
+    shape = (*shape[:2], plan.layout.tokens, shape[2])
+    return [
+        plan.layout.order(torch.randn(shape, generator=generator, device="cuda").to(dtype), dim=2) for _ in range(3)
+    ]
+
+
+@pytest.mark.parametrize("scale_format", ["fp32", "pow2"])
+@pytest.mark.parametrize("schedule", ["fps", "sta", "uniform", "dense"])
+def test_mixed_regimes_equal_the_oracle(schedule, scale_format):
+    sigma = torch.tensor(FPS_SIGMA, device="cuda")
+    options = {"schedule": schedule, "tile": (4, 6, 6), "scale_format": scale_format}
+    triton, eager = FPSAttention(engine="triton", **options), FPSAttention(engine="eager", **options)
+    plan = triton.plan((9, 12, 20), sigma)
+    results = []
+    for attention in (triton, eager):
+        leaves = [x.requires_grad_() for x in ordered(plan, 3, 2, 128)]
+        out = plan.layout.unorder(attention(*leaves, plan), dim=2)
+        weights = torch.randn(out.shape, generator=torch.Generator("cuda").manual_seed(1), device="cuda").bfloat16()
+        results.append([out, *torch.autograd.grad(out, leaves, weights)])
+    plain = plain_errors(*(plan.layout.unorder(x, dim=2) for x in ordered(plan, 3, 2, 128)), torch.bfloat16, "cuda")
+    for got, expected, bound in zip(*results, plain, strict=True):
+        assert relative_error(got, expected) <= TOLERATED * bound
+
+
+def test_quantising_on_the_gpu_gives_the_cpus_scales_and_codes():
+    sigma = torch.tensor(FPS_SIGMA, device="cuda")
+    attention = FPSAttention(tile=(4, 6, 6))
+    plan, cpu_plan = attention.plan((9, 12, 20), sigma), attention.plan((9, 12, 20), sigma.cpu())
+    x = ordered(plan, 3, 2, 128)[0]
+    for scale, cpu_scale in (
+        (tile_scales(x, plan.layout, plan.groups), tile_scales(x.cpu(), cpu_plan.layout, cpu_plan.groups)),
+        (channel_scales(x, plan.layout), channel_scales(x.cpu(), cpu_plan.layout)),
+    ):
+        assert torch.equal(scale.cpu(), cpu_scale)
+        assert torch.equal(quantize(x, scale).cpu(), quantize(x.cpu(), cpu_scale))
+
+
+def test_the_float8_carrier_stays_within_what_e4m3_rounding_allows():
+    """The kernel rounds exp(score - max) and the output to e4m3: half a step is 2^-4 of a value, or 2^-10 below 2^-6.
+
+    P is at most 1 before its division by the sum, which is at least 1, so each bound on P divides by that sum.
+    """
+    sigma = torch.tensor(FPS_SIGMA, device="cuda")
+    attention = FPSAttention(tile=(4, 6, 6), carrier="float8", engine="triton")
+    plan = attention.plan((9, 12, 20), sigma)
+    q, k, v = ordered(plan, 3, 2, 128)
+    scales = [tile_scales(x, plan.layout, plan.groups) for x in (q, k)] + [channel_scales(v, plan.layout)]
+    codes = [quantize(x, scale, torch.float8_e4m3fn) for x, scale in zip((q, k, v), scales, strict=True)]
+    score_mod = dequantize(scales[0].squeeze(-1), scales[1].squeeze(-1))
+    got = attend(*codes, plan.block_mask, score_mod, "triton").double()
+
+    q, k, v = (x.double() for x in codes)
+    index = [torch.arange(n, device="cuda") for n in (*q.shape[:3], q.shape[2])]
+    index = (index[0][:, None, None, None], index[1][:, None, None], index[2][:, None], index[3])
+    scores = score_mod(q @ k.mT / q.shape[-1] ** 0.5, *index)
+    scores = scores.masked_fill(~plan.block_mask.mask_mod(*index), -torch.inf)
+    weights = (scores - scores.amax(-1, keepdim=True)).exp()
+    total = weights.sum(-1, keepdim=True)
+    exact = weights @ v / total
+    rounded = torch.where(scores.isfinite(), (weights * 2**-4).clamp(min=2**-10), 0.0)
+    # the running maximum of an early block is below the final one by at most what rescaling gives back
+    bound = rounded @ v.abs() / total
+    bound = bound + (exact.abs() + bound) * 2**-4 + 2**-10
+    assert ((got - exact).abs() <= 1.01 * bound)[:, :, plan.layout.valid].all()
+    assert relative_error(got, exact) < 0.1
+
+    full = attention(*ordered(plan, 3, 2, 128), plan)
+    torch.testing.assert_close(full.float(), (got * scales[2]).float(), rtol=2**-8, atol=1e-6)
+
+
+def test_nan_and_infinity_are_not_turned_into_numbers():
+    attention = FPSAttention("uniform", tile=(4, 6, 6), sparse=False)
+    plan = attention.plan((8, 6, 6), torch.tensor([0.5], device="cuda"))
+    for which in range(3):
+        for value in (torch.nan, torch.inf):
+            x = ordered(plan, 1, 1, 64)
+            x[which][0, 0, 3, 2] = value
+            assert attention(*x, plan)[0, 0, 3].isnan().any()
+
+
+def test_new_regimes_compile_nothing_and_twelve_grids_work():
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    sigma = torch.tensor([0.99, 0.3], device="cuda")
+    for schedule in (
+        "fps",
+        StepSchedule(regimes=(Regime((1, 2, 3), 2), Regime((2, 2, 4), 1), Regime((1, 1, 1), "head"))),
+    ):
+        attention = FPSAttention(schedule, tile=(4, 6, 6))
+        for levels in (sigma, sigma.flip(0), sigma * 0.9):
+            plan = attention.plan((8, 12, 20), levels)
+            attention(*ordered(plan, 2, 1, 64), plan)
+    assert counters["stats"]["unique_graphs"] == 1
+
+    attention = FPSAttention("uniform", tile=(2, 4, 4), quantize=False)
+    for width in range(8, 56, 4):
+        plan = attention.plan((4, 4, width), sigma)
+        x = ordered(plan, 2, 1, 64)
+        got, expected = (
+            attention(*x, plan),
+            FPSAttention("uniform", tile=(2, 4, 4), quantize=False, engine="eager")(*x, plan),
+        )
+        assert relative_error(got, expected) < 2**-8
+    assert counters["stats"]["unique_graphs"] <= 13
+
+
+def test_picking_regimes_takes_under_a_millisecond_and_waits_for_nothing():
+    attention = FPSAttention(tile=(6, 8, 8))
+    sigma = torch.tensor([0.99, 0.3], device="cuda")
+    attention.plan((21, 45, 80), sigma)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(20):
+            attention.plan((21, 45, 80), sigma)
+        end.record()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.synchronize()
+    milliseconds = start.elapsed_time(end) / 20
+    print(f"plan for a batch of 2 at 720p: {milliseconds:.3f} ms")
+    assert milliseconds < 1
+
+
+def test_a_training_step_at_480p_fits_because_nothing_is_dense():
+    """Two layers of the 1.3B model over 32,760 tokens: one [S, S] fp32 matrix a head would be 4 GB, 12 heads 52 GB."""
+    config = replace(WAN_1_3B, layers=2)
+    model = Wan(config, FPSAttention(tile=(7, 9, 6)), checkpointing=True).cuda()
+    torch.nn.init.normal_(model.head.head.weight, std=0.02)
+    latents = torch.randn(1, 16, 21, 60, 104, device="cuda")
+    torch.cuda.reset_peak_memory_stats()
+    for sigma in FPS_SIGMA:
+        with torch.autocast("cuda", torch.bfloat16):
+            out = model(latents, torch.tensor([1000 * sigma], device="cuda"), torch.randn(1, 512, 4096, device="cuda"))
+        out.float().square().mean().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+    gigabytes = torch.cuda.max_memory_allocated() / 1e9
+    print(f"peak memory of two layers: {gigabytes:.1f} GB")
+    assert gigabytes < 16
