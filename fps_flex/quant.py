@@ -29,7 +29,8 @@ def scale_of(amax: Float[Tensor, "..."], scale_format: ScaleFormat = "fp32") -> 
 
     scale_format: "fp32", or "pow2", which is that rounded up to a power of two (at least 2^-126).
     """
-    scale = amax.float() / E4M3_MAX
+    amax = amax.float()
+    scale = amax / torch.full_like(amax, E4M3_MAX)  # by a tensor: by a number, a GPU multiplies by the reciprocal
     scale = torch.where(scale == 0, 1.0, scale)
     return _round_up_to_pow2(scale) if scale_format == "pow2" else scale
 

@@ -100,6 +100,8 @@ class VideoFolder(Dataset):
         return len(self.clips)
 
     def __getitem__(self, index: int) -> dict[str, Tensor | str]:
+        if index >= len(self):
+            raise IndexError(f"clip {index} of {len(self)}")
         for step in range(len(self)):
             clip = self.clips[(index + step) % len(self)]
             if clip.video not in self.broken:

@@ -28,6 +28,8 @@ class MovingShapes(Dataset):
         return self.clips
 
     def __getitem__(self, index: int) -> dict[str, Tensor | str]:
+        if index >= self.clips:
+            raise IndexError(f"clip {index} of {self.clips}")
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
         color, shape, direction = self.kinds[int(torch.randint(len(self.kinds), (), generator=generator))]
         video = self._draw(color, shape, direction, torch.rand(4, generator=generator).tolist())

@@ -1,0 +1,126 @@
+"""Moving shapes, folders of clips, and the codecs."""
+
+import logging
+
+import pytest
+import torch
+from test_videos import make_clip
+
+from train.codecs import ByteText, PixelCodec
+from train.data import VideoData
+from train.folder import VideoFolder, read_metadata, scan_folder
+from train.shapes import COLORS, DIRECTIONS, SHAPES, MovingShapes
+
+
+def make_folder(folder, rows):
+    """Clips of so many frames at 8 fps, and the metadata.csv that names them; None makes no file."""
+    folder.mkdir(exist_ok=True)
+    for name, frames in rows.items():
+        if frames:
+            make_clip(folder / name, frames, 8)
+    lines = [f"{name},a clip of {frames}" for name, frames in rows.items()]
+    (folder / "metadata.csv").write_text("\n".join(["video,prompt", *lines]))
+    return folder
+
+
+def test_shapes_are_fixed_by_seed_and_index_and_move_as_their_caption_says():
+    clips, other = MovingShapes(40, 8, 32, 32), MovingShapes(40, 8, 32, 32, seed=1)
+    assert torch.equal(clips[3]["video"], clips[3]["video"]) and not torch.equal(clips[3]["video"], other[3]["video"])
+    for clip in clips:
+        video, (_, color, shape, _, direction) = clip["video"], clip["prompt"].split()
+        assert video.shape == (3, 8, 32, 32) and video.min() >= -1 and video.max() <= 1
+        assert color in COLORS and shape in SHAPES
+        weight = (video - video.amin(dim=(2, 3), keepdim=True)).sum(0)
+        axis = torch.arange(32.0)
+        rows = (weight.sum(2) * axis).sum(1) / weight.sum((1, 2))
+        cols = (weight.sum(1) * axis).sum(1) / weight.sum((1, 2))
+        moved = torch.stack([rows[-1] - rows[0], cols[-1] - cols[0]])
+        assert moved @ torch.tensor(DIRECTIONS[direction], dtype=torch.float32) > 4
+        assert moved.abs().min() < 1
+
+
+def test_the_pixel_codec_loses_nothing():
+    codec, video = PixelCodec((2, 4, 2)), torch.randn(2, 3, 4, 16, 6)
+    latents = codec.encode(video)
+    assert latents.shape == (2, codec.channels, *codec.latent_size((4, 16, 6))) == (2, 48, 2, 4, 3)
+    assert torch.equal(codec.decode(latents), video)
+    with pytest.raises(ValueError, match=r"clips of \(4, 15, 6\) .* don't divide"):
+        codec.latent_size((4, 15, 6))
+    with pytest.raises(ValueError, match="stride is"):
+        PixelCodec((0, 1, 1))
+
+
+def test_byte_text_tells_prompts_apart_and_pads_with_zeros():
+    states = ByteText(8, 6)(["ab", "ba", "", "a long prompt", "é"])
+    assert states.shape == (5, 6, 8)
+    assert not torch.equal(states[0], states[1]) and (states[0, 2:] == 0).all() and (states[2] == 0).all()
+    assert torch.equal(states, ByteText(8, 6)(["ab", "ba", "", "a long", "é"]))
+
+
+def test_a_folder_gives_batches_and_holds_clips_out(tmp_path):
+    make_folder(tmp_path / "clips", {f"{i}.mp4": 10 for i in range(6)})
+    data = VideoData(str(tmp_path / "clips"), frames=4, fps=8, height=16, width=32, batch_size=2, workers=0)
+    data.setup()
+    held_out = {item["name"] for item in data.val_set}
+    assert len(held_out) == 1 and held_out.isdisjoint(item["name"] for item in data.train_set)
+    batches = list(data.train_dataloader())
+    assert [batch["video"].shape for batch in batches] == [(2, 3, 4, 16, 32)] * 2
+    assert batches[0]["prompt"] == ["a clip of 10"] * 2
+
+
+def test_fewer_clips_than_a_batch_still_fill_one(tmp_path):
+    make_folder(tmp_path, {"only.mp4": 10})
+    data = VideoData(str(tmp_path), frames=4, fps=8, height=16, width=32, batch_size=4, workers=0)
+    data.setup()
+    assert [batch["video"].shape[0] for batch in data.train_dataloader()] == [4]
+
+
+def test_unusable_clips_among_good_ones_are_left_out_named_and_counted(tmp_path, caplog):
+    folder = make_folder(tmp_path, {"a.mp4": 10, "gone.mp4": None, "short.mp4": 2, "b.mp4": 10})
+    (folder / "gone.mp4").write_text("broken")
+    with caplog.at_level(logging.WARNING):
+        clips = scan_folder(folder, frames=4, fps=8)
+    assert [clip.video for clip in clips] == ["a.mp4", "b.mp4"]
+    assert "gone.mp4: can't be decoded" in caplog.text
+    assert "short.mp4: lasts 0.25 s, expected at least 0.38 s (4 frames at 8 fps)" in caplog.text
+    assert "left out 2 of the 4 clips" in caplog.text
+
+
+def test_a_clip_that_breaks_when_read_is_replaced_by_the_next(tmp_path, caplog):
+    folder = make_folder(tmp_path, {"a.mp4": 10, "b.mp4": 10})
+    dataset = VideoFolder(folder, scan_folder(folder, 4, 8), 4, 8, 16, 32, random_start=True)
+    (folder / "a.mp4").write_text("broken")
+    with caplog.at_level(logging.WARNING):
+        assert [dataset[i]["name"] for i in (0, 1, 0)] == ["b.mp4"] * 3
+    assert caplog.text.count("left out a clip that broke (1 so far)") == 1 and "a.mp4" in caplog.text
+    (folder / "b.mp4").unlink()
+    with pytest.raises(ValueError, match="no clip in .* can be read: all 2 broke"):
+        dataset[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "no .*metadata.csv: expected a CSV file with the columns video,prompt"),
+        ("", "lacks the column video and prompt: it has none"),
+        ("video,caption\na.mp4,x", "lacks the column prompt: it has video,caption, expected video,prompt"),
+        ("video,prompt\n", "names no clip"),
+        ("video,prompt\na.mp4,x\n,y", "row 3: the column video is empty"),
+    ],
+)
+def test_bad_metadata_is_named(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "metadata.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_metadata(tmp_path)
+
+
+def test_a_folder_without_a_usable_clip_is_an_error(tmp_path):
+    folder = make_folder(tmp_path, {"gone.mp4": None})
+    with pytest.raises(ValueError, match="none of the 1 clips in .* can be used; the first: .*gone.mp4: no such file"):
+        scan_folder(folder, 4, 8)
+
+
+def test_bad_sizes_are_named():
+    with pytest.raises(ValueError, match="data.frames is 0, expected more than 0"):
+        VideoData(frames=0)
