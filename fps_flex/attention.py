@@ -75,8 +75,10 @@ class FPSAttention:
         """What all layers of one forward pass share. grid: tokens on (T, H, W). sigma: noise level of each sample.
 
         Builds block lists when it first meets a grid; then it only picks, and never waits for a GPU.
-        Raises ValueError when the tile doesn't fit the grid.
+        Raises ValueError when the tile doesn't fit the grid or the block a GPU's kernel.
         """
+        if sigma.is_cuda and self.engine != "eager" and self.block % 128:
+            raise ValueError(f"block is {self.block}, a GPU's kernel needs a multiple of 128 (or use engine eager)")
         stages = _build_stages(self, tuple(grid), sigma.device)
         regime = self.step_schedule.regime(sigma)
         return Plan(stages.bank.layout, stages.bank.pick(regime), stages.groups[regime], stages.quantized[regime])
@@ -144,10 +146,11 @@ class _Stages:
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)  # what is kept here may meet a backward pass later
 def _build_stages(attention: FPSAttention, grid: Triple, device: torch.device) -> _Stages:
     schedule = attention.step_schedule
     tile = attention.tile or plan_tile(grid, block=attention.block)
-    layout = TileLayout(grid, tile, attention.block, device)
+    layout = TileLayout(grid, tile, attention.block, device).build()
     granularities = [regime.granularity for regime in schedule.regimes]
     return _Stages(
         BlockMaskBank.build(layout, schedule.windows(layout.tiles)),

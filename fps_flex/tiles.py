@@ -118,6 +118,12 @@ class TileLayout:
         """`tiles` as a tensor, so that another grid of the same length compiles nothing."""
         return torch.tensor(self.tiles, dtype=torch.int32, device=self.device)
 
+    def build(self) -> TileLayout:
+        """Make all index tensors now, not when they are first asked for."""
+        for name in ("slot_of_token", "valid", "tile_of_block", "coords_of_slot", "tile_counts"):
+            getattr(self, name)
+        return self
+
     def order(self, tokens: Shaped[Tensor, "..."], dim: int = 1) -> Shaped[Tensor, "..."]:
         """Raster tokens -> slots along `dim`; pad slots are 0. Raises ValueError if `dim` does not hold the grid."""
         if tokens.shape[dim] != self.tokens:

@@ -248,6 +248,7 @@ def rope_angles(grid: Triple, head_dim: int) -> Float[Tensor, "tokens half"]:
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)
 def ordered_rope(layout: TileLayout, head_dim: int) -> Rope:
     """cos and sin of each slot's angles, [S, D / 2] in fp32 on the layout's device."""
     angles = rope_angles(layout.grid, head_dim)

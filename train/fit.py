@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from pathlib import Path
 from typing import NoReturn
 
 import torch
+from jsonargparse import ArgumentError
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
@@ -94,9 +96,9 @@ def check_checkpoint(path: Path, module: FlowModule) -> None:
             )
 
 
-def describe(module: FlowModule, data: VideoData) -> str:
+def describe(module: FlowModule, data: VideoData, device: torch.device) -> str:
     """What is about to be trained, in a few lines. Raises ValueError where video, patches and tile don't fit."""
-    plan = module.plan(data.size, torch.zeros(1))
+    plan = module.plan(data.size, torch.zeros(1, device=device))
     layout, attention = plan.layout, module.model.attention
     windows = attention.step_schedule.windows(layout.tiles)
     shares = density(layout, windows).tolist()
@@ -113,29 +115,33 @@ def describe(module: FlowModule, data: VideoData) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
+def main(args: list[str] | None = None) -> None:
+    """args: the command line, without the command; by default this process's own."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("fps_flex").setLevel(logging.INFO)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
     try:
         cli = FitCLI(
             FlowModule,
             VideoData,
+            args=args,
             run=False,
             seed_everything_default=0,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             save_config_kwargs={"overwrite": True},
-            parser_kwargs={"description": __doc__},
+            parser_kwargs={"description": __doc__, "exit_on_error": False},
         )
         run = Path(cli.config.run)
         checkpoint = find_checkpoint(run, cli.config.ckpt_path)
         if checkpoint:
             check_checkpoint(checkpoint, cli.model)
         cli.datamodule.setup()
-        print(describe(cli.model, cli.datamodule))
-    except ValueError as error:
-        stop(str(error), code=2)
+        print(describe(cli.model, cli.datamodule, cli.trainer.strategy.root_device))
+    except (ValueError, ArgumentError) as error:
+        stop(one_line(error), code=2)
 
     trainer = cli.trainer
     trainer.loggers = [CSVLogger(run, name="logs"), *trainer.loggers]
@@ -148,6 +154,13 @@ def main() -> None:
     if trainer.is_global_zero:
         values = list(read_losses(run)["val/loss"].values())
         print(f"val/loss {values[0]:.3f} -> {values[-1]:.3f}; sample.mp4, sample.png and loss.png are in {run}")
+
+
+def one_line(error: Exception) -> str:
+    """An error's message without the parser's account of how it tried each type that an option can have."""
+    noise = ("Does not validate", "Subtypes:", "Errors:", "Given value type:", "Given value: Namespace")
+    lines = [line.strip(" -") for line in str(error).splitlines()]
+    return "; ".join(line for line in lines if line and not line.startswith(noise)).replace(":;", ":")
 
 
 def stop(message: str, code: int) -> NoReturn:

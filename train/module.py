@@ -119,7 +119,7 @@ class FlowModule(L.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay
+            self.model.parameters(), self.lr, self.betas, self.eps, self.weight_decay, fused=True
         )
         rise = self.warmup_steps + 1
         warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / rise))
