@@ -52,6 +52,8 @@ class SaveInterrupted(Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         trainer.save_checkpoint(self.path)
+        if trainer.is_global_zero:
+            print(f"stopped at step {trainer.global_step}; --ckpt_path last goes on from {self.path}")
 
 
 class SampleVideo(Callback):

@@ -132,7 +132,7 @@ def main(args: list[str] | None = None) -> None:
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             save_config_kwargs={"overwrite": True},
-            parser_kwargs={"description": __doc__, "exit_on_error": False},
+            parser_kwargs={"description": __doc__.splitlines()[0], "exit_on_error": False},
         )
         run = Path(cli.config.run)
         checkpoint = find_checkpoint(run, cli.config.ckpt_path)
