@@ -53,7 +53,10 @@ class TileLayout:
                 f"tile {self.tile} is larger than the grid {self.grid} of tokens (T, H, W): choose a smaller tile"
             )
         if self.pad_share > 0.25:
-            _warn_of_pads(self)
+            _warn_once(
+                f"tile {self.tile} on grid {self.grid} with blocks of {self.block} leaves {self.pad_share:.0%} of the "
+                "slots empty: plan_tile(grid) finds a better one"
+            )
 
     @property
     def tiles(self) -> Triple:
@@ -192,8 +195,5 @@ def plan_tile(
 
 
 @cache
-def _warn_of_pads(layout: TileLayout) -> None:
-    logger.warning(
-        "tile %s on grid %s with blocks of %d leaves %.0f %% of the slots empty: plan_tile(grid) finds a better one",
-        layout.tile, layout.grid, layout.block, 100 * layout.pad_share,
-    )  # fmt: skip
+def _warn_once(message: str) -> None:
+    logger.warning(message)

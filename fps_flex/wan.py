@@ -57,7 +57,7 @@ class WanConfig:
         return t, h, w
 
 
-WAN_TINY = WanConfig(dim=128, ffn_dim=384, heads=4, layers=3, channels=24, text_dim=32, freq_dim=64)
+WAN_TINY = WanConfig(dim=128, ffn_dim=384, heads=2, layers=3, channels=24, text_dim=32, freq_dim=64)
 WAN_1_3B = WanConfig(dim=1536, ffn_dim=8960, heads=12, layers=30)
 WAN_14B = WanConfig(dim=5120, ffn_dim=13824, heads=40, layers=40)
 

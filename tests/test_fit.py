@@ -54,7 +54,7 @@ def test_a_run_leaves_checkpoints_logs_a_sample_and_a_loss_curve(run):
     assert sorted(losses["val/loss"]) == [0, 1, 3] and sorted(losses["train/loss"]) == [0, 1, 2, 3]
     assert all(math.isfinite(value) for values in losses.values() for value in values.values())
     assert f"val/loss {losses['val/loss'][0]:.3f} -> {losses['val/loss'][3]:.3f}" in output
-    assert read_clip(folder / "sample.mp4", 8, 8, 64, 64).float().std() > 0
+    assert read_clip(folder / "sample.mp4", 10, 8, 64, 64).float().std() > 0
     for picture in ("sample.png", "loss.png"):
         Image.open(folder / picture).verify()
     held = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
@@ -65,8 +65,8 @@ def test_a_run_leaves_checkpoints_logs_a_sample_and_a_loss_curve(run):
 
 def test_what_is_about_to_be_trained_is_said(run):
     _, output = run
-    assert "tokens     (4, 8, 8) = 256, in (1, 2, 8) tiles of (4, 4, 1); 0.0 % of 256 slots are pads" in output
-    assert "window (1, 2, 3) tiles, density 0.38, scales by granularity 4" in output
+    assert "tokens     (5, 8, 8) = 320, in (5, 2, 2) tiles of (1, 4, 4); 0.0 % of 320 slots are pads" in output
+    assert "window (2, 2, 2) tiles, density 0.40, scales by granularity 4" in output
 
 
 def test_a_resumed_run_goes_on_and_keeps_both_kinds_of_weights(run, tmp_path):
@@ -131,7 +131,7 @@ def test_real_clips_and_one_that_is_broken(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "broken.mp4: can't be decoded" in done.stderr and "left out 1 of the 5 clips" in done.stderr
     assert all(math.isfinite(loss) for loss in read_losses(tmp_path / "run")["train/loss"].values())
-    assert read_clip(tmp_path / "run/sample.mp4", 8, 8, 64, 64).float().std() > 0
+    assert read_clip(tmp_path / "run/sample.mp4", 10, 8, 64, 64).float().std() > 0
 
 
 def test_weights_and_biases_offline(tmp_path):
@@ -159,7 +159,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_a_checkpoint_and_names_the
         (["--trainer.max_stepz=3"], "unrecognized arguments: --trainer.max_stepz=3"),
         (["--model.attention.tile=[4,4]"], 'key "model.attention.tile": Expected a tuple with 3 elements'),
         (["--data.frames=many"], "Expected a <class 'int'>. Got value: many"),
-        (["--model.attention.tile=[9,4,1]"], "tile (9, 4, 1) is larger than the grid (4, 8, 8)"),
+        (["--model.attention.tile=[9,4,1]"], "tile (9, 4, 1) is larger than the grid (5, 8, 8)"),
         (["--model.attention.schedule=paper"], "schedule is 'paper', expected one of fps, sta, uniform, dense"),
         (["--model.attention.schedule.regimes=[{window: [0, 1, 1]}]"], "window is (0, 1, 1), expected three extents"),
         (["--model.wan.channels=16"], "the PixelCodec gives 24, expected the transformer's channels = 16"),
@@ -219,8 +219,8 @@ def test_tiny_has_many_tiles_is_sparse_and_meets_every_regime():
     options = model["attention"]["schedule"]
     regimes = tuple(Regime(**regime) for regime in options["regimes"])
     schedule = StepSchedule(tuple(options["bounds"]), regimes, options["shift"])
-    layout = TileLayout((4, 8, 8), model["attention"]["tile"], model["attention"]["block"])
+    layout = TileLayout((5, 8, 8), model["attention"]["tile"], model["attention"]["block"])
     drawn = schedule.regime(draw_noise_levels(20_000, model["shift"], torch.Generator().manual_seed(0)))
     shares = drawn.bincount(minlength=3) / len(drawn)
-    assert layout.tiles == (1, 2, 8) and shares.min() > 0.2
+    assert layout.tiles == (5, 2, 2) and shares.min() > 0.2
     assert shares.double() @ density(layout, schedule.windows(layout.tiles)) < 0.5

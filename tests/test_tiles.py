@@ -81,7 +81,7 @@ def test_a_wasteful_tile_warns_once(caplog):
         for _ in range(2):
             TileLayout((5, 5, 5), (5, 5, 3), block=64)
     assert len(caplog.records) == 1
-    assert "35 % of the slots empty" in caplog.text
+    assert "35% of the slots empty" in caplog.text
 
 
 @pytest.mark.parametrize(
