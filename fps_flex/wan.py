@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .attention import FPSAttention
-from .tiles import TileLayout, Triple
+from .rope import Rope, ordered_rope, rotate
+from .tiles import Triple
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-Rope = tuple[Tensor, Tensor]
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -215,42 +215,3 @@ def sinusoids(timestep: Float[Tensor, " b"], dim: int) -> Float[Tensor, "b d"]:
     frequencies = 10_000.0 ** (-torch.arange(half, dtype=torch.float64, device=timestep.device) / half)
     angles = timestep.double()[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
-
-
-def rotate(x: Float[Tensor, "b h s d"], rope: Rope) -> Float[Tensor, "b h s d"]:
-    """Rotary position embedding of interleaved pairs of channels, in fp32; returns x's dtype."""
-    cos, sin = rope
-    even, odd = rearrange(x.float(), "b h s (half pair) -> pair b h s half", pair=2)
-    rotated = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
-    return rearrange(rotated, "b h s half pair -> b h s (half pair)").type_as(x)
-
-
-def rope_angles(grid: Triple, head_dim: int) -> Float[Tensor, "tokens half"]:
-    """The angle of each token's channel pairs in raster order, in fp64.
-
-    Of the head's channels, 2 * (head_dim // 6) turn with H, as many with W, and the rest with T; theta is 10,000.
-    """
-    side = 2 * (head_dim // 6)
-    angles = []
-    for length, channels in zip(grid, (head_dim - 2 * side, side, side), strict=True):
-        frequencies = 10_000.0 ** (-torch.arange(0, channels, 2, dtype=torch.float64) / channels)
-        angles.append(torch.arange(length, dtype=torch.float64)[:, None] * frequencies)
-    t, h, w = grid
-    t_angles, h_angles, w_angles = angles
-    return torch.cat(
-        [
-            t_angles[:, None, None].expand(t, h, w, -1),
-            h_angles[None, :, None].expand(t, h, w, -1),
-            w_angles[None, None].expand(t, h, w, -1),
-        ],
-        dim=-1,
-    ).reshape(t * h * w, -1)
-
-
-@lru_cache(maxsize=16)
-@torch.inference_mode(False)
-def ordered_rope(layout: TileLayout, head_dim: int) -> Rope:
-    """cos and sin of each slot's angles, [S, D / 2] in fp32 on the layout's device."""
-    angles = rope_angles(layout.grid, head_dim)
-    cos, sin = (layout.order(x.float().to(layout.device), dim=0) for x in (angles.cos(), angles.sin()))
-    return cos, sin

@@ -7,7 +7,7 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from fps_flex import WAN_1_3B, WAN_14B, WAN_TINY, FPSAttention, TileLayout, Wan, WanConfig
-from fps_flex.wan import ordered_rope
+from fps_flex.rope import ordered_rope
 
 CONFIG = WanConfig(dim=96, ffn_dim=160, heads=4, layers=2, channels=16, text_dim=32, freq_dim=64)
 
