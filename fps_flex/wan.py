@@ -101,8 +101,8 @@ class Wan(nn.Module):
 
     def _embed_time(self, timestep: Float[Tensor, " b"]) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b 6 d"]]:
         with torch.autocast(timestep.device.type, enabled=False):
-            angles = sinusoids(timestep, self.config.freq_dim).to(self.time_embedding[0].weight.dtype)
-            time = self.time_embedding(angles)
+            waves = sinusoids(timestep, self.config.freq_dim).to(self.time_embedding[0].weight.dtype)
+            time = self.time_embedding(waves)
             return time, rearrange(self.time_projection(time), "b (six d) -> b six d", six=6)
 
     def _unpatchify(self, x: Float[Tensor, "b n p"], grid: Triple) -> Float[Tensor, "b c f h w"]:

@@ -61,13 +61,11 @@ class FlowModule(L.LightningModule):
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        for name, given, expected in (
-            ("channels", codec.channels, wan.channels),
-            ("text_dim", text.dim, wan.text_dim),
-        ):
-            if given != expected:
-                raise ValueError(f"the {type(codec if name == 'channels' else text).__name__} gives {given}, "
-                                 f"expected the transformer's {name} = {expected}")  # fmt: skip
+        for part, given, name in ((codec, codec.channels, "channels"), (text, text.dim, "text_dim")):
+            if given != getattr(wan, name):
+                raise ValueError(
+                    f"the {type(part).__name__} gives {given}, expected the transformer's {name} = {getattr(wan, name)}"
+                )
         self.model = Wan(wan, attention, checkpointing)
         self.codec, self.text = codec, text
         self.lr, self.warmup_steps, self.weight_decay, self.betas, self.eps = lr, warmup_steps, weight_decay, betas, eps
