@@ -60,7 +60,7 @@ def choose_engine(engine: Engine, q: Tensor) -> Literal["eager", "triton"]:
     chosen = engine if engine != "auto" else "triton" if q.is_cuda else "eager"
     if engine == "auto":
         _say_once(chosen, q.device.type)
-    if chosen == "eager" and q.dtype == torch.float8_e4m3fn:
+    if q.dtype == torch.float8_e4m3fn and (chosen == "eager" or not q.is_cuda):
         raise ValueError("the float8 carrier needs the triton engine and a GPU: use carrier 'input' here")
     return chosen
 

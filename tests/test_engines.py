@@ -92,3 +92,5 @@ def test_what_an_engine_can_not_do_is_named():
         attend(q.requires_grad_(), k, v, bm, engine="triton")
     with pytest.raises(ValueError, match="float8 carrier needs the triton engine and a GPU"):
         choose_engine("auto", q.detach().to(torch.float8_e4m3fn))
+    with pytest.raises(ValueError, match="float8 carrier needs the triton engine and a GPU"):
+        choose_engine("triton", q.detach().to(torch.float8_e4m3fn))

@@ -57,7 +57,11 @@ def test_a_run_leaves_checkpoints_logs_a_sample_and_a_loss_curve(run):
     assert read_clip(folder / "sample.mp4", 10, 8, 64, 64).float().std() > 0
     for picture in ("sample.png", "loss.png"):
         Image.open(folder / picture).verify()
+    best = torch.load(folder / "checkpoints/best.ckpt", weights_only=True)
+    scored = {step + 1: value for step, value in losses["val/loss"].items()}
+    assert scored[best["global_step"]] == min(value for step, value in scored.items() if step > 1)
     held = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+    assert held["global_step"] == 4
     assert held["fps_flex"]["attention"]["schedule"]["shift"] == held["fps_flex"]["shift"] == 3.0
     assert held["fps_flex"]["wan"]["dim"] == 128
     assert not torch.equal(held["state_dict"]["model.head.head.weight"], torch.zeros(96, 128))
@@ -150,7 +154,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_a_checkpoint_and_names_the
     assert "Traceback" not in done.stderr
     line = done.stderr.strip().splitlines()[-1]
     assert "error: train/loss is nan at step" in line and "shapes seed 0 clip" in line
-    assert (tmp_path / "run/checkpoints/interrupted.ckpt").is_file()
+    assert (tmp_path / "run/checkpoints/not-finite.ckpt").is_file()
+    assert not (tmp_path / "run/checkpoints/interrupted.ckpt").exists()
 
 
 @pytest.mark.parametrize(

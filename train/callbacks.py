@@ -11,7 +11,7 @@ from einops import rearrange
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from matplotlib.figure import Figure
 
-from .module import FlowModule
+from .module import FlowModule, NonFiniteLoss
 from .videos import write_video
 
 if TYPE_CHECKING:
@@ -44,16 +44,22 @@ class AverageWeights(EMAWeightAveraging):
             self.on_validation_epoch_end(trainer, pl_module)
 
 
-class SaveInterrupted(Callback):
-    """When a run stops early, by an error or by Ctrl-C, save what it has: interrupted.ckpt."""
+class SaveStopped(Callback):
+    """When a run stops early, save what it has: interrupted.ckpt, or, where the loss is not finite, not-finite.ckpt.
+
+    `--ckpt_path last` goes on from the first, but not from the second: its weights may not be finite either.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / "interrupted.ckpt"
+        self.folder = folder
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        trainer.save_checkpoint(self.path)
+        finite = not isinstance(exception, NonFiniteLoss)
+        path = self.folder / ("interrupted.ckpt" if finite else "not-finite.ckpt")
+        trainer.save_checkpoint(path)
         if trainer.is_global_zero:
-            print(f"stopped at step {trainer.global_step}; --ckpt_path last goes on from {self.path}")
+            then = "--ckpt_path last goes on from" if finite else "its weights are in"
+            print(f"stopped at step {trainer.global_step}; {then} {path}")
 
 
 class SampleVideo(Callback):

@@ -21,11 +21,9 @@ from lightning.pytorch.loggers import CSVLogger
 
 from fps_flex import density
 
-from .callbacks import AverageWeights, LogFirstValidation, LossCurve, SampleVideo, SaveInterrupted, read_losses
+from .callbacks import AverageWeights, LogFirstValidation, LossCurve, SampleVideo, SaveStopped, read_losses
 from .data import VideoData
 from .module import FlowModule, NonFiniteLoss
-
-logger = logging.getLogger(__name__)
 
 
 class FitCLI(LightningCLI):
@@ -47,10 +45,7 @@ class FitCLI(LightningCLI):
                 "trainer.enable_model_summary": False,
                 "trainer.check_val_every_n_epoch": None,
                 "checkpoint.save_last": True,
-                "checkpoint.save_top_k": 1,
-                "checkpoint.monitor": "val/loss",
-                "checkpoint.filename": "best",
-                "checkpoint.auto_insert_metric_name": False,
+                "checkpoint.save_top_k": 0,
                 "checkpoint.enable_version_counter": False,
             }
         )
@@ -58,6 +53,18 @@ class FitCLI(LightningCLI):
 
 def checkpoint_folder(run: str) -> str:
     return str(Path(run) / "checkpoints")
+
+
+def best_checkpoint(folder: str) -> ModelCheckpoint:
+    """best.ckpt, saved right after the validation that found it best; --checkpoint saves last.ckpt at its own steps."""
+    return ModelCheckpoint(
+        folder,
+        "best",
+        monitor="val/loss",
+        auto_insert_metric_name=False,
+        enable_version_counter=False,
+        save_on_train_epoch_end=False,
+    )
 
 
 def find_checkpoint(run: Path, wanted: str | None) -> Path | None:
@@ -145,12 +152,12 @@ def main(args: list[str] | None = None) -> None:
 
     trainer = cli.trainer
     trainer.loggers = [CSVLogger(run, name="logs"), *trainer.loggers]
-    interrupted = SaveInterrupted(Path(checkpoint_folder(str(run))))
-    trainer.callbacks += [LogFirstValidation(), LossCurve(), interrupted]
+    folder = checkpoint_folder(str(run))
+    trainer.callbacks += [LogFirstValidation(), LossCurve(), SaveStopped(Path(folder)), best_checkpoint(folder)]
     try:
         trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
     except NonFiniteLoss as error:
-        stop(f"{error}; the weights before it are in {interrupted.path}", code=1)
+        stop(str(error), code=1)
     if trainer.is_global_zero:
         values = list(read_losses(run)["val/loss"].values())
         print(f"val/loss {values[0]:.3f} -> {values[-1]:.3f}; sample.mp4, sample.png and loss.png are in {run}")
