@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from .engines import Engine, attend
 from .masks import BlockMaskBank
 from .mods import dequantize
 from .quant import ScaleFormat, channel_scales, quantize, tile_groups, tile_scales
-from .schedule import StepSchedule, preset
+from .schedule import Regime, StepSchedule, preset
 from .tiles import TileLayout, Triple, plan_tile
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ class FPSAttention:
     """Self-attention over a video with tile-wise FP8, sliding windows of tiles and a step-aware strength.
 
     schedule: a preset's name (fps, sta, uniform, dense) or a StepSchedule.
-    tile: tokens of a tile on (T, H, W); None asks `plan_tile` for the one with the fewest pads.
+    tile: tokens of a tile on (T, H, W); None asks `plan_tile` for the one with the fewest pads, and makes the whole
+        grid one tile where the schedule is dense.
     block: slots of a kernel block, a multiple of 128 on a GPU; smaller ones suit small grids on a CPU.
     quantize, sparse: switch either half off (both: dense attention).
     scale_format: "fp32" scales, as in the paper, undone in the score_mod; or "pow2", powers of two that multiply into
@@ -63,6 +64,15 @@ class FPSAttention:
         regimes = self.step_schedule.regimes
         if self.carrier == "float8" and any(regime.granularity is None for regime in regimes):
             raise ValueError("the float8 carrier needs every regime of the schedule quantised: use carrier 'input'")
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> FPSAttention:
+        """The inverse of `dataclasses.asdict`, as checkpoints keep it."""
+        schedule = data["schedule"]
+        if not isinstance(schedule, str):
+            regimes = tuple(Regime(**regime) for regime in schedule["regimes"])
+            schedule = StepSchedule(**{**schedule, "regimes": regimes})
+        return cls(**{**data, "schedule": schedule})
 
     @cached_property
     def step_schedule(self) -> StepSchedule:
@@ -149,7 +159,7 @@ class _Stages:
 @torch.inference_mode(False)  # what is kept here may meet a backward pass later
 def _build_stages(attention: FPSAttention, grid: Triple, device: torch.device) -> _Stages:
     schedule = attention.step_schedule
-    tile = attention.tile or plan_tile(grid, block=attention.block)
+    tile = attention.tile or (grid if schedule.is_dense else plan_tile(grid, block=attention.block))
     layout = TileLayout(grid, tile, attention.block, device).build()
     granularities = [regime.granularity for regime in schedule.regimes]
     return _Stages(

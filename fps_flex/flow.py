@@ -26,16 +26,16 @@ def unshift_noise(sigma: Tensor, shift: float) -> Tensor:
 
 
 def draw_noise_levels(
-    count: int, shift: float, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
+    count: int, shift: float, mean: float = 0.0, std: float = 1.0, generator: torch.Generator | None = None
 ) -> Float[Tensor, " b"]:
-    """sigma for training: u ~ sigmoid(Normal(0, 1)), shifted (paper, Table 8: logit-normal sampling, sample_shift)."""
-    return shift_noise(torch.randn(count, generator=generator, device=device).sigmoid(), shift)
+    """sigma for training: u ~ sigmoid(Normal(mean, std)), shifted (paper, Table 8: logit-normal, sample_shift)."""
+    return shift_noise((mean + std * torch.randn(count, generator=generator)).sigmoid(), shift)
 
 
-def spread_noise_levels(count: int, shift: float) -> Float[Tensor, " b"]:
+def spread_noise_levels(count: int, shift: float, mean: float = 0.0, std: float = 1.0) -> Float[Tensor, " b"]:
     """sigma for validation: the `count` mid-quantiles of the levels that training draws, in ascending order."""
     quantiles = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    return shift_noise(torch.special.ndtri(quantiles).sigmoid(), shift).float()
+    return shift_noise((mean + std * torch.special.ndtri(quantiles)).sigmoid(), shift).float()
 
 
 def add_noise(

@@ -91,6 +91,11 @@ class StepSchedule:
     def quantizes(self) -> bool:
         return any(regime.granularity is not None for regime in self.regimes)
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether every regime has full windows and no quantisation."""
+        return all(regime == Regime() for regime in self.regimes)
+
     def progress(self, sigma: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         """The fraction of denoising done at a noise level: 0 at pure noise, 1 at the video."""
         return 1 - unshift_noise(sigma.double(), self.shift)

@@ -82,6 +82,7 @@ class Wan(nn.Module):
     ) -> Float[Tensor, "b c f h w"]:
         """timestep: 1000 sigma, in 0 to 1000. text: states of the text encoder, padded with zeros.
 
+        Computes and returns in the dtype of the patch embedding's weights, or autocast's.
         Raises ValueError when the latents don't divide into patches or the tile doesn't fit their grid.
         """
         grid = self.config.grid(tuple(latents.shape[2:]))
@@ -89,9 +90,10 @@ class Wan(nn.Module):
         attend = partial(self.attention, plan=plan)
         rope = ordered_rope(plan.layout, self.config.head_dim)
 
-        x = plan.layout.order(rearrange(self.patch_embedding(latents), "b d t h w -> b (t h w) d"))
+        dtype = self.patch_embedding.weight.dtype
+        x = plan.layout.order(rearrange(self.patch_embedding(latents.to(dtype)), "b d t h w -> b (t h w) d"))
         time, modulation = self._embed_time(timestep)
-        text = self.text_embedding(text)
+        text = self.text_embedding(text.to(dtype))
         for block in self.blocks:
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, modulation, text, rope, attend, use_reentrant=False)

@@ -51,10 +51,10 @@ def test_the_pixel_codec_loses_nothing():
 
 
 def test_byte_text_tells_prompts_apart_and_pads_with_zeros():
-    states = ByteText(8, 6)(["ab", "ba", "", "a long prompt", "é"])
+    states = ByteText(8, 6)(["ab", "ba", "", "a long prompt", "é"], torch.device("cpu"))
     assert states.shape == (5, 6, 8)
     assert not torch.equal(states[0], states[1]) and (states[0, 2:] == 0).all() and (states[2] == 0).all()
-    assert torch.equal(states, ByteText(8, 6)(["ab", "ba", "", "a long", "é"]))
+    assert torch.equal(states, ByteText(8, 6)(["ab", "ba", "", "a long", "é"], torch.device("cpu")))
 
 
 def test_a_folder_gives_batches_and_holds_clips_out(tmp_path):

@@ -21,7 +21,7 @@ def test_shift_is_the_papers_and_unshift_its_inverse():
 
 
 def test_training_levels_are_logit_normal():
-    sigma = draw_noise_levels(200_000, 5.0, torch.Generator().manual_seed(0))
+    sigma = draw_noise_levels(200_000, 5.0, generator=torch.Generator().manual_seed(0))
     logits = unshift_noise(sigma.double(), 5.0).logit()
     assert abs(logits.mean()) < 0.01 and abs(logits.std() - 1) < 0.01
 

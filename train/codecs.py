@@ -1,14 +1,19 @@
-"""Codecs between what people see and read and what the model works on: pixels <-> latents, prompts -> text states."""
+"""Codecs between what people see and read and what the model works on: pixels <-> latents, prompts -> text states.
+
+They are fixed: neither trained nor part of a checkpoint's weights, which keeps only the options they were made with.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -16,7 +21,27 @@ if TYPE_CHECKING:
 Triple = tuple[int, int, int]
 
 
-class Codec(nn.Module, ABC):
+class Fixed:
+    """A dataclass whose fields are plain data; copies of a model share what it loads."""
+
+    def __deepcopy__(self, memo: dict) -> Fixed:
+        return self
+
+    @classmethod
+    def class_path(cls) -> str:
+        return f"{cls.__module__}.{cls.__qualname__}"
+
+    def spec(self) -> dict[str, Any]:
+        """As a configuration names it: class_path and init_args."""
+        return {"class_path": self.class_path(), "init_args": asdict(self)}
+
+    def unload(self) -> None:
+        """Let go of what was loaded; the next use loads it again."""
+        for name in ("_model", "_tokenizer"):
+            self.__dict__.pop(name, None)
+
+
+class Codec(Fixed, ABC):
     """Pixels in -1 to 1 <-> latents of about unit scale. channels: of the latents."""
 
     channels: int
@@ -32,17 +57,26 @@ class Codec(nn.Module, ABC):
     def decode(self, latents: Float[Tensor, "b c tf th tw"]) -> Float[Tensor, "b 3 f h w"]: ...
 
 
+@dataclass(frozen=True)
 class PixelCodec(Codec):
     """Space to depth: each latent holds a box of pixels, and nothing is lost.
 
-    stride: frames, rows and columns of the box. Raises ValueError for a stride below 1.
+    Args:
+        stride: frames, rows and columns of the box.
+
+    Raises ValueError for a stride below 1.
     """
 
-    def __init__(self, stride: Triple = (2, 2, 2)) -> None:
-        super().__init__()
-        if len(stride) != 3 or min(stride) < 1:
-            raise ValueError(f"the pixel codec's stride is {stride}, expected frames, rows, columns of at least 1")
-        self.stride, self.channels = tuple(stride), 3 * prod(stride)
+    stride: Triple = (2, 2, 2)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stride", tuple(self.stride))
+        if len(self.stride) != 3 or min(self.stride) < 1:
+            raise ValueError(f"the pixel codec's stride is {self.stride}, expected frames, rows, columns of at least 1")
+
+    @property
+    def channels(self) -> int:
+        return 3 * prod(self.stride)
 
     def latent_size(self, size: Triple) -> Triple:
         if any(length % s for length, s in zip(size, self.stride, strict=True)):
@@ -59,32 +93,38 @@ class PixelCodec(Codec):
         return rearrange(latents, "b (c p q r) f h w -> b c (f p) (h q) (w r)", p=p, q=q, r=r)
 
 
-class TextEncoder(nn.Module, ABC):
-    """Prompts -> text states. dim: of one state."""
+class TextEncoder(Fixed, ABC):
+    """Prompts -> text states. dim: of one state. negative_prompt: what guidance leads away from, unless told."""
 
     dim: int
+    negative_prompt: str = ""
 
     @abstractmethod
-    def forward(self, prompts: list[str]) -> Float[Tensor, "b l e"]:
+    def __call__(self, prompts: list[str], device: torch.device) -> Float[Tensor, "b l e"]:
         """States of each prompt, padded with zeros to a fixed length."""
 
 
+@dataclass(frozen=True)
 class ByteText(TextEncoder):
     """A fixed random vector for each byte and one for its place in the prompt; nothing is learned.
 
-    length: bytes kept of a prompt.
+    Args:
+        dim: of one state.
+        length: bytes kept of a prompt.
     """
 
-    def __init__(self, dim: int = 32, length: int = 64) -> None:
-        super().__init__()
-        self.dim = dim
-        generator = torch.Generator().manual_seed(0)
-        self.register_buffer("bytes", torch.randn(256, dim, generator=generator), persistent=False)
-        self.register_buffer("places", torch.randn(length, dim, generator=generator), persistent=False)
+    dim: int = 32
+    length: int = 64
 
-    def forward(self, prompts: list[str]) -> Float[Tensor, "b l e"]:
-        states = self.places.new_zeros(len(prompts), *self.places.shape)
+    @cached_property
+    def _tables(self) -> tuple[Float[Tensor, "256 e"], Float[Tensor, "l e"]]:
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(256, self.dim, generator=generator), torch.randn(self.length, self.dim, generator=generator)
+
+    def __call__(self, prompts: list[str], device: torch.device) -> Float[Tensor, "b l e"]:
+        letters, places = self._tables
+        states = places.new_zeros(len(prompts), *places.shape)
         for row, prompt in zip(states, prompts, strict=True):
             codes = list(prompt.encode()[: len(row)])
-            row[: len(codes)] = self.bytes[codes] + self.places[: len(codes)]
-        return states
+            row[: len(codes)] = letters[codes] + places[: len(codes)]
+        return states.to(device)

@@ -8,10 +8,8 @@ python -m train.fit --config configs/tiny.yaml --data.folder clips --run runs/cl
 from __future__ import annotations
 
 import logging
-import sys
 import warnings
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 from jsonargparse import ArgumentError
@@ -22,6 +20,7 @@ from lightning.pytorch.loggers import CSVLogger
 from fps_flex import density
 
 from .callbacks import AverageWeights, LogFirstValidation, LossCurve, SampleVideo, SaveStopped, read_losses
+from .console import one_line, stop
 from .data import VideoData
 from .module import FlowModule, NonFiniteLoss
 
@@ -161,18 +160,6 @@ def main(args: list[str] | None = None) -> None:
     if trainer.is_global_zero:
         values = list(read_losses(run)["val/loss"].values())
         print(f"val/loss {values[0]:.3f} -> {values[-1]:.3f}; sample.mp4, sample.png and loss.png are in {run}")
-
-
-def one_line(error: Exception) -> str:
-    """An error's message without the parser's account of how it tried each type that an option can have."""
-    noise = ("Does not validate", "Subtypes:", "Errors:", "Given value type:", "Given value: Namespace")
-    lines = [line.strip(" -") for line in str(error).splitlines()]
-    return "; ".join(line for line in lines if line and not line.startswith(noise)).replace(":;", ":")
-
-
-def stop(message: str, code: int) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from torchmetrics import MeanMetric
 
 from fps_flex import FPSAttention, Plan, Wan, WanConfig
 from fps_flex.flow import add_noise, draw_noise_levels, euler_sample, flow_loss, spread_noise_levels
+from fps_flex.weights import build_empty, fill, open_weights
 
 from .codecs import Codec, TextEncoder
 
@@ -31,17 +32,21 @@ class FlowModule(L.LightningModule):
         attention: tiles, schedule, quantisation and engine of its self-attention.
         codec: video <-> latents.
         text: prompts -> text states.
+        checkpoint: weights to start from: Wan2.1's in the official or the diffusers naming, a file or a folder, or a
+            .ckpt of an earlier run; none starts from random ones.
         lr: learning rate after the warm-up.
         warmup_steps: steps over which the learning rate rises from 0.
         weight_decay: of AdamW.
         betas: of AdamW.
         eps: of AdamW.
         shift: of the noise levels, in training, validation and sampling.
+        logit_mean: of the logits of the noise levels before the shift; more trains more on noise.
+        logit_std: of the same; more trains more on both ends.
         text_dropout: share of prompts replaced by an empty one in training, for guidance.
         val_levels: noise levels at which each validation clip is scored.
         checkpointing: recompute activations in the backward pass to save memory.
 
-    Raises ValueError when codec or text don't fit the transformer.
+    Raises ValueError when codec, text or checkpoint don't fit the transformer.
     """
 
     def __init__(
@@ -50,12 +55,15 @@ class FlowModule(L.LightningModule):
         attention: FPSAttention,
         codec: Codec,
         text: TextEncoder,
+        checkpoint: str | None = None,
         lr: float = 5e-6,
         warmup_steps: int = 200,
         weight_decay: float = 1e-4,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-15,
         shift: float = 5.0,
+        logit_mean: float = 0.0,
+        logit_std: float = 1.0,
         text_dropout: float = 0.1,
         val_levels: int = 4,
         checkpointing: bool = False,
@@ -66,10 +74,12 @@ class FlowModule(L.LightningModule):
                 raise ValueError(
                     f"the {type(part).__name__} gives {given}, expected the transformer's {name} = {getattr(wan, name)}"
                 )
-        self.model = Wan(wan, attention, checkpointing)
+        self.model = _start_from(checkpoint, wan, attention) if checkpoint else Wan(wan, attention)
+        self.model.checkpointing = checkpointing
         self.codec, self.text = codec, text
         self.lr, self.warmup_steps, self.weight_decay, self.betas, self.eps = lr, warmup_steps, weight_decay, betas, eps
-        self.shift, self.text_dropout, self.val_levels = shift, text_dropout, val_levels
+        self.shift, self.logit_mean, self.logit_std = shift, logit_mean, logit_std
+        self.text_dropout, self.val_levels = text_dropout, val_levels
         self.val_loss = MeanMetric()
 
     def plan(self, size: tuple[int, int, int], sigma: Float[Tensor, " b"]) -> Plan:
@@ -81,8 +91,9 @@ class FlowModule(L.LightningModule):
         dropped = torch.rand(len(batch["prompt"]), generator=chance) < self.text_dropout
         prompts = ["" if drop else prompt for drop, prompt in zip(dropped.tolist(), batch["prompt"], strict=True)]
         latents = self.codec.encode(batch["video"])
-        sigma = draw_noise_levels(len(latents), self.shift, chance).to(self.device)
-        loss = self._losses(latents, self.text(prompts), sigma, self._noise_like(latents, chance)).mean()
+        sigma = draw_noise_levels(len(latents), self.shift, self.logit_mean, self.logit_std, chance).to(self.device)
+        text = self.text(prompts, self.device)
+        loss = self._losses(latents, text, sigma, self._noise_like(latents, chance)).mean()
         if not loss.isfinite():
             raise NonFiniteLoss(f"train/loss is {loss.item()} at step {self.global_step} on {', '.join(batch['name'])}")
         self.log("train/loss", loss, prog_bar=True, batch_size=len(latents))
@@ -90,9 +101,10 @@ class FlowModule(L.LightningModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """The loss at `val_levels` noise levels spread as training draws them, with the same noise every time."""
-        latents, text = self.codec.encode(batch["video"]), self.text(batch["prompt"])
+        latents, text = self.codec.encode(batch["video"]), self.text(batch["prompt"], self.device)
         noise = self._noise_like(latents, self._generator(batch_idx))
-        for sigma in spread_noise_levels(self.val_levels, self.shift).to(self.device):
+        levels = spread_noise_levels(self.val_levels, self.shift, self.logit_mean, self.logit_std)
+        for sigma in levels.to(self.device):
             self.val_loss.update(self._losses(latents, text, sigma.expand(len(latents)), noise))
         self.log("val/loss", self.val_loss, prog_bar=True, batch_size=len(latents))
 
@@ -103,7 +115,7 @@ class FlowModule(L.LightningModule):
         """Videos of `size` (frames, rows, columns) in -1 to 1. guidance: 1 follows the prompt, more stresses it."""
         shape = (len(prompts), self.codec.channels, *self.codec.latent_size(size))
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
-        text, no_text = self.text(prompts), self.text([""] * len(prompts))
+        text, no_text = (self.text(x, self.device) for x in (prompts, [""] * len(prompts)))
 
         def velocity(x: Tensor, sigma: Tensor) -> Tensor:
             with_text = self.model(x, 1000 * sigma, text)
@@ -123,12 +135,24 @@ class FlowModule(L.LightningModule):
         warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / rise))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}
 
+    def configure_gradient_clipping(
+        self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None, gradient_clip_algorithm: str | None
+    ) -> None:
+        """By norm. Lightning's own refuses a fused optimizer under autocast, though bf16 has no scaled gradients."""
+        if gradient_clip_val:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), gradient_clip_val)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """What a reader needs to build the same model: sizes, and the attention with its schedule."""
+        """What a reader needs to build the same model and to sample from it, as plain data."""
+        data = self.trainer.datamodule
         checkpoint["fps_flex"] = {
             "wan": asdict(self.model.config),
             "attention": asdict(self.model.attention),
             "shift": self.shift,
+            "step": self.global_step,
+            "codec": self.codec.spec(),
+            "text": self.text.spec(),
+            "clip": {"frames": data.frames, "height": data.height, "width": data.width, "fps": data.fps},
         }
 
     def _losses(self, latents: Tensor, text: Tensor, sigma: Tensor, noise: Tensor) -> Float[Tensor, " b"]:
@@ -141,3 +165,18 @@ class FlowModule(L.LightningModule):
 
     def _noise_like(self, latents: Tensor, chance: torch.Generator) -> Tensor:
         return torch.randn(latents.shape, generator=chance).to(self.device)
+
+
+def _start_from(checkpoint: str, wan: WanConfig, attention: FPSAttention) -> Wan:
+    """A model filled from a checkpoint, in fp32. Raises ValueError where that is missing or of other sizes."""
+    weights = open_weights(checkpoint)
+    other = [
+        f"{name} {value}, expected {getattr(wan, name)}"
+        for name, value in asdict(weights.config).items()
+        if value != getattr(wan, name)
+    ]
+    if other:
+        raise ValueError(f"{checkpoint} holds a transformer of {', '.join(other)}: set model.wan to what it holds")
+    model = build_empty(wan, attention)
+    fill(model, weights.stream(), "cpu", torch.float32)
+    return model

@@ -1,0 +1,67 @@
+"""From noise to latents, with diffusers' schedulers and classifier-free guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from fps_flex import FPSAttention, Wan
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+Sampler = Literal["unipc", "euler"]
+
+
+def build_scheduler(sampler: Sampler, steps: int, shift: float) -> Any:
+    """diffusers' scheduler for rectified flow, set to its steps.
+
+    Raises ValueError below 1 step, or for a shift that isn't above 0.
+    """
+    from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+
+    if steps < 1 or shift <= 0:
+        raise ValueError(f"steps is {steps} and shift {shift}, expected at least 1 and more than 0")
+    if sampler == "unipc":
+        scheduler = UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift, num_train_timesteps=1000
+        )
+        scheduler.set_timesteps(steps)
+    else:
+        scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=shift)
+        scheduler.set_timesteps(sigmas=[1 - i / steps for i in range(steps)])
+    return scheduler
+
+
+def list_regimes(attention: FPSAttention, scheduler: Any) -> list[int]:
+    """The index of the regime in force at each step."""
+    return attention.step_schedule.regime(scheduler.timesteps / 1000).tolist()
+
+
+@torch.inference_mode()
+def sample_latents(
+    wan: Wan,
+    scheduler: Any,
+    noise: Float[Tensor, "b c f h w"],
+    text: Float[Tensor, "b l e"],
+    no_text: Float[Tensor, "b l e"],
+    guidance: float,
+    after_step: Callable[[], None] = lambda: None,
+) -> Float[Tensor, "b c f h w"]:
+    """Latents in fp32. guidance: 1 follows the text alone, more leads away from `no_text`.
+
+    The regime of each step follows its noise level, timestep / 1000.
+    """
+    x = noise.float()
+    for timestep in scheduler.timesteps:
+        t = timestep.expand(len(x)).to(x.device, torch.float32)
+        velocity = wan(x, t, text).float()
+        if guidance != 1:
+            without = wan(x, t, no_text).float()
+            velocity = without + guidance * (velocity - without)
+        x = scheduler.step(velocity, timestep, x, return_dict=False)[0]
+        after_step()
+    return x

@@ -1,0 +1,56 @@
+"""Pictures of a run: contact sheets, walls of videos and loss curves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from einops import rearrange
+from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+
+def side_by_side(videos: Float[Tensor, "b 3 f h w"]) -> Float[Tensor, "3 f rows cols"]:
+    """Videos in two columns, whole pixels repeated until a frame is some 256 pixels high; even sizes."""
+    columns = min(2, len(videos))
+    videos = videos[: len(videos) // columns * columns]
+    zoom = max(1, round(256 / videos.shape[-2]))
+    videos = videos.repeat_interleave(zoom, -2).repeat_interleave(zoom, -1)
+    wall = rearrange(videos, "(row col) c f h w -> c f (row h) (col w)", col=columns)
+    return wall[..., : wall.shape[-2] // 2 * 2, : wall.shape[-1] // 2 * 2]
+
+
+def draw_contact_sheet(path: Path, videos: Float[Tensor, "b 3 f h w"], captions: list[str], columns: int = 8) -> None:
+    """A row a video, with its caption, of up to `columns` frames spread over its length."""
+    frames = videos.shape[2]
+    shown = [i * (frames - 1) // max(1, min(columns, frames) - 1) for i in range(min(columns, frames))]
+    height = 1.5 * videos.shape[-2] / videos.shape[-1]
+    figure = Figure(figsize=(1.5 * len(shown), (height + 0.3) * len(videos)), layout="constrained")
+    grid = figure.subplots(len(videos), len(shown), squeeze=False)
+    for row, video, caption in zip(grid, videos, captions, strict=False):
+        row[0].set_title(caption, loc="left", fontsize=9)
+        for axes, i in zip(row, shown, strict=True):
+            axes.imshow(rearrange((video[:, i] + 1) / 2, "c h w -> h w c").clamp(0, 1).numpy())
+            axes.set_axis_off()
+    save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """The file appears whole or not at all."""
+    aside = path.with_name(f".{path.stem}.part{path.suffix}")
+    figure.savefig(aside, dpi=150)
+    aside.replace(path)
+
+
+def draw_loss_curve(path: Path, losses: dict[str, dict[int, float]]) -> None:
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, style in (("train/loss", {"alpha": 0.4}), ("val/loss", {"marker": "o"})):
+        axes.plot(list(losses[name]), list(losses[name].values()), label=name, **style)
+    axes.set(xlabel="step", ylabel="flow loss", yscale="log")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    save_figure(figure, path)
