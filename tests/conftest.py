@@ -8,3 +8,19 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+
+
+@pytest.fixture(scope="session")
+def pipeline():
+    """A tiny stock WanPipeline of random weights; not to be changed."""
+    from tiny_wan import tiny_pipeline
+
+    return tiny_pipeline()
+
+
+@pytest.fixture(scope="session")
+def wan_folder(pipeline, tmp_path_factory):
+    """The same pipeline on disk, in the diffusers layout; not to be changed."""
+    folder = tmp_path_factory.mktemp("wan")
+    pipeline.save_pretrained(folder)
+    return folder

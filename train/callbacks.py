@@ -72,12 +72,14 @@ class SampleVideo(Callback):
     ) -> None:
         self.prompts, self.count, self.steps, self.guidance = prompts, count, steps, guidance
 
-    def on_fit_end(self, trainer: L.Trainer, pl_module: FlowModule) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: FlowModule) -> None:
+        """Not on_fit_end: by then Lightning has moved the model to the CPU."""
         if not trainer.is_global_zero:
             return
         data = trainer.datamodule
         prompts = self.prompts or [data.val_set[i]["prompt"] for i in range(min(self.count, len(data.val_set)))]
-        videos = pl_module.sample(prompts[: self.count], data.size, self.steps, self.guidance).cpu()
+        with trainer.precision_plugin.forward_context():
+            videos = pl_module.sample(prompts[: self.count], data.size, self.steps, self.guidance).cpu()
         folder = Path(trainer.default_root_dir)
         write_video(folder / "sample.mp4", side_by_side(videos), data.fps)
         draw_contact_sheet(folder / "sample.png", videos, prompts)

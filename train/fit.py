@@ -159,7 +159,8 @@ def main(args: list[str] | None = None) -> None:
         stop(str(error), code=1)
     if trainer.is_global_zero:
         values = list(read_losses(run)["val/loss"].values())
-        print(f"val/loss {values[0]:.3f} -> {values[-1]:.3f}; sample.mp4, sample.png and loss.png are in {run}")
+        losses = f"val/loss {values[0]:.3f} -> {values[-1]:.3f}; " if values else ""
+        print(f"{losses}sample.mp4, sample.png and loss.png are in {run}")
 
 
 if __name__ == "__main__":

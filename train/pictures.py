@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,9 @@ def draw_contact_sheet(path: Path, videos: Float[Tensor, "b 3 f h w"], captions:
 def save_figure(figure: Figure, path: Path) -> None:
     """The file appears whole or not at all."""
     aside = path.with_name(f".{path.stem}.part{path.suffix}")
-    figure.savefig(aside, dpi=150)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # captions may be in any script
+        figure.savefig(aside, dpi=150)
     aside.replace(path)
 
 

@@ -1,0 +1,253 @@
+"""Generating videos: as the stock pipeline does, in shards, after being killed, and from every kind of checkpoint."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import pytest
+import torch
+from PIL import Image
+from tiny_wan import SIZES
+
+from eval.generate import command, plan_jobs
+from eval.models import open_model
+from eval.sampling import build_scheduler, sample_latents
+from fps_flex import FPSAttention, Wan, WanConfig
+from fps_flex.flow import euler_sample, sampling_levels
+from fps_flex.weights import load_wan, main, open_weights
+from train.encoders import UMT5Text
+from train.fit import main as fit
+
+ROOT = Path(__file__).parent.parent
+CPU = torch.device("cpu")
+DENSE = FPSAttention("dense", tile=None, block=16)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A checkpoint of two steps on moving shapes."""
+    run = tmp_path_factory.mktemp("trained") / "run"
+    fit(["--config=configs/tiny.yaml", f"--run={run}", "--trainer.max_steps=2", "--trainer.val_check_interval=2",
+         "--checkpoint.every_n_train_steps=2", "--data.val_clips=1", "--sample.steps=1", "--sample.count=1",
+         "--model.val_levels=1", "--data.batch_size=1", "--model.lr=0.1"])  # fmt: skip
+    return run / "checkpoints/last.ckpt"
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory):
+    path = tmp_path_factory.mktemp("prompts") / "prompts with a space.txt"
+    path.write_text('a red circle moving left\n\na blue square\nGrün & 日本, a "quoted" path/../name\na\n')
+    return path
+
+
+def options(checkpoint, prompts, out):
+    return ["--config=configs/generate.yaml", f"--checkpoint={checkpoint}", f"--prompts={prompts}", f"--out={out}"]
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(trained, prompts, tmp_path_factory):
+    out = tmp_path_factory.mktemp("videos") / "whole"
+    command(options(trained, prompts, out))
+    return out
+
+
+@pytest.mark.parametrize("prompt", ["a red circle moving left", "a blue square"])
+def test_the_same_latents_as_the_stock_pipeline(pipeline, wan_folder, prompt):
+    """Dense attention, fp32, 10 UniPC steps with guidance."""
+    expected = pipeline(
+        prompt, negative_prompt="a circle", height=32, width=48, num_frames=9, num_inference_steps=10,
+        guidance_scale=5.0, generator=torch.Generator().manual_seed(3), output_type="latent",
+    ).frames  # fmt: skip
+    text = UMT5Text(str(wan_folder), dtype="float32")
+    noise = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3))
+    states, no_states = text([prompt], CPU), text(["a circle"], CPU)
+    got = sample_latents(
+        load_wan(wan_folder, DENSE), build_scheduler("unipc", 10, 3.0), noise, states, no_states, guidance=5.0
+    )
+    assert expected.std() > 0.1
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0, 5.0])
+def test_euler_is_that_of_flow_py(shift):
+    torch.manual_seed(0)
+    wan = Wan(WanConfig(**SIZES), FPSAttention("fps", tile=(1, 2, 2), block=16))
+    torch.nn.init.normal_(wan.head.head.weight, std=0.1)
+    noise, text = torch.randn(1, 16, 3, 4, 6), torch.randn(1, 5, 32)
+    scheduler = build_scheduler("euler", 7, shift)
+    torch.testing.assert_close(scheduler.sigmas, sampling_levels(7, shift))
+    *_, expected = euler_sample(lambda x, sigma: wan(x, 1000 * sigma, text), noise, 7, shift)
+    got = sample_latents(wan, scheduler, noise, text, text, guidance=1)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_video_plays_in_a_browser_and_says_every_setting(uninterrupted, trained):
+    names = sorted(path.name for path in uninterrupted.glob("*.mp4"))
+    assert names == [
+        "0000-a-red-circle-moving-left-seed0.mp4", "0001-a-blue-square-seed1.mp4",
+        "0002-gr-n-a-quoted-path-name-seed2.mp4", "0003-a-seed3.mp4",
+    ]  # fmt: skip
+    data = (uninterrupted / names[0]).read_bytes()
+    assert 0 < data.find(b"moov") < data.find(b"mdat")
+    with av.open(str(uninterrupted / names[0])) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.pix_fmt, stream.average_rate) == ("h264", "yuv420p", 8)
+        frames = list(container.decode(stream))
+        assert len(frames) == 10 and frames[0].colorspace == 1 and (frames[0].height, frames[0].width) == (32, 32)
+    said = json.loads((uninterrupted / names[1]).with_suffix(".json").read_text())
+    assert said["prompt"] == "a blue square" and said["seed"] == 1 and said["checkpoint"] == str(trained)
+    assert (said["sampler"], said["steps"], said["guidance"], said["shift"]) == ("unipc", 50, 5.0, 3.0)
+    assert said["clip"] == {"frames": 10, "height": 32, "width": 32, "fps": 8.0}
+    assert said["trained_steps"] == 2 and said["attention"]["schedule"]["bounds"] == [0.35, 0.65]
+    assert sorted(set(said["regimes"])) == [0, 1, 2] and said["regimes"] == sorted(said["regimes"])
+    Image.open(uninterrupted / "contact.png").verify()
+
+
+def test_killed_in_the_middle_and_started_again_gives_the_same_files(uninterrupted, trained, prompts, tmp_path, capfd):
+    out = tmp_path / "whole"
+    arguments = [sys.executable, "-m", "eval.generate", *options(trained, prompts, out)]
+    process = subprocess.Popen(arguments, cwd=ROOT)
+    deadline = time.time() + 60
+    while not list(out.glob("0000-*.json")) and time.time() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = {path: path.stat().st_mtime_ns for path in out.glob("000*-*.*")}
+    assert 2 <= len(done) < 8
+    finished = [path for path in done if path.suffix == ".json"]
+    capfd.readouterr()
+    command(options(trained, prompts, out))
+    assert f"{len(finished)} of 4 videos are there already" in capfd.readouterr().out
+    for path in finished:
+        assert path.stat().st_mtime_ns == done[path]
+        assert path.with_suffix(".mp4").stat().st_mtime_ns == done[path.with_suffix(".mp4")]
+    assert contents(out) == contents(uninterrupted)
+
+
+def test_two_processes_share_the_work_and_give_the_same_files(uninterrupted, trained, prompts, tmp_path):
+    out = tmp_path / "whole"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    done = subprocess.run(
+        [*launch, "eval.generate", *options(trained, prompts, out)], cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("wrote") + done.stderr.count("wrote") == 4
+    assert contents(out) == contents(uninterrupted)
+
+
+def test_released_weights_generate_with_and_without_fps_attention(wan_folder, tmp_path, capsys):
+    shared = [f"--checkpoint={wan_folder}", "--prompt=a red circle", "--frames=9", "--height=32", "--width=48",
+              "--steps=2"]  # fmt: skip
+    command([*shared, f"--out={tmp_path / 'dense'}"])
+    command([*shared, f"--out={tmp_path / 'fps'}", "--attention.tile=[1,2,2]", "--attention.block=16"])
+    dense, fps = (json.loads(next((tmp_path / x).glob("*.json")).read_text()) for x in ("dense", "fps"))
+    assert dense["shift"] == 3.0 and dense["attention"]["schedule"] == "dense" and dense["clip"]["fps"] == 16
+    assert fps["attention"]["schedule"] == "fps" and dense["negative_prompt"].startswith("色调艳丽")
+    videos = [next((tmp_path / x).glob("*.mp4")).read_bytes() for x in ("dense", "fps")]
+    assert videos[0] != videos[1]
+
+    main(["convert", str(wan_folder), str(tmp_path / "official"), "--format", "official"])
+    official = [f"--checkpoint={tmp_path / 'official'}", *shared[1:]]
+    (tmp_path / "official/Wan2.1_VAE.pth").touch()
+    capsys.readouterr()
+    line = refused(capsys, [*official, f"--out={tmp_path / 'none'}"])
+    assert "found Wan2.1_VAE.pth, which are pickles" in line and "--encoders names another folder" in line
+    command([*official, f"--out={tmp_path / 'official-videos'}", f"--encoders={wan_folder}"])
+    assert next((tmp_path / "official-videos").glob("*.mp4")).read_bytes() == videos[0]
+
+
+def test_the_shift_follows_the_size_of_released_weights(wan_folder, tmp_path):
+    for size, shift in ((("32", "48"), 3.0), (("720", "720"), 5.0)):
+        model = open_model(str(wan_folder))
+        assert model.shift is None
+        out = tmp_path / size[0]
+        command([f"--checkpoint={wan_folder}", "--prompt=a", "--frames=1", f"--height={size[0]}", f"--width={size[1]}",
+                 "--steps=1", "--guidance=1", f"--out={out}"])  # fmt: skip
+        assert json.loads(next(out.glob("*.json")).read_text())["shift"] == shift
+
+
+def test_averaged_and_live_weights_are_told_apart_and_exported(trained, tmp_path):
+    average, live = (dict(open_weights(trained, which).stream()) for which in ("average", "live"))
+    assert not torch.equal(average["head.head.weight"], live["head.head.weight"])
+    for which, expected in (("average", average), ("live", live)):
+        out = tmp_path / which
+        main(["convert", str(trained), str(out), "--format", "official", "--weights", which])
+        got = dict(open_weights(out).stream())
+        assert got.keys() == expected.keys() and all(torch.equal(got[name], x) for name, x in expected.items())
+
+
+def test_an_exported_run_is_the_same_model_in_stock_diffusers(trained, tmp_path):
+    from diffusers import WanTransformer3DModel
+
+    main(["convert", str(trained), str(tmp_path / "out"), "--format", "diffusers"])
+    stock = WanTransformer3DModel.from_pretrained(tmp_path / "out")
+    ours = load_wan(trained, DENSE)
+    x, timestep, text = torch.randn(1, 24, 2, 4, 4), torch.tensor([300.0]), torch.randn(1, 5, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x, timestep, text), stock(x, timestep, text).sample, rtol=1e-4, atol=1e-4)
+
+
+def test_each_video_has_a_seed_of_its_own():
+    jobs = plan_jobs(["a", "b"], count=2, seed=7)
+    assert [(job.prompt, job.seed) for job in jobs] == [("a", 7), ("a", 8), ("b", 9), ("b", 10)]
+    assert len({job.name for job in jobs}) == 4
+
+
+def refused(capsys, arguments):
+    """The one line in which the command refuses to start."""
+    with pytest.raises(SystemExit) as stopped:
+        command(arguments)
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--frames=80"], "videos of (80, 32, 48) (frames, rows, columns) can't be made: clips of 80 frames, expected"),
+        (["--height=40"], "latents of (3, 5, 6) (frames, rows, columns) don't divide into patches of (1, 2, 2)"),
+        (["--height=30"], "frames of 30x48, expected multiples of 8 rows and columns"),
+        (["--attention.schedule=uniform"], "tile (6, 8, 8) is larger than the grid (3, 2, 3)"),
+        (["--attention.schedule=paper"], "schedule is 'paper', expected one of fps, sta, uniform, dense"),
+        (["--prompt=two", "--prompts=README.md"], "expected either --prompt TEXT or --prompts FILE"),
+        (["--steps=0"], "steps is 0"),
+        (["--shift=-1"], "shift -1.0, expected"),
+        (["--count=0"], "count is 0, expected at least 1 video of each prompt"),
+        (["--sampler=dpm"], "Got value: dpm"),
+        (["--stepz=3"], "--stepz"),
+        (["--checkpoint=nowhere"], "no nowhere: expected a safetensors file"),
+        (["--checkpoint=README.md"], "README.md can't be read as safetensors"),
+        (["--checkpoint=nowhere.ckpt"], "no checkpoint nowhere.ckpt"),
+        (["--out=/proc/videos"], "/proc/videos can't be written"),
+        (["--config=nowhere.yaml"], "nowhere.yaml"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_users_mistake_is_one_clear_line_and_exit_code_2(wan_folder, tmp_path, capsys, extra, message):
+    shared = [f"--checkpoint={wan_folder}", "--prompt=a red circle", "--frames=9", "--height=32", "--width=48",
+              "--steps=2", f"--out={tmp_path / 'out'}"]  # fmt: skip
+    assert message in refused(capsys, [*shared, *extra])
+    assert not (tmp_path / "out").exists()
+
+
+def test_prompt_files_and_videos_of_other_settings_are_refused(uninterrupted, trained, prompts, tmp_path, capsys):
+    (tmp_path / "empty.txt").write_text("\n \n")
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
+    for name, message in (("empty", "holds no prompt"), ("binary", "can't be read"), ("nowhere", "can't be read")):
+        assert message in refused(capsys, options(trained, tmp_path / f"{name}.txt", tmp_path / "out"))
+    before = contents(uninterrupted)
+    line = refused(capsys, [*options(trained, prompts, uninterrupted), "--guidance=2"])
+    assert "was made with guidance 5.0 (now 2.0): choose another --out" in line
+    assert contents(uninterrupted) == before
