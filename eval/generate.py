@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fps_flex import FPSAttention, Wan
 from fps_flex.weights import Which
-from train.console import one_line, stop
+from train.console import check_writable, one_line, stop
 from train.pictures import draw_contact_sheet
 from train.videos import read_clip, write_video
 
@@ -147,7 +147,7 @@ def make_videos(model: TextToVideo, settings: Settings, jobs: list[Job], out: Pa
     Raises ValueError when `out` can't be written or holds videos made with other settings.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    _check_writable(out)
+    check_writable(out, "--out")
     shared = _shared_record(model, settings)
     records = {job: {**asdict(job), **shared} for job in jobs}
     todo = [job for job in jobs[rank::world] if not _is_done(out, job, records[job])]
@@ -155,6 +155,7 @@ def make_videos(model: TextToVideo, settings: Settings, jobs: list[Job], out: Pa
         print(f"{len(jobs[rank::world]) - len(todo)} of {len(jobs[rank::world])} videos are there already", flush=True)
     if todo:
         device = _device()
+        model.codec.load()
         states = _encode(model, sorted({job.prompt for job in todo} | {settings.negative_prompt}), device)
         wan = model.load(device)
         with _progress(enabled=rank == 0) as progress:
@@ -230,16 +231,6 @@ def _progress(enabled: bool) -> Progress:
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
         TimeRemainingColumn(), console=Console(stderr=True), disable=not enabled,
     )  # fmt: skip
-
-
-def _check_writable(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / f".writable-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ValueError(f"{out} can't be written ({error.strerror}): choose another --out") from None
 
 
 def _write_whole(path: Path, text: str) -> None:

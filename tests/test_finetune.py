@@ -1,5 +1,7 @@
 """Fine-tuning from released weights, and the paper's settings (Table 8): each is in the configs and does something."""
 
+import shutil
+
 import pytest
 import torch
 import yaml
@@ -159,4 +161,16 @@ def test_a_users_mistake_is_one_clear_line_and_exit_code_2(wan_folder, tmp_path,
     assert stopped.value.code == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("Seed set")]
     assert line.startswith("error: ") and message in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_encoders_that_are_broken_are_said_before_the_run_begins(wan_folder, tmp_path, capsys):
+    for part, file in (("vae", "diffusion_pytorch_model.safetensors"), ("text_encoder", "model.safetensors")):
+        broken = tmp_path / part
+        shutil.copytree(wan_folder, broken)
+        (broken / part / file).write_bytes((broken / part / file).read_bytes()[:1000])
+        with pytest.raises(SystemExit) as stopped:
+            fit([*QUICK, f"--run={tmp_path / 'run'}", *small_wan(broken)])
+        assert stopped.value.code == 2
+        assert f"{broken / part} can't be loaded" in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "run").exists()

@@ -190,6 +190,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_a_checkpoint_and_names_the
         (["--ckpt_path=last"], "no last.ckpt or interrupted.ckpt in"),
         (["--ckpt_path=README.md"], "README.md is no checkpoint of this project"),
         (["--config=nowhere.yaml"], "nowhere.yaml"),
+        (["--run=/proc/run"], "/proc/run can't be written (No such file or directory): choose another --run"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

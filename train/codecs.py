@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 Triple = tuple[int, int, int]
 
+LOADED = ("_model", "_tokenizer")  # cached properties of those that load something
+
 
 class Fixed:
     """A dataclass whose fields are plain data; copies of a model share what it loads."""
@@ -35,10 +37,15 @@ class Fixed:
         """As a configuration names it: class_path and init_args."""
         return {"class_path": self.class_path(), "init_args": asdict(self)}
 
+    def load(self) -> None:
+        """Load now what is otherwise loaded when first used. Raises ValueError when it is broken."""
+        for name in LOADED:
+            getattr(self, name, None)
+
     def unload(self) -> None:
         """Let go of what was loaded; the next use loads it again."""
-        for name in ("_model", "_tokenizer"):
-            self.__dict__.pop(name, None)
+        for name in LOADED:
+            vars(self).pop(name, None)
 
 
 class Codec(Fixed, ABC):

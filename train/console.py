@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 
@@ -16,3 +18,14 @@ def one_line(error: Exception) -> str:
 def stop(message: str, code: int) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(code)
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """Make a folder. Raises ValueError when files can't be written into it; option: what names another."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"{folder} can't be written ({error.strerror}): choose another {option}") from None

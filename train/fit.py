@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import CSVLogger
 from fps_flex import density
 
 from .callbacks import AverageWeights, LogFirstValidation, LossCurve, SampleVideo, SaveStopped, read_losses
-from .console import one_line, stop
+from .console import check_writable, one_line, stop
 from .data import VideoData
 from .module import FlowModule, NonFiniteLoss
 
@@ -146,6 +146,9 @@ def main(args: list[str] | None = None) -> None:
             check_checkpoint(checkpoint, cli.model)
         cli.datamodule.setup()
         print(describe(cli.model, cli.datamodule, cli.trainer.strategy.root_device))
+        cli.model.codec.load()
+        cli.model.text.load()
+        check_writable(run, "--run")
     except (ValueError, ArgumentError) as error:
         stop(one_line(error), code=2)
 
