@@ -6,18 +6,13 @@ python -m eval.bench model --size 14B
 
 from __future__ import annotations
 
-import gc
-import json
 import logging
-import platform
-import resource
-import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any, Literal
 
 import lightning as L
@@ -33,6 +28,8 @@ from fps_flex.weights import fill
 from train.callbacks import AverageWeights
 from train.codecs import Codec, TextEncoder
 from train.module import FlowModule
+
+from .timing import find_device, forget_peak, peak_gb, report, time_once, wait
 
 Triple = tuple[int, int, int]
 Size = Literal["tiny", "1.3B", "14B"]
@@ -65,7 +62,7 @@ def train(
         out: JSON file to write.
     """
     rows = (_measure_training(size, schedule, layers, steps, warmup) for schedule in schedules)
-    _report(rows, out, ("schedule", "density", "step_seconds", "tokens_per_second", "peak_gb", "speedup"))
+    report(rows, out, ("schedule", "density", "step_seconds", "tokens_per_second", "peak_gb", "speedup"))
 
 
 def model(
@@ -85,11 +82,11 @@ def model(
         out: JSON file to write.
     """
     rows = (row for schedule in schedules for row in _measure_forward(size, schedule, layers, repeats))
-    _report(rows, out, ("schedule", "regime", "density", "step_seconds", "peak_gb", "speedup"))
+    report(rows, out, ("schedule", "regime", "density", "step_seconds", "peak_gb", "speedup"))
 
 
 def _measure_training(size: Size, schedule: str, layers: int | None, steps: int, warmup: int) -> dict[str, Any]:
-    device = _device()
+    device = find_device()
     config, grid = _sized(size, layers)
     latents = tuple(g * p for g, p in zip(grid, config.patch, strict=True))
     with device:
@@ -109,7 +106,7 @@ def _measure_training(size: Size, schedule: str, layers: int | None, steps: int,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    _forget_peak()
+    forget_peak()
     trainer.fit(module, DataLoader(_Latents((config.channels, *latents))))
     seconds = clock.seconds[warmup:]
     tokens = grid[0] * grid[1] * grid[2]
@@ -117,11 +114,11 @@ def _measure_training(size: Size, schedule: str, layers: int | None, steps: int,
     return {
         "schedule": schedule,
         "regimes_drawn": regimes,
-        "density": _mean([_densities(module.model.attention, grid)[regime] for regime in regimes]),
-        "step_seconds": _mean(seconds),
+        "density": mean([_densities(module.model.attention, grid)[regime] for regime in regimes]),
+        "step_seconds": mean(seconds),
         "all_step_seconds": seconds,
-        "tokens_per_second": tokens / _mean(seconds),
-        "peak_gb": _peak_gb(device),
+        "tokens_per_second": tokens / mean(seconds),
+        "peak_gb": peak_gb(device),
         "model": size,
         "layers": config.layers,
         "tokens": tokens,
@@ -129,9 +126,9 @@ def _measure_training(size: Size, schedule: str, layers: int | None, steps: int,
 
 
 def _measure_forward(size: Size, schedule: str, layers: int | None, repeats: int) -> Iterator[dict[str, Any]]:
-    device = _device()
+    device = find_device()
     config, grid = _sized(size, layers)
-    _forget_peak()
+    forget_peak()
     wan = random_wan(config, _attention(size, schedule), device)
     latents = torch.randn(1, config.channels, *(g * p for g, p in zip(grid, config.patch, strict=True)), device=device)
     text = torch.randn(1, TEXT_TOKENS, config.text_dim, device=device)
@@ -141,14 +138,14 @@ def _measure_forward(size: Size, schedule: str, layers: int | None, repeats: int
         regime = wan.attention.step_schedule.regime(torch.tensor([sigma])).item()
         timestep = torch.tensor([1000 * sigma], device=device)
         with torch.inference_mode():
-            seconds = [_timed(lambda t=timestep: wan(latents, t, text)) for _ in range(repeats + 1)][1:]
+            seconds = [time_once(lambda t=timestep: wan(latents, t, text)) for _ in range(repeats + 1)][1:]
         yield {
             "schedule": schedule,
             "regime": name,
             "density": densities[regime],
             "step_seconds": median(seconds),
             "all_step_seconds": seconds,
-            "peak_gb": _peak_gb(device),
+            "peak_gb": peak_gb(device),
             "model": size,
             "layers": config.layers,
             "tokens": grid[0] * grid[1] * grid[2],
@@ -212,11 +209,11 @@ class _Clock(Callback):
         pl_module.model.register_forward_pre_hook(lambda module, args: self.sigmas.append(args[1].cpu() / 1000))
 
     def on_train_batch_start(self, *args: Any) -> None:
-        _wait()
+        wait()
         self._start = time.perf_counter()
 
     def on_train_batch_end(self, *args: Any) -> None:
-        _wait()
+        wait()
         self.seconds.append(time.perf_counter() - self._start)
 
 
@@ -242,63 +239,6 @@ class _Sdpa(FPSAttention):
 def _densities(attention: FPSAttention, grid: Triple) -> list[float]:
     layout = attention.plan(grid, torch.zeros(1)).layout
     return density(layout, attention.step_schedule.windows(layout.tiles)).tolist()
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def _timed(work: Callable[[], Any]) -> float:
-    _wait()
-    start = time.perf_counter()
-    work()
-    _wait()
-    return time.perf_counter() - start
-
-
-def _forget_peak() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-
-
-def _peak_gb(device: torch.device) -> float:
-    """Of the GPU's memory, or on a CPU of the whole process's since it started."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
-
-
-def _report(rows: Iterator[dict[str, Any]], out: Path | None, columns: tuple[str, ...]) -> None:
-    """Print a Markdown table and write all as JSON, row by row as they are measured."""
-    print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns), flush=True)
-    measured: list[dict[str, Any]] = []
-    for row in rows:
-        measured.append(row)
-        row["speedup"] = measured[0]["step_seconds"] / row["step_seconds"]
-        cells = (f"{row[name]:.3g}" if isinstance(row[name], float) else str(row[name]) for name in columns)
-        print("| " + " | ".join(cells) + " |", flush=True)
-        if out:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            aside = out.with_name(f".{out.name}.part")
-            aside.write_text(json.dumps({**_machine(), "rows": measured}, indent=1) + "\n")
-            aside.replace(out)
-
-
-def _machine() -> dict[str, str]:
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    command = "python -m eval.bench " + " ".join(sys.argv[1:])
-    return {"command": command, "device": device, "torch": torch.__version__, "lightning": L.__version__}
 
 
 if __name__ == "__main__":

@@ -116,7 +116,7 @@ def test_killed_in_the_middle_and_started_again_gives_the_same_files(uninterrupt
     out = tmp_path / "whole"
     arguments = [sys.executable, "-m", "eval.generate", *options(trained, prompts, out)]
     process = subprocess.Popen(arguments, cwd=ROOT)
-    deadline = time.time() + 60
+    deadline = time.time() + 300
     while not list(out.glob("0000-*.json")) and time.time() < deadline and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
@@ -138,7 +138,7 @@ def test_two_processes_share_the_work_and_give_the_same_files(uninterrupted, tra
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
     done = subprocess.run(
         [*launch, "eval.generate", *options(trained, prompts, out)], cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("wrote") + done.stderr.count("wrote") == 4

@@ -18,6 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
 from fps_flex import density
+from fps_flex.files import read_training_checkpoint
 
 from .callbacks import AverageWeights, LogFirstValidation, LossCurve, SampleVideo, SaveStopped, read_losses
 from .console import check_writable, one_line, stop
@@ -89,10 +90,7 @@ def find_checkpoint(run: Path, wanted: str | None) -> Path | None:
 
 def check_checkpoint(path: Path, module: FlowModule) -> None:
     """Raises ValueError when a checkpoint can't be read or holds a model of other shapes."""
-    try:
-        held = torch.load(path, map_location="cpu", mmap=True, weights_only=True)["state_dict"]
-    except Exception as error:
-        raise ValueError(f"{path} is no checkpoint of this project ({str(error).splitlines()[0]})") from None
+    held = read_training_checkpoint(path)["state_dict"]
     for name, tensor in module.state_dict().items():
         shape = tuple(held[name].shape) if name in held else None
         if shape != tuple(tensor.shape):
