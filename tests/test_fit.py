@@ -125,7 +125,9 @@ def test_ctrl_c_saves_what_there_is_and_last_goes_on_from_it(tmp_path):
     assert "Traceback" not in output
     step = torch.load(saved, weights_only=True)["global_step"]
     assert step > 1 and f"stopped at step {step}; --ckpt_path last goes on from {saved}" in output.replace("\n", "")
-    done = fit(tmp_path / "run", f"--trainer.max_steps={step + 2}", "--ckpt_path=last")
+    done = fit(
+        tmp_path / "run", f"--trainer.max_steps={step + 2}", "--ckpt_path=last", "--checkpoint.every_n_train_steps=1"
+    )
     assert done.returncode == 0, done.stderr
     assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] == step + 2
 
