@@ -1,7 +1,8 @@
-"""Measure on the machine at hand: training steps, and one forward pass, of the real model sizes with random weights.
+"""Measure on the machine at hand, in the real sizes with random weights: training steps, a forward pass, reading data.
 
 python -m eval.bench train --size 1.3B
 python -m eval.bench model --size 14B
+python -m eval.bench data
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, median
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import lightning as L
@@ -20,13 +22,16 @@ import torch
 import torch.nn.functional as F
 from jsonargparse import auto_cli
 from lightning.pytorch.callbacks import Callback
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fps_flex import WAN_1_3B, WAN_14B, WAN_TINY, FPSAttention, Plan, Wan, WanConfig, density
 from fps_flex.weights import fill
+from train.cached import CachedClip, Index, write_index
 from train.callbacks import AverageWeights
 from train.codecs import Codec, TextEncoder
+from train.data import VideoData
 from train.module import FlowModule
 
 from .timing import find_device, forget_peak, peak_gb, report, time_once, wait
@@ -83,6 +88,48 @@ def model(
     """
     rows = (row for schedule in schedules for row in _measure_forward(size, schedule, layers, repeats))
     report(rows, out, ("schedule", "regime", "density", "step_seconds", "peak_gb", "speedup"))
+
+
+def data(size: Size = "1.3B", clips: int = 32, seconds: float = 10.0, out: Path | None = None) -> None:
+    """Reading a prepared data set of random latents and text states, in this process, on one core.
+
+    Args:
+        size: of the model whose latents are read.
+        clips: in the set.
+        seconds: to read for.
+        out: JSON file to write.
+    """
+    torch.set_num_threads(1)
+    config, grid = _sized(size, None)
+    frames, rows, columns = (g * p for g, p in zip(grid, config.patch, strict=True))
+    with TemporaryDirectory() as folder:
+        _write_random_set(Path(folder), clips, (config.channels, frames, rows, columns), config.text_dim)
+        held = VideoData(folder, batch_size=1, workers=0)
+        held.setup()
+        batches = iter(held.train_dataloader())
+        read, started = 0, time.perf_counter()
+        while time.perf_counter() - started < seconds:
+            read += len(next(batches)["latents"])
+        taken = (time.perf_counter() - started) / read
+    row = {
+        "model": size,
+        "clips_read": read,
+        "step_seconds": taken,
+        "tokens_per_second": grid[0] * grid[1] * grid[2] / taken,
+    }
+    report(iter([row]), out, ("model", "clips_read", "step_seconds", "tokens_per_second"))
+
+
+def _write_random_set(folder: Path, clips: int, latents: tuple[int, ...], text_dim: int) -> None:
+    """One shard, with prompts as long as they can be."""
+    (folder / "shards").mkdir()
+    names = [f"clip{i}" for i in range(clips)]
+    tensors = {f"{name}/latents": torch.randn(latents, dtype=torch.bfloat16) for name in names}
+    tensors |= {f"{name}/text": torch.randn(TEXT_TOKENS, text_dim, dtype=torch.bfloat16) for name in names}
+    save_file(tensors, folder / "shards/0.safetensors")
+    save_file({"text": torch.zeros(1, text_dim)}, folder / "empty_prompt.safetensors")
+    cached = [CachedClip(name, "shards/0.safetensors", (81, 480, 832), "", name == "clip0") for name in names]
+    write_index(Index(folder, 16.0, {}, {}, TEXT_TOKENS, cached))
 
 
 def _measure_training(size: Size, schedule: str, layers: int | None, steps: int, warmup: int) -> dict[str, Any]:
@@ -244,4 +291,4 @@ def _densities(attention: FPSAttention, grid: Triple) -> list[float]:
 if __name__ == "__main__":
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    auto_cli([train, model])
+    auto_cli([train, model, data])

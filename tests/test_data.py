@@ -1,6 +1,7 @@
 """Moving shapes, folders of clips, and the codecs."""
 
 import logging
+from itertools import islice
 
 import pytest
 import torch
@@ -8,8 +9,9 @@ from test_videos import make_clip
 
 from train.codecs import ByteText, PixelCodec
 from train.data import VideoData
-from train.folder import VideoFolder, read_metadata, scan_folder
+from train.folder import VideoFolder, scan_folder
 from train.shapes import COLORS, DIRECTIONS, SHAPES, MovingShapes
+from train.sources import read_captions
 
 
 def make_folder(folder, rows):
@@ -63,8 +65,8 @@ def test_a_folder_gives_batches_and_holds_clips_out(tmp_path):
     data.setup()
     held_out = {item["name"] for item in data.val_set}
     assert len(held_out) == 1 and held_out.isdisjoint(item["name"] for item in data.train_set)
-    batches = list(data.train_dataloader())
-    assert [batch["video"].shape for batch in batches] == [(2, 3, 4, 16, 32)] * 2
+    batches = list(islice(data.train_dataloader(), 4))
+    assert [batch["video"].shape for batch in batches] == [(2, 3, 4, 16, 32)] * 4
     assert batches[0]["prompt"] == ["a clip of 10"] * 2
 
 
@@ -72,7 +74,7 @@ def test_fewer_clips_than_a_batch_still_fill_one(tmp_path):
     make_folder(tmp_path, {"only.mp4": 10})
     data = VideoData(str(tmp_path), frames=4, fps=8, height=16, width=32, batch_size=4, workers=0)
     data.setup()
-    assert [batch["video"].shape[0] for batch in data.train_dataloader()] == [4]
+    assert [batch["video"].shape[0] for batch in islice(data.train_dataloader(), 2)] == [4, 4]
 
 
 def test_unusable_clips_among_good_ones_are_left_out_named_and_counted(tmp_path, caplog):
@@ -88,7 +90,7 @@ def test_unusable_clips_among_good_ones_are_left_out_named_and_counted(tmp_path,
 
 def test_a_clip_that_breaks_when_read_is_replaced_by_the_next(tmp_path, caplog):
     folder = make_folder(tmp_path, {"a.mp4": 10, "b.mp4": 10})
-    dataset = VideoFolder(folder, scan_folder(folder, 4, 8), 4, 8, 16, 32, random_start=True)
+    dataset = VideoFolder(folder, scan_folder(folder, 4, 8), 4, 8, 16, 32)
     (folder / "a.mp4").write_text("broken")
     with caplog.at_level(logging.WARNING):
         assert [dataset[i]["name"] for i in (0, 1, 0)] == ["b.mp4"] * 3
@@ -101,7 +103,7 @@ def test_a_clip_that_breaks_when_read_is_replaced_by_the_next(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "no .*metadata.csv: expected a CSV file with the columns video,prompt"),
+        (None, "no captions in .*: expected metadata.csv with the columns video,prompt, metadata.jsonl, videos2c"),
         ("", "lacks the column video and prompt: it has none"),
         ("video,caption\na.mp4,x", "lacks the column prompt: it has video,caption, expected video,prompt"),
         ("video,prompt\n", "names no clip"),
@@ -112,7 +114,7 @@ def test_bad_metadata_is_named(tmp_path, text, message):
     if text is not None:
         (tmp_path / "metadata.csv").write_text(text)
     with pytest.raises(ValueError, match=message):
-        read_metadata(tmp_path)
+        read_captions(tmp_path)
 
 
 def test_a_folder_without_a_usable_clip_is_an_error(tmp_path):

@@ -150,12 +150,13 @@ def test_in_bfloat16_norms_modulation_and_time_embedding_stay_fp32(wan_folder):
 
 
 LOAD = """
-import resource, sys
+import sys
 from fps_flex.files import write_files
 from fps_flex.weights import load_wan
 from fps_flex import FPSAttention
 load_wan(sys.argv[1], FPSAttention())
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+(peak,) = (line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(int(peak) * 1024)
 """
 
 

@@ -101,9 +101,13 @@ class PixelCodec(Codec):
 
 
 class TextEncoder(Fixed, ABC):
-    """Prompts -> text states. dim: of one state. negative_prompt: what guidance leads away from, unless told."""
+    """Prompts -> text states. dim: of one state. length: states of a prompt.
+
+    negative_prompt: what guidance leads away from, unless told.
+    """
 
     dim: int
+    length: int
     negative_prompt: str = ""
 
     @abstractmethod

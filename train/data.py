@@ -6,17 +6,21 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from torch.utils.data import DataLoader, Dataset, RandomSampler
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from .cached import CachedClips, Index, is_prepared, read_empty_text, read_index
 from .folder import VideoFolder, scan_folder
+from .order import Passes
 from .shapes import MovingShapes
 
 
 class VideoData(L.LightningDataModule):
-    """Clips of one size: moving shapes, or those of a folder.
+    """Clips of one size: moving shapes, or those of a folder; or a prepared data set.
 
     Args:
-        folder: clips and a metadata.csv with the columns video,prompt; none draws moving shapes instead.
+        folder: what train.prepare made, or clips and their captions; none draws moving shapes instead. A prepared data
+            set has its own sizes and rate, and holds its own clips out.
         frames: frames of a clip.
         fps: frames a second; clips of another rate are resampled.
         height: rows of pixels; clips of another size are scaled and cropped.
@@ -52,6 +56,8 @@ class VideoData(L.LightningDataModule):
                 raise ValueError(f"data.{name} is {getattr(self, name)}, expected more than 0")
         self.train_set: Dataset | None = None
         self.val_set: Dataset | None = None
+        self.index: Index | None = None
+        self.empty_text: Tensor | None = None
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -65,8 +71,18 @@ class VideoData(L.LightningDataModule):
         if self.folder is None:
             self.train_set = MovingShapes(self.train_clips, *self.size, seed=2 * self.seed)
             self.val_set = MovingShapes(self.val_clips, *self.size, seed=2 * self.seed + 1)
+        elif is_prepared(Path(self.folder)):
+            self._use_prepared(read_index(Path(self.folder)))
         else:
             self._split(Path(self.folder))
+
+    def _use_prepared(self, index: Index) -> None:
+        """Its own sizes and rate count, and what it holds out; a clip that is alone is trained on all the same."""
+        self.index, self.fps = index, index.fps
+        self.frames, self.height, self.width = index.sizes()[-1]
+        self.train_set, self.val_set = (CachedClips(index, held_out) for held_out in (False, True))
+        self.train_set = self.train_set if len(self.train_set) else self.val_set
+        self.empty_text = read_empty_text(index)
 
     def _split(self, folder: Path) -> None:
         """A folder of one clip validates on the clip it trains on."""
@@ -75,21 +91,33 @@ class VideoData(L.LightningDataModule):
         held_out = min(self.val_clips, max(1, len(clips) // 5))
         val, train = ([clips[i] for i in part] for part in (order[:held_out], order[held_out:] or order))
         cut = (self.frames, self.fps, self.height, self.width)
-        self.val_set = VideoFolder(folder, val, *cut, random_start=False)
-        self.train_set = VideoFolder(folder, train, *cut, random_start=True)
+        self.val_set = VideoFolder(folder, val, *cut)
+        self.train_set = VideoFolder(folder, train, *cut)
 
     def train_dataloader(self) -> DataLoader:
-        """Full batches only, at least one a pass, however few the clips: each batch size would compile anew."""
-        sampler = RandomSampler(self.train_set, num_samples=max(len(self.train_set), self.batch_size))
-        return self._loader(self.train_set, sampler=sampler, drop_last=True)
+        """Full batches without end, however few the clips: each batch size would compile anew.
+
+        A resumed run goes on with the batch after the last one that it trained on.
+        """
+        rank, world = self._place()
+        done = self.trainer.fit_loop.total_batch_idx + 1 if self.trainer else 0
+        buckets = self.train_set.buckets() if self.index else [list(range(len(self.train_set)))]
+        passes = Passes(buckets, self.batch_size, self.seed, rank, world, start=done)
+        return self._loader(self.train_set, batch_sampler=passes)
 
     def val_dataloader(self) -> DataLoader:
-        return self._loader(self.val_set)
+        rank, world = self._place()
+        sampler = DistributedSampler(self.val_set, world, rank, shuffle=False) if world > 1 else None
+        several = self.index is not None and len(self.index.sizes()) > 1
+        return self._loader(self.val_set, sampler=sampler, batch_size=1 if several else self.batch_size)
+
+    def _place(self) -> tuple[int, int]:
+        """This process's rank and how many there are."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _loader(self, dataset: Dataset, **options) -> DataLoader:
         return DataLoader(
             dataset,
-            batch_size=self.batch_size,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),

@@ -20,6 +20,7 @@ from lightning.pytorch.loggers import CSVLogger
 from fps_flex import density
 from fps_flex.files import read_training_checkpoint
 
+from .cached import check_encoders
 from .callbacks import AverageWeights, LogFirstValidation, LossCurve, SampleVideo, SaveStopped, read_losses
 from .console import check_writable, one_line, stop
 from .data import VideoData
@@ -44,6 +45,7 @@ class FitCLI(LightningCLI):
                 "trainer.num_sanity_val_steps": -1,
                 "trainer.enable_model_summary": False,
                 "trainer.check_val_every_n_epoch": None,
+                "trainer.use_distributed_sampler": False,
                 "checkpoint.save_last": True,
                 "checkpoint.save_top_k": 0,
                 "checkpoint.enable_version_counter": False,
@@ -143,6 +145,8 @@ def main(args: list[str] | None = None) -> None:
         if checkpoint:
             check_checkpoint(checkpoint, cli.model)
         cli.datamodule.setup()
+        if cli.datamodule.index:
+            check_encoders(cli.datamodule.index, cli.model.codec, cli.model.text)
         print(describe(cli.model, cli.datamodule, cli.trainer.strategy.root_device))
         cli.model.codec.load()
         cli.model.text.load()

@@ -1,8 +1,7 @@
-"""A folder of clips with metadata.csv as a data set."""
+"""A folder of captioned clips as a data set."""
 
 from __future__ import annotations
 
-import csv
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,8 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
+from .order import Pick, chance_of
+from .sources import read_captions
 from .videos import ClipError, clip_seconds, read_clip
 
 logger = logging.getLogger(__name__)
@@ -28,12 +29,12 @@ class Clip:
 
 
 def scan_folder(folder: Path, frames: int, fps: float) -> list[Clip]:
-    """The clips that a folder's metadata.csv names and that can be used: each is opened once.
+    """The clips that a folder has captions of and that can be used: each is opened once.
 
     A clip that is missing, unreadable or shorter than `frames` at `fps` is left out, named and counted.
-    Raises ValueError for a missing or malformed metadata.csv, and when no clip is left.
+    Raises ValueError for missing or malformed captions (see read_captions), and when no clip is left.
     """
-    rows = read_metadata(folder)
+    rows = read_captions(folder)
     needed = (frames - 1) / fps
     clips, reasons = [], []
     for video, prompt in track(rows, "looking at the clips", console=Console(stderr=True), transient=True):
@@ -55,65 +56,40 @@ def scan_folder(folder: Path, frames: int, fps: float) -> list[Clip]:
     return clips
 
 
-def read_metadata(folder: Path) -> list[tuple[str, str]]:
-    """(video, prompt) of each row of a folder's metadata.csv.
-
-    Raises ValueError when the folder, the file, a column or every row is missing, or a row has no video.
-    """
-    path = folder / "metadata.csv"
-    if not path.is_file():
-        raise ValueError(f"no {path}: expected a CSV file with the columns video,prompt")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        table = csv.DictReader(file)
-        columns = table.fieldnames or []
-        missing = [name for name in ("video", "prompt") if name not in columns]
-        if missing:
-            raise ValueError(
-                f"{path} lacks the column {' and '.join(missing)}: it has {','.join(columns) or 'none'}, "
-                "expected video,prompt"
-            )
-        rows = [(row["video"], row["prompt"] or "") for row in table]
-    if not rows:
-        raise ValueError(f"{path} names no clip: expected a row video,prompt for each")
-    empty = [line for line, (video, _) in enumerate(rows, start=2) if not video]
-    if empty:
-        raise ValueError(f"{path}, row {empty[0]}: the column video is empty")
-    return rows
-
-
 class VideoFolder(Dataset):
     """Clips cut to one length, rate and size.
 
     A clip that breaks when it is read is left out from then on, named and counted, and the next one takes its place.
-    random_start: cut anywhere in a longer clip, not at its start.
+    A pass over the clips cuts each somewhere in it, a single clip is cut at its start.
     Items: video [3, frames, height, width] in -1 to 1, prompt, name. Raises ValueError when no clip is left.
     """
 
-    def __init__(
-        self, folder: Path, clips: list[Clip], frames: int, fps: float, height: int, width: int, random_start: bool
-    ) -> None:
-        self.folder, self.clips, self.random_start = folder, clips, random_start
+    def __init__(self, folder: Path, clips: list[Clip], frames: int, fps: float, height: int, width: int) -> None:
+        self.folder, self.clips = folder, clips
         self.frames, self.fps, self.height, self.width = frames, fps, height, width
         self.broken: set[str] = set()
 
     def __len__(self) -> int:
         return len(self.clips)
 
-    def __getitem__(self, index: int) -> dict[str, Tensor | str]:
+    def __getitem__(self, key: int | Pick) -> dict[str, Tensor | str]:
+        index = key.index if isinstance(key, Pick) else key
+        chance = torch.rand((), generator=chance_of(*key)).item() if isinstance(key, Pick) else 0.0
         if index >= len(self):
             raise IndexError(f"clip {index} of {len(self)}")
         for step in range(len(self)):
             clip = self.clips[(index + step) % len(self)]
             if clip.video not in self.broken:
                 try:
-                    return {"video": self._read(clip), "prompt": clip.prompt, "name": clip.video}
+                    return {"video": self._read(clip, chance), "prompt": clip.prompt, "name": clip.video}
                 except ClipError as error:
                     self._leave_out(clip, error)
         raise ValueError(f"no clip in {self.folder} can be read: all {len(self)} broke")
 
-    def _read(self, clip: Clip) -> Tensor:
-        start = clip.spare * torch.rand(()).item() if self.random_start else 0.0
-        pixels = read_clip(self.folder / clip.video, self.frames, self.fps, self.height, self.width, start)
+    def _read(self, clip: Clip, chance: float) -> Tensor:
+        pixels = read_clip(
+            self.folder / clip.video, self.frames, self.fps, self.height, self.width, chance * clip.spare
+        )
         return pixels.float() / 127.5 - 1
 
     def _leave_out(self, clip: Clip, error: ClipError) -> None:

@@ -15,9 +15,10 @@ from fps_flex.flow import add_noise, draw_noise_levels, euler_sample, flow_loss,
 from fps_flex.weights import build_empty, fill, open_weights
 
 from .codecs import Codec, TextEncoder
+from .order import chance_of
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Bool, Float
 
 
 class NonFiniteLoss(RuntimeError):
@@ -89,10 +90,8 @@ class FlowModule(L.LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         chance = self._generator(self.trainer.fit_loop.total_batch_idx)
         dropped = torch.rand(len(batch["prompt"]), generator=chance) < self.text_dropout
-        prompts = ["" if drop else prompt for drop, prompt in zip(dropped.tolist(), batch["prompt"], strict=True)]
-        latents = self.codec.encode(batch["video"])
+        latents, text = self._encode(batch, dropped)
         sigma = draw_noise_levels(len(latents), self.shift, self.logit_mean, self.logit_std, chance).to(self.device)
-        text = self.text(prompts, self.device)
         loss = self._losses(latents, text, sigma, self._noise_like(latents, chance)).mean()
         if not loss.isfinite():
             raise NonFiniteLoss(f"train/loss is {loss.item()} at step {self.global_step} on {', '.join(batch['name'])}")
@@ -101,7 +100,7 @@ class FlowModule(L.LightningModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """The loss at `val_levels` noise levels spread as training draws them, with the same noise every time."""
-        latents, text = self.codec.encode(batch["video"]), self.text(batch["prompt"], self.device)
+        latents, text = self._encode(batch, torch.zeros(len(batch["prompt"]), dtype=torch.bool))
         noise = self._noise_like(latents, self._generator(batch_idx))
         levels = spread_noise_levels(self.val_levels, self.shift, self.logit_mean, self.logit_std)
         for sigma in levels.to(self.device):
@@ -155,13 +154,25 @@ class FlowModule(L.LightningModule):
             "clip": {"frames": data.frames, "height": data.height, "width": data.width, "fps": data.fps},
         }
 
+    def _encode(self, batch: dict[str, Any], dropped: Bool[Tensor, " b"]) -> tuple[Tensor, Tensor]:
+        """Latents [B, C, TF, TH, TW] and text states [B, L, E], with an empty prompt where it is dropped.
+
+        A prepared data set holds both; clips are encoded here.
+        """
+        if "latents" in batch:
+            empty = self.trainer.datamodule.empty_text.to(batch["text"])
+            text = torch.where(dropped[:, None, None].to(self.device), empty, batch["text"])
+            return batch["latents"].float(), text
+        prompts = ["" if drop else prompt for drop, prompt in zip(dropped.tolist(), batch["prompt"], strict=True)]
+        return self.codec.encode(batch["video"]), self.text(prompts, self.device)
+
     def _losses(self, latents: Tensor, text: Tensor, sigma: Tensor, noise: Tensor) -> Float[Tensor, " b"]:
         velocity = self.model(add_noise(latents, noise, sigma), 1000 * sigma, text)
         return flow_loss(velocity, latents, noise)
 
     def _generator(self, number: int) -> torch.Generator:
         """Chance that depends on the run's seed, the rank and the batch alone, so that a resumed run draws the same."""
-        return torch.Generator().manual_seed(hash((torch.initial_seed(), self.global_rank, number)) % 2**63)
+        return chance_of(torch.initial_seed(), self.global_rank, number)
 
     def _noise_like(self, latents: Tensor, chance: torch.Generator) -> Tensor:
         return torch.randn(latents.shape, generator=chance).to(self.device)

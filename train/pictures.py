@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch.nn.functional as F
 from einops import rearrange
 from matplotlib.figure import Figure
 
@@ -26,16 +27,16 @@ def side_by_side(videos: Float[Tensor, "b 3 f h w"]) -> Float[Tensor, "3 f rows 
 
 def draw_contact_sheet(path: Path, videos: Float[Tensor, "b 3 f h w"], captions: list[str], columns: int = 8) -> None:
     """A row a video, with its caption, of up to `columns` frames spread over its length."""
-    frames = videos.shape[2]
+    frames, _, width = videos.shape[2:]
     shown = [i * (frames - 1) // max(1, min(columns, frames) - 1) for i in range(min(columns, frames))]
-    height = 1.5 * videos.shape[-2] / videos.shape[-1]
-    figure = Figure(figsize=(1.5 * len(shown), (height + 0.3) * len(videos)), layout="constrained")
-    grid = figure.subplots(len(videos), len(shown), squeeze=False)
-    for row, video, caption in zip(grid, videos, captions, strict=False):
-        row[0].set_title(caption, loc="left", fontsize=9)
-        for axes, i in zip(row, shown, strict=True):
-            axes.imshow(rearrange((video[:, i] + 1) / 2, "c h w -> h w c").clamp(0, 1).numpy())
-            axes.set_axis_off()
+    gap = max(1, width // 24)
+    strips = F.pad((videos[:, :, shown] + 1) / 2, (0, gap), value=1.0)
+    strips = rearrange(strips, "b c f h w -> b h (f w) c")[:, :, :-gap].clamp(0, 1)
+    figure = Figure(figsize=(12, (12 * strips.shape[1] / strips.shape[2] + 0.3) * len(videos)), layout="constrained")
+    for axes, strip, caption in zip(figure.subplots(len(videos), squeeze=False)[:, 0], strips, captions, strict=False):
+        axes.imshow(strip.numpy())
+        axes.set_title(caption, loc="left", fontsize=9)
+        axes.set_axis_off()
     save_figure(figure, path)
 
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .order import Pick
+
 COLORS = {"red": (0.9, 0.1, 0.1), "green": (0.1, 0.8, 0.2), "blue": (0.2, 0.3, 1.0), "yellow": (0.95, 0.85, 0.1)}
 SHAPES = ("circle", "square", "diamond")
 DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
@@ -27,7 +29,8 @@ class MovingShapes(Dataset):
     def __len__(self) -> int:
         return self.clips
 
-    def __getitem__(self, index: int) -> dict[str, Tensor | str]:
+    def __getitem__(self, key: int | Pick) -> dict[str, Tensor | str]:
+        index = key.index if isinstance(key, Pick) else key
         if index >= self.clips:
             raise IndexError(f"clip {index} of {self.clips}")
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)

@@ -1,0 +1,1 @@
+"""Raw clips -> a training set."""

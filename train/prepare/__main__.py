@@ -1,0 +1,175 @@
+"""Turn a folder of raw videos into a training set of latents and text states.
+
+python -m train.prepare --config configs/prepare.yaml --source RAW --out DATASET
+torchrun --nproc-per-node 8 -m train.prepare --config configs/prepare.yaml --source RAW --out DATASET
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import shutil
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from jsonargparse import ArgumentError, auto_cli
+
+from ..codecs import Codec, TextEncoder
+from ..console import check_writable, one_line, stop
+from .cut import cut
+from .encode import encode, pack
+from .judge import Limits, judge, measure
+from .records import Clip, Source, place, read_json, wait_for_all, write_json
+from .scan import scan
+from .scorers import Scorer
+from .standardise import choose_sizes, list_buckets, standardise
+from .summary import describe, draw_contacts, draw_decoded, draw_summary, write_manifest
+
+Stage = Literal["scan", "cut", "filter", "standardise", "encode"]
+STAGES: tuple[Stage, ...] = ("scan", "cut", "filter", "encode")
+
+
+def main(
+    source: Path,
+    out: Path,
+    codec: Codec,
+    text: TextEncoder,
+    stages: tuple[Stage, ...] = STAGES,
+    redo: bool = False,
+    frames: int = 81,
+    fps: float = 16.0,
+    height: int = 480,
+    width: int = 832,
+    limits: Limits = Limits(),  # noqa: B008 - frozen
+    scorers: list[Scorer] | None = None,
+    val_share: float = 0.02,
+    batch_size: int = 1,
+) -> None:
+    """Find, cut, judge and encode videos; a run that was stopped goes on where it was.
+
+    Args:
+        source: folder of videos with captions: metadata.csv, a .jsonl, videos2caption.json or a .txt beside each.
+        out: folder of the training set.
+        codec: video -> latents.
+        text: prompts -> text states.
+        stages: what to do, in this order: scan, cut, filter, standardise (also writes mp4s, and encodes from them),
+            encode. What an earlier run did is used.
+        redo: do these stages again, and what depends on them.
+        frames: frames of a clip.
+        fps: frames a second of a clip.
+        height: rows of a clip; other aspect ratios get about the same area.
+        width: columns of a clip.
+        limits: what a clip must keep to.
+        scorers: scores by learned models, each with a minimum.
+        val_share: share of the clips held out for validation, by their content.
+        batch_size: clips encoded at a time.
+    """
+    scorers = scorers or []
+    buckets = list_buckets(height, width)
+    for bucket in buckets:
+        codec.latent_size((frames, *bucket))
+    if not source.is_dir():
+        raise ValueError(f"no folder {source}: expected videos with captions")
+    check_writable(out, "--out")
+    settings = {
+        "source": str(source.resolve()), "frames": frames, "fps": fps, "height": height, "width": width,
+        "limits": asdict(limits), "scorers": [scorer.spec() for scorer in scorers], "val_share": val_share,
+        "batch_size": batch_size, "codec": codec.spec(), "text": text.spec(),
+    }  # fmt: skip
+    _check_settings(out / "config.json", json.loads(json.dumps(settings)))
+    work = out / "work"
+    if redo and place()[0] == 0:
+        _forget(out, stages)
+    wait_for_all()
+
+    sources = scan(source, work)
+    if not {"cut", "filter", "standardise", "encode"} & set(stages):
+        return _say(describe(sources, []))
+    clips = cut(source, sources, frames / fps, work)
+    if not {"filter", "standardise", "encode"} & set(stages):
+        return _say(describe(sources, [clip for found in clips.values() for clip in found]))
+    judged = judge(measure(source, sources, clips, scorers, work), sources, limits, scorers)
+    judged = choose_sizes(judged, sources, frames, buckets)
+    _say("" if scorers else "not scored: aesthetic, Q-Align (no scorer is configured)")
+    kept = _report(sources, judged, out)
+    if place()[0] == 0:
+        draw_summary(out / "summary.png", judged, limits)
+        draw_contacts(out / "contact.png", source, kept, fps)
+    if "standardise" in stages:
+        standardise(source, kept, fps, out / "clips")
+    if "encode" in stages:
+        codec.load()
+        text.load()
+        encoded = {clip.name: clip for clip in encode(source, kept, fps, codec, text, batch_size, out)}
+        if any(clip.reasons for clip in encoded.values()):
+            kept = _report(sources, [encoded.get(clip.name, clip) for clip in judged], out)
+        pack(kept, val_share, fps, codec, text, out)
+        if place()[0] == 0:
+            draw_decoded(out / "decoded.png", out, codec)
+        _say(f"{len(kept)} clips are in {out}: python -m train.fit --data.folder {out}")
+
+
+def _report(sources: list[Source], judged: list[Clip], out: Path) -> list[Clip]:
+    """Write the manifest and say what came of all; returns the clips that are kept. Raises ValueError for none."""
+    if place()[0] == 0:
+        write_manifest(out / "manifest.jsonl", sources, judged)
+    _say(describe(sources, judged))
+    kept = [clip for clip in judged if not clip.reasons]
+    if not kept:
+        raise ValueError(f"no clip is left: {out / 'manifest.jsonl'} says why")
+    return kept
+
+
+def _check_settings(path: Path, settings: dict[str, Any]) -> None:
+    """Raises ValueError when the folder holds another configuration's data."""
+    if path.is_file():
+        held = read_json(path)
+        changed = {name: value for name, value in settings.items() if held.get(name) != value}
+        other = [f"{name} {held.get(name)} (now {value})" for name, value in changed.items()]
+        if other:
+            raise ValueError(f"{path.parent} was prepared with {', '.join(other)}: choose another --out")
+    elif place()[0] == 0:
+        write_json(path, settings)
+
+
+def _forget(out: Path, stages: tuple[Stage, ...]) -> None:
+    """Remove what these stages made, and the stages after them."""
+    order = ("scan", "cut", "filter")
+    first = min((order.index(stage) for stage in stages if stage in order), default=len(order))
+    for name in order[first:]:
+        shutil.rmtree(out / "work" / name, ignore_errors=True)
+    if "standardise" in stages or first < len(order):
+        shutil.rmtree(out / "clips", ignore_errors=True)
+    for name in ("shards", "work/encoded", "work/broken"):
+        shutil.rmtree(out / name, ignore_errors=True)
+    (out / "index.json").unlink(missing_ok=True)
+
+
+def _say(text: str) -> None:
+    if place()[0] == 0 and text:
+        print(text, flush=True)
+
+
+def command(args: list[str] | None = None) -> None:
+    """args: the command line, without the command; by default this process's own."""
+    logging.basicConfig(format="%(message)s")
+    try:
+        auto_cli(
+            main, args=args, as_positional=False, exit_on_error=False, description=__doc__.splitlines()[0],
+            fail_untyped=False,
+        )  # fmt: skip
+    except (ValueError, ArgumentError) as error:
+        stop(one_line(error), code=2)
+    except KeyboardInterrupt:
+        stop("stopped; the same command goes on where it was", code=130)
+    except Exception as error:
+        if getattr(error, "errno", None) != errno.ENOSPC and "No space left" not in str(error):
+            raise
+        stop("the disk is full; what is done is kept, and the same command goes on where it was", code=1)
+
+
+if __name__ == "__main__":
+    command(sys.argv[1:])

@@ -1,0 +1,54 @@
+"""Cut videos where the scene changes, and scenes into clips of the wanted length."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+
+from .records import Clip, Source, for_each, read_clip_record, read_json, write_json
+
+
+def cut(folder: Path, sources: list[Source], seconds: float, work: Path) -> dict[str, list[Clip]]:
+    """The clips of each usable source, by its key. seconds: that a clip lasts, its last frame included."""
+    usable = [source for source in sources if source.reason is None]
+    file = {source.key: work / "cut" / f"{source.key}.json" for source in usable}
+    for_each(
+        "cut",
+        usable,
+        lambda source: file[source.key].is_file(),
+        lambda source: write_json(
+            file[source.key], [asdict(clip) for clip in cut_one(source, find_scenes(folder / source.video), seconds)]
+        ),
+    )
+    return {key: [read_clip_record(said) for said in read_json(path)] for key, path in file.items()}
+
+
+def find_scenes(path: Path) -> list[tuple[float, float]]:
+    """Start and end of each scene in seconds after the first frame, by PySceneDetect's content detector."""
+    from scenedetect import ContentDetector, SceneManager, open_video
+
+    video = open_video(str(path), backend="pyav")
+    logging.getLogger("pyscenedetect").setLevel(logging.WARNING)
+    manager = SceneManager()
+    manager.add_detector(ContentDetector())
+    manager.detect_scenes(video)
+    scenes = manager.get_scene_list(start_in_scene=True)
+    return [(start.seconds, end.seconds) for start, end in scenes]
+
+
+def cut_one(source: Source, scenes: list[tuple[float, float]], seconds: float) -> list[Clip]:
+    """As many clips of a scene as fit, one after the other; a scene that is too short is one clip that says so."""
+    clips = []
+    for start, end in scenes or [(0.0, source.seconds)]:
+        fitting = int((end - start + 0.5 / source.fps) / seconds)
+        pieces = [(start + i * seconds, start + (i + 1) * seconds) for i in range(fitting)] or [(start, end)]
+        short = f"short: the scene lasts {end - start:.2f} s, expected {seconds:.2f} s"
+        clips += [_describe(source, *piece, reasons=() if fitting else (short,)) for piece in pieces]
+    return clips
+
+
+def _describe(source: Source, start: float, end: float, reasons: tuple[str, ...]) -> Clip:
+    name = f"{source.key}-{round(1000 * start):08}"
+    start, end = round(start, 4), round(end, 4)
+    return Clip(name, source.key, source.digest, source.video, source.prompt, start, end, reasons=reasons)

@@ -1,0 +1,176 @@
+"""Measure each clip, decide which are kept, and say why the others are not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..boxes import WHOLE, Box
+from ..videos import ClipError, sample_frames
+from .analysis import HASH_BITS, color_spread, find_borders, motion, perceptual_hash
+from .records import Clip, Source, for_each, read_clip_record, read_json, write_json
+from .scorers import Scorer
+from .subtitles import find_subtitles
+
+if TYPE_CHECKING:
+    from jaxtyping import UInt8
+
+SAMPLE_FPS = 8
+SAMPLE_HEIGHT = 240
+MISSING = 0.5  # seconds that a video may end before a clip does: the last frame is on show for a while
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a clip must keep to. Motion's bounds are the paper's numbers; their unit, and the others, are ours.
+
+    Args:
+        min_side: pixels of the shorter side, after cropping.
+        min_spread: mean distance of pixels from the median colour, in levels of 255; below, a clip is monochrome.
+        min_motion: mean optical flow, in percent of the longer side per 1/16 s; below, a clip is static.
+        max_motion: likewise; above, it shakes or moves too fast.
+        min_picture: share of the height that must be left when subtitles are cropped away.
+        min_distance: share of differing bits of two clips' hashes; below, the later one is a near-duplicate.
+    """
+
+    min_side: int = 480
+    min_spread: float = 3.0
+    min_motion: float = 0.05
+    max_motion: float = 2.0
+    min_picture: float = 0.7
+    min_distance: float = 0.15
+
+
+def measure(
+    folder: Path, sources: list[Source], clips: dict[str, list[Clip]], scorers: list[Scorer], work: Path
+) -> list[Clip]:
+    """All clips with their boxes, scores and hashes; each video is decoded once."""
+    file = {key: work / "filter" / f"{key}.json" for key in clips}
+    by_key = {source.key: source for source in sources}
+    for_each(
+        "filter",
+        list(clips),
+        lambda key: file[key].is_file(),
+        lambda key: write_json(
+            file[key],
+            [asdict(clip) for clip in _measure_video(folder / by_key[key].video, clips[key], scorers)],
+        ),
+    )
+    return [read_clip_record(said) for key in clips for said in read_json(file[key])]
+
+
+def _measure_video(path: Path, clips: list[Clip], scorers: list[Scorer]) -> Iterator[Clip]:
+    waiting = list(clips)
+    frames: list[np.ndarray] = []
+    last = 0.0
+    try:
+        for time, frame in sample_frames(path, SAMPLE_FPS, SAMPLE_HEIGHT):
+            while waiting and time >= waiting[0].end - 1e-6:
+                yield _measure_clip(waiting.pop(0), frames, scorers)
+                frames = []
+            if waiting and time >= waiting[0].start - 1e-6:
+                frames.append(frame)
+            last = time
+    except ClipError as error:
+        reason = f"unreadable: {str(error).removeprefix(f'{path}: ')}"
+        yield from (replace(clip, reasons=(*clip.reasons, reason)) for clip in waiting)
+        return
+    for clip in waiting:
+        if clip.end - last > MISSING:
+            yield replace(clip, reasons=(*clip.reasons, f"unreadable: the video breaks off at {last:.2f} s"))
+        else:
+            yield _measure_clip(clip, frames, scorers)
+            frames = []
+
+
+def _measure_clip(clip: Clip, frames: list[np.ndarray], scorers: list[Scorer]) -> Clip:
+    if len(frames) < 2:
+        return replace(clip, reasons=(*clip.reasons, "unreadable: no frames where the clip should be"))
+    pictures = np.stack(frames)
+    box, notes = find_borders(pictures), []
+    if box != WHOLE:
+        notes.append(f"borders cropped to {box.width:.0%} x {box.height:.0%}")
+        pictures = _crop(pictures, box)
+    scores = {"spread": color_spread(pictures), "motion": motion(pictures, SAMPLE_FPS)}
+    subtitles = find_subtitles(pictures)
+    if subtitles:
+        part = _beside(subtitles)
+        scores["without_subtitles"] = part.height
+        notes.append(f"subtitles cropped, {part.height:.0%} of the height left")
+        pictures, box = _crop(pictures, part), _inside(box, part)
+    scores |= {scorer.name: scorer(pictures) for scorer in scorers}
+    scores = {name: round(float(value), 4) for name, value in scores.items()}
+    bits = "".join(f"{int(x):016x}" for x in perceptual_hash(pictures))
+    return replace(clip, scores=scores, box=box, notes=tuple(notes), hash=bits)
+
+
+def _crop(frames: UInt8[np.ndarray, "f h w 3"], box: Box) -> UInt8[np.ndarray, "f h w 3"]:
+    height, width = frames.shape[1:3]
+    rows = slice(round(box.top * height), round(box.bottom * height))
+    return frames[:, rows, round(box.left * width) : round(box.right * width)]
+
+
+def _beside(band: Box) -> Box:
+    """The larger part of the picture above or below a band."""
+    return Box(0.0, band.top, 0.0, 1.0) if band.top > 1 - band.bottom else Box(band.bottom, 1.0, 0.0, 1.0)
+
+
+def _inside(outer: Box, part: Box) -> Box:
+    """A box in fractions of another, in fractions of the whole."""
+    top, left = outer.top + part.top * outer.height, outer.left + part.left * outer.width
+    return Box(top, top + part.height * outer.height, left, left + part.width * outer.width)
+
+
+def judge(clips: list[Clip], sources: list[Source], limits: Limits, scorers: list[Scorer]) -> list[Clip]:
+    """The clips with all reasons against them. Of near-duplicates the first one stays."""
+    frame = {source.key: (source.width, source.height) for source in sources}
+    judged = [
+        replace(clip, reasons=(*clip.reasons, *_find_faults(clip, frame[clip.key], limits, scorers))) for clip in clips
+    ]
+    return _drop_duplicates(judged, limits.min_distance)
+
+
+def _find_faults(clip: Clip, frame: tuple[int, int], limits: Limits, scorers: list[Scorer]) -> Iterator[str]:
+    if not clip.scores:
+        return
+    width, height = round(frame[0] * clip.box.width), round(frame[1] * clip.box.height)
+    if min(width, height) < limits.min_side:
+        yield f"small: {width}x{height}, expected a shorter side of {limits.min_side} pixels"
+    spread, moved = clip.scores["spread"], clip.scores["motion"]
+    if spread < limits.min_spread:
+        yield f"monochrome: spread {spread:.2f}, expected at least {limits.min_spread}"
+    elif moved < limits.min_motion:
+        yield f"static: motion {moved:.3f}, expected at least {limits.min_motion}"
+    if moved > limits.max_motion:
+        yield f"fast: motion {moved:.2f}, expected at most {limits.max_motion}"
+    left = clip.scores.get("without_subtitles", 1.0)
+    if left < limits.min_picture:
+        yield f"subtitles: {left:.0%} of the height would be left, expected {limits.min_picture:.0%}"
+    for scorer in scorers:
+        if clip.scores[scorer.name] < scorer.minimum:
+            yield f"{scorer.name}: {clip.scores[scorer.name]:.2f}, expected at least {scorer.minimum}"
+
+
+def _drop_duplicates(clips: list[Clip], min_distance: float) -> list[Clip]:
+    """Only clips of different videos are compared, and no monochrome ones: those look alike and are dropped already."""
+    hashes = np.array([[int(clip.hash[i : i + 16] or "0", 16) for i in range(0, 64, 16)] for clip in clips], np.uint64)
+    comparable = np.array([bool(clip.hash) and "monochrome" not in " ".join(clip.reasons) for clip in clips], bool)
+    keys = np.array([clip.key for clip in clips])
+    original = np.zeros(len(clips), bool)
+    judged = []
+    for i, clip in enumerate(clips):
+        others = np.flatnonzero(original & (keys != clip.key))
+        distances = np.bitwise_count(hashes[others] ^ hashes[i]).sum(axis=1) / HASH_BITS
+        near = others[distances < min_distance]
+        if comparable[i] and len(near):
+            first = clips[near[0]]
+            reason = f"near-duplicate of {first.video} at {first.start:.2f} s"
+            clip = replace(clip, reasons=(*clip.reasons, reason))
+        else:
+            original[i] = comparable[i]
+        judged.append(clip)
+    return judged

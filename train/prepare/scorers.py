@@ -1,0 +1,85 @@
+"""Scores by learned models, each with a minimum: an interface, and an aesthetic score from CLIP."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ..codecs import Fixed
+
+if TYPE_CHECKING:
+    from jaxtyping import UInt8
+
+
+class Scorer(Fixed, ABC):
+    """Frames of a clip -> a score; a clip below `minimum` is dropped. name: of the score in the manifest."""
+
+    name: str
+    minimum: float
+
+    @abstractmethod
+    def __call__(self, frames: UInt8[np.ndarray, "f h w 3"]) -> float: ...
+
+
+@dataclass(frozen=True)
+class ClipAesthetic(Scorer):
+    """A linear head on CLIP's normalised image embedding, averaged over four frames (LAION's predictor has this form).
+
+    Args:
+        clip: folder of a CLIP model with safetensors and its preprocessor.
+        head: safetensors file with `weight` [1, E] and `bias` [1].
+        minimum: the paper's is 2.0.
+
+    Raises ValueError when either is missing.
+    """
+
+    clip: str
+    head: str
+    minimum: float = 2.0
+
+    name = "aesthetic"
+
+    def __post_init__(self) -> None:
+        for path in (Path(self.clip) / "config.json", Path(self.head)):
+            if not path.is_file():
+                raise ValueError(f"no {path}: expected a CLIP folder and a safetensors file with weight and bias")
+
+    @cached_property
+    def _model(self) -> tuple[Any, Any, dict[str, torch.Tensor]]:
+        from safetensors.torch import load_file
+        from transformers import CLIPModel
+
+        model = CLIPModel.from_pretrained(self.clip, use_safetensors=True, local_files_only=True).eval()
+        size = json.loads((Path(self.clip) / "config.json").read_text())["vision_config"].get("image_size", 224)
+        return model, size, load_file(self.head)
+
+    @torch.no_grad()
+    def __call__(self, frames: UInt8[np.ndarray, "f h w 3"]) -> float:
+        model, size, head = self._model
+        picked = frames[np.linspace(0, len(frames) - 1, min(4, len(frames))).round().astype(int)]
+        embedded = model.get_image_features(pixel_values=_normalize(picked, size))
+        embedded = getattr(embedded, "pooler_output", embedded)
+        embedded = embedded / embedded.norm(dim=-1, keepdim=True)
+        return (embedded @ head["weight"].T + head["bias"]).mean().item()
+
+
+def _normalize(frames: UInt8[np.ndarray, "f h w 3"], size: int) -> torch.Tensor:
+    """As CLIP was trained: scaled to cover, cropped to the centre, normalised by its mean and deviation."""
+    x = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255
+    scale = size / min(x.shape[-2:])
+    x = torch.nn.functional.interpolate(
+        x, size=[max(size, round(n * scale)) for n in x.shape[-2:]], mode="bicubic", antialias=True
+    )
+    top, left = ((n - size) // 2 for n in x.shape[-2:])
+    mean, std = (
+        torch.tensor(values).view(3, 1, 1)
+        for values in ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+    )
+    return (x[..., top : top + size, left : left + size] - mean) / std

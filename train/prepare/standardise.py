@@ -1,0 +1,67 @@
+"""Bring clips to a few common sizes and one rate."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+from dataclasses import replace
+from math import log
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..boxes import WHOLE
+from ..videos import ClipError, read_clip, write_video
+from .records import Clip, Source, for_each, write_text
+
+if TYPE_CHECKING:
+    from jaxtyping import UInt8
+    from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+MULTIPLE = 16  # pixels: the VAE's stride of 8 times the patch of 2
+
+
+def list_buckets(height: int, width: int) -> list[tuple[int, int]]:
+    """Rows and columns of five aspect ratios, from that of width : height to its upright twin, of at most its area."""
+    wide = width / height
+    sizes = {(height, width), (width, height)}
+    for ratio in (min(wide, 4 / 3), 1.0, max(1 / wide, 3 / 4)):
+        rows = max(MULTIPLE, int((height * width / ratio) ** 0.5) // MULTIPLE * MULTIPLE)
+        sizes.add((rows, max(MULTIPLE, int(rows * ratio) // MULTIPLE * MULTIPLE)))
+    return sorted(sizes)
+
+
+def choose_sizes(clips: list[Clip], sources: list[Source], frames: int, buckets: list[tuple[int, int]]) -> list[Clip]:
+    """The clips with the bucket of the nearest aspect ratio."""
+    frame = {source.key: source.width / source.height for source in sources if source.height}
+
+    def nearest(clip: Clip) -> tuple[int, int]:
+        ratio = frame[clip.key] * clip.box.width / clip.box.height
+        return min(buckets, key=lambda size: abs(log(size[1] / size[0] / ratio)))
+
+    return [replace(clip, size=(frames, *nearest(clip))) for clip in clips]
+
+
+def standardise(folder: Path, clips: list[Clip], fps: float, out: Path) -> None:
+    """An H.264 mp4 of each clip, and the metadata.csv that makes the folder a raw one; one that breaks is left out."""
+    out.mkdir(parents=True, exist_ok=True)
+
+    def work(clip: Clip) -> None:
+        try:
+            write_video(out / f"{clip.name}.mp4", read_pixels(folder, clip, fps).float() / 127.5 - 1, fps)
+        except ClipError as error:
+            logger.warning("left out a clip: %s", error)
+
+    for_each("standardise", clips, lambda clip: (out / f"{clip.name}.mp4").is_file(), work)
+    written = [clip for clip in clips if (out / f"{clip.name}.mp4").is_file()]
+    table = io.StringIO()
+    csv.writer(table).writerows([("video", "prompt"), *((f"{clip.name}.mp4", clip.prompt) for clip in written)])
+    write_text(out / "metadata.csv", table.getvalue())
+
+
+def read_pixels(folder: Path, clip: Clip, fps: float) -> UInt8[Tensor, "3 f h w"]:
+    """Straight from the source. Raises ClipError."""
+    box = None if clip.box == WHOLE else clip.box
+    return read_clip(folder / clip.video, clip.size[0], fps, *clip.size[1:], clip.start, box)
