@@ -302,6 +302,29 @@ def test_stages_alone_and_again_and_through_mp4(raw, small, prepared, tmp_path, 
     assert 0 < (through - straight).abs().mean() < 0.1
 
 
+def test_a_changed_video_or_caption_is_prepared_again_and_the_rest_is_not(small, tmp_path):
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    for i in range(3):
+        write(raw / f"{i}.mp4", scene(60 + i, frames=24, height=120, width=160))
+    prepare(caption(raw), out, small)
+    before = {path: path.stat().st_mtime_ns for path in (out / "work").rglob("*.json")}
+    first = {clip.prompt: clip.name for clip in read_index(out).clips}
+
+    write(raw / "0.mp4", scene(70, frames=24, height=120, width=160))
+    table = raw / "metadata.csv"
+    table.write_text(table.read_text().replace("a clip named 1", "another caption"))
+    prepare(raw, out, small)
+    second = {clip.prompt: clip.name for clip in read_index(out).clips}
+    assert second.keys() == {"a clip named 0", "another caption", "a clip named 2"}
+    assert second["a clip named 2"] == first["a clip named 2"] and second["a clip named 0"] != first["a clip named 0"]
+    clips = {item["prompt"]: item for item in CachedClips(read_index(out), None)}
+    pixels = read_clip(raw / "0.mp4", 10, 8, 32, 32).float() / 127.5 - 1
+    decoded = PixelCodec().decode(clips["a clip named 0"]["latents"][None].float())[0]
+    assert (decoded - pixels).abs().max() < 2**-8
+    kept = [path for path, when in before.items() if path.stat().st_mtime_ns == when]
+    assert len(kept) == 3
+
+
 def test_another_configurations_data_and_other_mistakes_are_one_line(raw, small, prepared, tmp_path, capsys):
     before = contents(prepared)
     (tmp_path / "none").mkdir()

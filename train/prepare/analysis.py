@@ -15,7 +15,6 @@ from ..boxes import Box
 if TYPE_CHECKING:
     from jaxtyping import Float, UInt8, UInt64
 
-
 NEAR_BLACK = 32  # a border's level is at most this
 LIT = 14  # levels above the border's: more than compression leaves in a border
 STRAY = 0.02  # part of a border's line that may be lit
@@ -113,6 +112,6 @@ def _frame_hash(frame: UInt8[np.ndarray, "h w 3"]) -> int:
     return int.from_bytes(np.packbits(low > np.median(low)).tobytes(), "big")
 
 
-def hash_distance(a: UInt64[np.ndarray, "4"], b: UInt64[np.ndarray, "4"]) -> float:
+def hash_distance(a: UInt64[np.ndarray, "... 4"], b: UInt64[np.ndarray, "... 4"]) -> Float[np.ndarray, "..."]:
     """The part of two hashes' bits that differ: 0 for the same looks, about 0.5 for unrelated clips."""
-    return float(np.bitwise_count(a ^ b).sum()) / HASH_BITS
+    return np.bitwise_count(a ^ b).sum(axis=-1) / HASH_BITS

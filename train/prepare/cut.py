@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from dataclasses import asdict
 from pathlib import Path
@@ -49,6 +50,8 @@ def cut_one(source: Source, scenes: list[tuple[float, float]], seconds: float) -
 
 
 def _describe(source: Source, start: float, end: float, reasons: tuple[str, ...]) -> Clip:
-    name = f"{source.key}-{round(1000 * start):08}"
+    """The name changes with the video's content and the caption, so that nothing encoded before is taken for it."""
+    tag = hashlib.sha256((source.digest + source.prompt).encode()).hexdigest()[:8]
+    name = f"{source.key}-{tag}-{round(1000 * start):08}"
     start, end = round(start, 4), round(end, 4)
     return Clip(name, source.key, source.digest, source.video, source.prompt, start, end, reasons=reasons)

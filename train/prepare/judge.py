@@ -11,7 +11,7 @@ import numpy as np
 
 from ..boxes import WHOLE, Box
 from ..videos import ClipError, sample_frames
-from .analysis import HASH_BITS, color_spread, find_borders, motion, perceptual_hash
+from .analysis import color_spread, find_borders, hash_distance, motion, perceptual_hash
 from .records import Clip, Source, for_each, read_clip_record, read_json, write_json
 from .scorers import Scorer
 from .subtitles import find_subtitles
@@ -164,8 +164,7 @@ def _drop_duplicates(clips: list[Clip], min_distance: float) -> list[Clip]:
     judged = []
     for i, clip in enumerate(clips):
         others = np.flatnonzero(original & (keys != clip.key))
-        distances = np.bitwise_count(hashes[others] ^ hashes[i]).sum(axis=1) / HASH_BITS
-        near = others[distances < min_distance]
+        near = others[hash_distance(hashes[others], hashes[i]) < min_distance]
         if comparable[i] and len(near):
             first = clips[near[0]]
             reason = f"near-duplicate of {first.video} at {first.start:.2f} s"

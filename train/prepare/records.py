@@ -23,11 +23,12 @@ Triple = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Source:
-    """A video as it was found. key: names its files. reason: why it can't be used."""
+    """A video as it was found. key: names its files. modified: when, in ns. reason: why it can't be used."""
 
     key: str
     video: str
     prompt: str
+    modified: int = 0
     digest: str = ""
     width: int = 0
     height: int = 0

@@ -8,35 +8,53 @@ from pathlib import Path
 
 from ..sources import read_captions
 from ..videos import ClipError, probe
-from .records import Source, for_each, read_json, write_json
+from .records import Source, for_each, place, read_json, wait_for_all, write_json
 
 
 def scan(folder: Path, work: Path) -> list[Source]:
     """Every video that has a caption, in their order; those that can't be used say why.
 
+    What an earlier run made of a video or caption that has changed since is forgotten.
     Raises ValueError when the folder has no captions.
     """
-    captions = {make_key(video): (video, prompt) for video, prompt in read_captions(folder)}
-    file = {key: work / "scan" / f"{key}.json" for key in captions}
+    found = {make_key(video): (video, prompt) for video, prompt in read_captions(folder)}
+    file = {key: work / "scan" / f"{key}.json" for key in found}
+    if place()[0] == 0:
+        for key, (video, prompt) in found.items():
+            if file[key].is_file() and not _is_unchanged(Source(**read_json(file[key])), folder / video, prompt):
+                for stage in ("scan", "cut", "filter"):
+                    (work / stage / f"{key}.json").unlink(missing_ok=True)
+    wait_for_all()
     for_each(
         "scan",
-        list(captions),
+        list(found),
         lambda key: file[key].is_file(),
-        lambda key: write_json(file[key], asdict(look_at(folder, key, *captions[key]))),
+        lambda key: write_json(file[key], asdict(look_at(folder, key, *found[key]))),
     )
-    return [Source(**read_json(file[key])) for key in captions]
+    return [Source(**read_json(file[key])) for key in found]
 
 
 def make_key(video: str) -> str:
     return hashlib.sha256(video.encode()).hexdigest()[:16]
 
 
+def _is_unchanged(source: Source, path: Path, prompt: str) -> bool:
+    return source.prompt == prompt and source.modified == _modified(path)
+
+
+def _modified(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.is_file() else 0
+
+
 def look_at(folder: Path, key: str, video: str, prompt: str) -> Source:
     path = folder / video
+    modified = _modified(path)
     try:
         found = probe(path)
     except ClipError as error:
-        return Source(key, video, prompt, reason=str(error).removeprefix(f"{path}: "))
+        return Source(key, video, prompt, modified, reason=str(error).removeprefix(f"{path}: "))
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Source(key, video, prompt, digest, found.width, found.height, found.fps, found.seconds, found.codec)
+    return Source(
+        key, video, prompt, modified, digest, found.width, found.height, found.fps, found.seconds, found.codec
+    )
