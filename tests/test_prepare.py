@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from raw_clips import FPS, letterbox, scene, subtitle, write
 
 from train.cached import CachedClips, read_index
 from train.codecs import PixelCodec
+from train.data import VideoData
 from train.fit import main as fit
 from train.prepare import encode
 from train.prepare.__main__ import command
@@ -325,6 +327,15 @@ def test_a_changed_video_or_caption_is_prepared_again_and_the_rest_is_not(small,
     assert len(kept) == 3
 
 
+def test_the_config_for_wan_parses(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command(["--config=configs/prepare.yaml", "--source=raw", "--out=out", "--print_config"])
+    assert stopped.value.code == 0
+    said = yaml.safe_load(capsys.readouterr().out)
+    assert (said["frames"], said["fps"], said["height"], said["width"]) == (81, 16.0, 480, 832)
+    assert said["limits"]["min_motion"] == 0.05 and said["limits"]["max_motion"] == 2.0
+
+
 def test_another_configurations_data_and_other_mistakes_are_one_line(raw, small, prepared, tmp_path, capsys):
     before = contents(prepared)
     (tmp_path / "none").mkdir()
@@ -443,3 +454,21 @@ def test_an_aesthetic_score_needs_weights_by_path_and_drops_what_is_below(raw, s
     assert Counter(kinds[0] for kinds in sum(verdicts(tmp_path / "out").values(), [])) == {"aesthetic": 12}
     with pytest.raises(ValueError, match="expected a CLIP folder and a safetensors file"):
         ClipAesthetic(str(tmp_path), str(tmp_path / "head.safetensors"))
+
+
+def test_clips_of_several_sizes_train_in_batches_of_one_size_each(small, tmp_path):
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    for i in range(7):
+        height, width = ((120, 240), (240, 120))[i > 3]
+        write(raw / f"{i}.mp4", scene(80 + i, frames=24, height=height, width=width))
+    prepare(caption(raw), out, small, "--height=32", "--width=64", "--frames=4")
+    index = read_index(out)
+    assert index.sizes() == [(4, 32, 64), (4, 64, 32)] and index.common_size() == (4, 32, 64)
+    data = VideoData(str(out), batch_size=2, workers=0)
+    data.setup()
+    assert data.size == (4, 32, 64) and data.fps == 8
+    shapes = {tuple(batch["latents"].shape) for batch in islice(data.train_dataloader(), 20)}
+    assert shapes == {(2, 24, 2, 16, 32), (2, 24, 2, 32, 16)}
+    fit(["--config=configs/tiny.yaml", f"--data.folder={out}", f"--run={tmp_path / 'run'}", "--trainer.max_steps=4",
+         "--model.attention.tile=[1,4,4]", "--trainer.val_check_interval=2", "--checkpoint.every_n_train_steps=2",
+         "--sample.steps=1", "--sample.count=1", "--model.val_levels=1", "--data.batch_size=1"])  # fmt: skip

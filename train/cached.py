@@ -7,6 +7,7 @@ them, a run can go on in the middle of a pass, and processes can share them out,
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,10 @@ class Index:
 
     def sizes(self) -> list[Triple]:
         return sorted({clip.size for clip in self.clips})
+
+    def common_size(self) -> Triple:
+        """That of the most clips."""
+        return Counter(clip.size for clip in self.clips).most_common(1)[0][0]
 
 
 def is_prepared(folder: Path) -> bool:

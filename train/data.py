@@ -29,7 +29,7 @@ class VideoData(L.LightningDataModule):
         workers: processes that load clips.
         train_clips: how many moving shapes there are to train on; a folder's clips are all used.
         val_clips: clips held out for validation; of a folder at most a fifth, but at least one.
-        seed: of the moving shapes and of the choice of the clips held out.
+        seed: of the moving shapes, of the choice of the clips held out and of the order in training.
 
     Raises ValueError for a size below 1.
     """
@@ -64,6 +64,10 @@ class VideoData(L.LightningDataModule):
         """Frames, rows and columns of a clip."""
         return self.frames, self.height, self.width
 
+    def sizes(self) -> list[tuple[int, int, int]]:
+        """Of all clips; one size but for a prepared data set."""
+        return self.index.sizes() if self.index else [self.size]
+
     def setup(self, stage: str | None = None) -> None:
         """Raises ValueError when the folder can't be used."""
         if self.train_set is not None:
@@ -79,7 +83,7 @@ class VideoData(L.LightningDataModule):
     def _use_prepared(self, index: Index) -> None:
         """Its own sizes and rate count, and what it holds out; a clip that is alone is trained on all the same."""
         self.index, self.fps = index, index.fps
-        self.frames, self.height, self.width = index.sizes()[-1]
+        self.frames, self.height, self.width = index.common_size()
         self.train_set, self.val_set = (CachedClips(index, held_out) for held_out in (False, True))
         self.train_set = self.train_set if len(self.train_set) else self.val_set
         self.empty_text = read_empty_text(index)
@@ -108,8 +112,8 @@ class VideoData(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader:
         rank, world = self._place()
         sampler = DistributedSampler(self.val_set, world, rank, shuffle=False) if world > 1 else None
-        several = self.index is not None and len(self.index.sizes()) > 1
-        return self._loader(self.val_set, sampler=sampler, batch_size=1 if several else self.batch_size)
+        batch_size = self.batch_size if len(self.sizes()) == 1 else 1
+        return self._loader(self.val_set, sampler=sampler, batch_size=batch_size)
 
     def _place(self) -> tuple[int, int]:
         """This process's rank and how many there are."""

@@ -103,7 +103,9 @@ def check_checkpoint(path: Path, module: FlowModule) -> None:
 
 
 def describe(module: FlowModule, data: VideoData, device: torch.device) -> str:
-    """What is about to be trained, in a few lines. Raises ValueError where video, patches and tile don't fit."""
+    """What is about to be trained, in a few lines. Raises ValueError where videos, patches and tile don't fit."""
+    for size in data.sizes():
+        module.plan(size, torch.zeros(1, device=device))
     plan = module.plan(data.size, torch.zeros(1, device=device))
     layout, attention = plan.layout, module.model.attention
     windows = attention.step_schedule.windows(layout.tiles)

@@ -98,8 +98,8 @@ def _edges(values: np.ndarray) -> np.ndarray:
 
 def draw_decoded(path: Path, out: Path, codec: Codec) -> None:
     """What the first clips of the most common size of the finished training set decode to."""
-    clips = CachedClips(read_index(out), held_out=None)
-    size, _ = Counter(clip.size for clip in clips.clips).most_common(1)[0]
+    index = read_index(out)
+    clips, size = CachedClips(index, held_out=None), index.common_size()
     chosen = [i for i, clip in enumerate(clips.clips) if clip.size == size][: SHOWN // 2]
     items = [clips[i] for i in chosen]
     videos = [codec.decode(item["latents"][None].float()).cpu() for item in items]
