@@ -304,6 +304,22 @@ def test_stages_alone_and_again_and_through_mp4(raw, small, prepared, tmp_path, 
     assert 0 < (through - straight).abs().mean() < 0.1
 
 
+def test_cutting_and_filtering_can_be_skipped(small, tmp_path):
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    write(raw / "cut.mp4", [*scene(50, frames=24, height=120, width=160), *scene(51, frames=30, height=120, width=160)])
+    write(raw / "static.mp4", (p for _ in range(24) for p in scene(52, frames=1, height=120, width=160)))
+    prepare(caption(raw), out, small, "--stages=[scan,encode]")
+    assert verdicts(out) == {"cut.mp4": [[], []], "static.mp4": [[]]}
+    lines = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
+    assert [said["start"] for said in lines] == [0.0, 1.25, 0.0] and not any(said["scores"] for said in lines)
+    prepare(raw, out, small, "--stages=[scan,filter]")
+    assert verdicts(out)["static.mp4"] == [["static"]]
+    prepare(raw, out, small)
+    lines = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
+    assert [said["start"] for said in lines] == [0.0, 1.5, 0.0] and all(said["scores"] for said in lines)
+    assert len(read_index(out).clips) == 2
+
+
 def test_a_changed_video_or_caption_is_prepared_again_and_the_rest_is_not(small, tmp_path):
     raw, out = tmp_path / "raw", tmp_path / "out"
     for i in range(3):

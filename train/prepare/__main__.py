@@ -56,7 +56,8 @@ def main(
         codec: video -> latents.
         text: prompts -> text states.
         stages: what to do, in this order: scan, cut, filter, standardise (also writes mp4s, and encodes from them),
-            encode. What an earlier run did is used.
+            encode. Of one left out, what an earlier run did is used; else it is skipped: without cut a video is one
+            scene, without filter all clips that are long enough are kept.
         redo: do these stages again, and what depends on them.
         frames: frames of a clip.
         fps: frames a second of a clip.
@@ -88,10 +89,11 @@ def main(
     sources = scan(source, work)
     if not {"cut", "filter", "standardise", "encode"} & set(stages):
         return _say(describe(sources, []))
-    clips = cut(source, sources, frames / fps, work)
+    clips = cut(source, sources, frames / fps, work, skip="cut" not in stages)
     if not {"filter", "standardise", "encode"} & set(stages):
         return _say(describe(sources, [clip for found in clips.values() for clip in found]))
-    judged = judge(measure(source, sources, clips, scorers, work), sources, limits, scorers)
+    measured = measure(source, sources, clips, scorers, work, skip="filter" not in stages)
+    judged = judge(measured, sources, limits, scorers)
     judged = choose_sizes(judged, sources, frames, buckets)
     _say("" if scorers else "not scored: aesthetic, Q-Align (no scorer is configured)")
     kept = _report(sources, judged, out)

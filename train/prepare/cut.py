@@ -10,19 +10,29 @@ from pathlib import Path
 from .records import Clip, Source, for_each, read_clip_record, read_json, write_json
 
 
-def cut(folder: Path, sources: list[Source], seconds: float, work: Path) -> dict[str, list[Clip]]:
-    """The clips of each usable source, by its key. seconds: that a clip lasts, its last frame included."""
+def cut(folder: Path, sources: list[Source], seconds: float, work: Path, skip: bool) -> dict[str, list[Clip]]:
+    """The clips of each usable source, by its key. seconds: that a clip lasts, its last frame included.
+
+    skip: takes a video that was not cut before for a single scene.
+    """
     usable = [source for source in sources if source.reason is None]
     file = {source.key: work / "cut" / f"{source.key}.json" for source in usable}
-    for_each(
-        "cut",
-        usable,
-        lambda source: file[source.key].is_file(),
-        lambda source: write_json(
-            file[source.key], [asdict(clip) for clip in cut_one(source, find_scenes(folder / source.video), seconds)]
-        ),
-    )
-    return {key: [read_clip_record(said) for said in read_json(path)] for key, path in file.items()}
+    if not skip:
+        for_each(
+            "cut",
+            usable,
+            lambda source: file[source.key].is_file(),
+            lambda source: write_json(
+                file[source.key],
+                [asdict(clip) for clip in cut_one(source, find_scenes(folder / source.video), seconds)],
+            ),
+        )
+    return {
+        source.key: [read_clip_record(said) for said in read_json(file[source.key])]
+        if file[source.key].is_file()
+        else cut_one(source, [], seconds)
+        for source in usable
+    }
 
 
 def find_scenes(path: Path) -> list[tuple[float, float]]:

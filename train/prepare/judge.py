@@ -46,21 +46,27 @@ class Limits:
 
 
 def measure(
-    folder: Path, sources: list[Source], clips: dict[str, list[Clip]], scorers: list[Scorer], work: Path
+    folder: Path, sources: list[Source], clips: dict[str, list[Clip]], scorers: list[Scorer], work: Path, skip: bool
 ) -> list[Clip]:
-    """All clips with their boxes, scores and hashes; each video is decoded once."""
+    """All clips with their boxes, scores and hashes; each video is decoded once.
+
+    skip: leaves clips that were not measured before as they are.
+    """
     file = {key: work / "filter" / f"{key}.json" for key in clips}
     by_key = {source.key: source for source in sources}
-    for_each(
-        "filter",
-        list(clips),
-        lambda key: file[key].is_file(),
-        lambda key: write_json(
-            file[key],
-            [asdict(clip) for clip in _measure_video(folder / by_key[key].video, clips[key], scorers)],
-        ),
-    )
-    return [read_clip_record(said) for key in clips for said in read_json(file[key])]
+
+    def read(key: str) -> list[Clip] | None:
+        """What was measured before, if of the same clips."""
+        said = [read_clip_record(clip) for clip in read_json(file[key])] if file[key].is_file() else []
+        return said if [clip.name for clip in said] == [clip.name for clip in clips[key]] else None
+
+    def work_on(key: str) -> None:
+        measured = _measure_video(folder / by_key[key].video, clips[key], scorers)
+        write_json(file[key], [asdict(clip) for clip in measured])
+
+    if not skip:
+        for_each("filter", list(clips), lambda key: read(key) is not None, work_on)
+    return [clip for key in clips for clip in (read(key) or clips[key])]
 
 
 def _measure_video(path: Path, clips: list[Clip], scorers: list[Scorer]) -> Iterator[Clip]:
