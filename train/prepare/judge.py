@@ -61,7 +61,7 @@ def measure(
         return said if [clip.name for clip in said] == [clip.name for clip in clips[key]] else None
 
     def work_on(key: str) -> None:
-        measured = _measure_video(folder / by_key[key].video, clips[key], scorers)
+        measured = measure_video(folder / by_key[key].video, clips[key], scorers)
         write_json(file[key], [asdict(clip) for clip in measured])
 
     if not skip:
@@ -69,7 +69,8 @@ def measure(
     return [clip for key in clips for clip in (read(key) or clips[key])]
 
 
-def _measure_video(path: Path, clips: list[Clip], scorers: list[Scorer]) -> Iterator[Clip]:
+def measure_video(path: Path, clips: list[Clip], scorers: list[Scorer]) -> Iterator[Clip]:
+    """The clips of one video, in the order of their times."""
     waiting = list(clips)
     frames: list[np.ndarray] = []
     last = 0.0
