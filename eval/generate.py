@@ -68,6 +68,8 @@ def main(
     given = {"frames": frames, "height": height, "width": width, "fps": fps}
     clip = replace(model.clip, **{name: value for name, value in given.items() if value is not None})
     model.check(clip.size)
+    if shift is None:
+        shift = model.shift or (5.0 if min(clip.height, clip.width) >= 720 else 3.0)
     settings = Settings(
         checkpoint,
         weights,
@@ -75,10 +77,10 @@ def main(
         sampler,
         steps,
         guidance,
-        shift or model.shift or (5.0 if min(clip.height, clip.width) >= 720 else 3.0),
+        shift,
         clip,
     )
-    build_scheduler(sampler, steps, settings.shift)
+    build_scheduler(sampler, steps, shift)
     make_videos(model, settings, plan_jobs(read_prompts(prompt, prompts), count, seed), out)
 
 

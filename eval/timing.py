@@ -15,6 +15,8 @@ from typing import Any
 import lightning as L
 import torch
 
+from train.whole import write_text
+
 
 def find_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -57,10 +59,7 @@ def report(rows: Iterator[dict[str, Any]], out: Path | None, columns: tuple[str,
         cells = (f"{row[name]:.3g}" if isinstance(row[name], float) else str(row[name]) for name in columns)
         print("| " + " | ".join(cells) + " |", flush=True)
         if out:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            aside = out.with_name(f".{out.name}.part")
-            aside.write_text(json.dumps({**_describe_machine(), "rows": measured}, indent=1) + "\n")
-            aside.replace(out)
+            write_text(out, json.dumps({**_describe_machine(), "rows": measured}, indent=1) + "\n")
 
 
 def _describe_machine() -> dict[str, str]:

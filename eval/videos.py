@@ -20,6 +20,7 @@ from fps_flex.weights import Which
 from train.console import check_writable
 from train.pictures import draw_contact_sheet
 from train.videos import read_clip, write_video
+from train.whole import write_text
 
 from .models import Clip, TextToVideo, describe
 from .sampling import Sampler, build_scheduler, list_regimes, sample_latents
@@ -74,7 +75,7 @@ def make_videos(model: TextToVideo, settings: Settings, jobs: list[Job], out: Pa
             for job in todo:
                 video = _make(wan, model, settings, job, states, lambda: progress.advance(bar))
                 write_video(out / f"{job.name}.mp4", video, settings.clip.fps)
-                _write_whole(out / f"{job.name}.json", json.dumps(records[job], indent=1, ensure_ascii=False) + "\n")
+                write_text(out / f"{job.name}.json", json.dumps(records[job], indent=1, ensure_ascii=False) + "\n")
                 progress.console.print(f"wrote {out / job.name}.mp4", soft_wrap=True, highlight=False)
     if all((out / f"{job.name}.json").is_file() for job in jobs):
         _draw_contacts(out, jobs[:8], settings.clip)
@@ -149,9 +150,3 @@ def _progress(enabled: bool) -> Progress:
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
         TimeRemainingColumn(), console=Console(stderr=True), disable=not enabled,
     )  # fmt: skip
-
-
-def _write_whole(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)

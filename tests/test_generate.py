@@ -223,7 +223,7 @@ def refused(capsys, arguments):
         (["--attention.schedule=paper"], "schedule is 'paper', expected one of fps, sta, uniform, dense"),
         (["--prompt=two", "--prompts=README.md"], "expected either --prompt TEXT or --prompts FILE"),
         (["--steps=0"], "steps is 0"),
-        (["--shift=-1"], "shift -1.0, expected"),
+        (["--shift=0"], "shift 0.0, expected"),
         (["--count=0"], "count is 0, expected at least 1 video of each prompt"),
         (["--sampler=dpm"], "Got value: dpm"),
         (["--stepz=3"], "--stepz"),

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from .codecs import Codec, TextEncoder
 from .order import Pick
+from .whole import write_text
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -94,11 +95,8 @@ def _brief(spec: dict[str, Any]) -> str:
 
 
 def write_index(index: Index) -> None:
-    """The file appears whole or not at all."""
     said = {name: value for name, value in asdict(index).items() if name != "folder"}
-    aside = index.folder / f".{INDEX}.part"
-    aside.write_text(json.dumps(said, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    aside.replace(index.folder / INDEX)
+    write_text(index.folder / INDEX, json.dumps(said, ensure_ascii=False, indent=1) + "\n")
 
 
 class CachedClips(Dataset):

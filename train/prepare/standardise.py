@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from ..boxes import WHOLE
 from ..videos import ClipError, read_clip, write_video
-from .records import Clip, Source, for_each, write_text
+from ..whole import write_text
+from .records import Clip, Source, for_each
 
 if TYPE_CHECKING:
     from jaxtyping import UInt8
