@@ -1,0 +1,172 @@
+"""Which videos a run needs, under which names."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+from .suite import DIMENSIONS, FLICKER, FLICKER_SEEDS, SEEDS, Entry, Plan, Planned, digest_suite, load_suite
+
+UNSAFE = re.compile(r"[/\\\x00-\x1f\x7f]|^\.")
+LONGEST = 240  # bytes of a name without .mp4, which leaves room for what is written aside
+
+
+def make_plan(
+    suite: Path,
+    dimensions: list[str] | None = None,
+    quick: int | None = None,
+    seed: int = 0,
+    prompt_map: Path | None = None,
+    folder: Path | None = None,
+) -> Plan:
+    """suite: as in load_suite. dimensions: None for all. quick: prompts a dimension, spread over the suite, one video
+    each. seed: of the suite's first video. prompt_map: long prompts, a line each, in the suite's order. folder: of
+    videos that are there already.
+
+    A prompt's seeds depend on its place in the suite alone, so a quick run's videos are among the full run's.
+    Raises ValueError for what can't be planned.
+    """
+    chosen = choose_dimensions(dimensions)
+    if quick is not None and quick < 1:
+        raise ValueError(f"quick is {quick}, expected at least 1 prompt a dimension")
+    if folder is not None and not folder.is_dir():
+        raise ValueError(f"no folder {folder}: expected one of videos named as VBench does, 'prompt-0.mp4'")
+    entries = load_suite(suite)
+    long = read_prompt_map(prompt_map, entries) if prompt_map else {}
+    wanted = _pick(entries, chosen, quick)
+    many = FLICKER_SEEDS if folder is None or _has_extra(folder) else SEEDS
+    videos = []
+    for place, prompt in enumerate(dict.fromkeys(entry.prompt for entry in entries)):
+        if prompt not in wanted:
+            continue
+        count = 1 if quick else many if FLICKER in wanted[prompt] else SEEDS
+        for index in range(count):
+            used = wanted[prompt] if index < SEEDS else (FLICKER,)
+            number = seed + place * FLICKER_SEEDS + index
+            videos.append(Planned(name_video(prompt, index), prompt, number, index, used, long.get(prompt)))
+    if not videos:
+        raise ValueError(f"{suite} has no prompt for {', '.join(chosen)}")
+    _refuse_twins(videos)
+    digest = hashlib.sha256(prompt_map.read_bytes()).hexdigest() if prompt_map else None
+    where = str(folder.resolve()) if folder else None
+    return Plan(digest_suite(suite), chosen, quick, tuple(videos), where, digest)
+
+
+def choose_dimensions(names: Iterable[str] | None) -> tuple[str, ...]:
+    """In the official order. Raises ValueError for unknown names."""
+    names = list(DIMENSIONS if names is None else names)
+    unknown = [name for name in names if name not in DIMENSIONS]
+    if unknown or not names:
+        raise ValueError(f"dimensions {', '.join(unknown) or 'is empty'}: expected some of {', '.join(DIMENSIONS)}")
+    return tuple(name for name in DIMENSIONS if name in names)
+
+
+def _pick(entries: list[Entry], chosen: tuple[str, ...], quick: int | None) -> dict[str, tuple[str, ...]]:
+    """The dimensions that each prompt is needed for. A quick run's prompts are spread over each dimension's."""
+    needed: dict[str, set[str]] = {}
+    for name in chosen:
+        prompts = list(dict.fromkeys(entry.prompt for entry in entries if name in entry.dimensions))
+        if quick is not None and quick < len(prompts):
+            prompts = [prompts[i * len(prompts) // quick] for i in range(quick)]
+        for prompt in prompts:
+            needed.setdefault(prompt, set()).add(name)
+    return {prompt: tuple(name for name in chosen if name in names) for prompt, names in needed.items()}
+
+
+def _has_extra(folder: Path) -> bool:
+    """Whether a folder has more than five videos of a prompt, for the static filter to choose from."""
+    numbers = (re.search(r"-(\d+)\.mp4$", file.name) for file in folder.iterdir())
+    return any(SEEDS <= int(number[1]) < FLICKER_SEEDS for number in numbers if number)
+
+
+def name_video(prompt: str, index: int) -> str:
+    """The official name of a prompt's video, as one that stays in its folder.
+
+    None of VBench's prompts needs it, but where a prompt has a slash, a backslash, a control character or a leading
+    dot these are written %2F and so on, and one too long for a file system is cut and ends in a hash. The official
+    package doesn't find such names by itself.
+    """
+    stem = UNSAFE.sub(lambda found: f"%{ord(found[0]):02X}", prompt)
+    if len(stem.encode()) > LONGEST - len("-24"):
+        short = stem.encode()[: LONGEST - 24].decode(errors="ignore")
+        stem = f"{short}~{hashlib.sha256(prompt.encode()).hexdigest()[:16]}"
+    return f"{stem}-{index}.mp4"
+
+
+def _refuse_twins(videos: list[Planned]) -> None:
+    twice = [name for name, count in Counter(video.name for video in videos).items() if count > 1]
+    if twice:
+        prompts = {video.prompt for video in videos if video.name == twice[0]}
+        raise ValueError(f"several prompts would be named {twice[0]}: {', '.join(map(repr, sorted(prompts)))}")
+
+
+def read_prompt_map(path: Path, entries: list[Entry]) -> dict[str, str]:
+    """prompt -> long prompt, from a line for each entry, or each different prompt, in the suite's order.
+
+    Raises ValueError when the file doesn't fit.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} can't be read as text ({error}): expected a long prompt a line") from None
+    while lines and not lines[-1]:
+        lines.pop()
+    every = [entry.prompt for entry in entries]
+    different = list(dict.fromkeys(every))
+    if len(lines) not in (len(every), len(different)):
+        raise ValueError(f"{path} has {len(lines)} lines, the suite {len(every)} prompts: expected a long one for each")
+    if "" in lines:
+        raise ValueError(f"{path}: line {lines.index('') + 1} is empty, expected a long prompt")
+    prompts = every if len(lines) == len(every) else different
+    return dict(zip(reversed(prompts), reversed(lines), strict=True))  # the first of two lines for a prompt counts
+
+
+def find_clashes(videos: Iterable[Planned]) -> list[tuple[str, str]]:
+    """Names that are one on a file system that ignores case, or the form of accents."""
+    seen: dict[str, str] = {}
+    clashes = []
+    for video in videos:
+        other = seen.setdefault(fold(video.name), video.name)
+        if other != video.name:
+            clashes.append((other, video.name))
+    return clashes
+
+
+def fold(name: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def ignores_case(folder: Path) -> bool:
+    """Whether a folder's file system takes A and a for one."""
+    with NamedTemporaryFile(dir=folder, prefix=".case-a", suffix=".probe") as probe:
+        return Path(probe.name).with_name(Path(probe.name).name.swapcase()).exists()
+
+
+def check_case(folder: Path, plan: Plan) -> None:
+    """Raises ValueError where videos of the plan would overwrite each other."""
+    clashes = find_clashes(plan.videos)
+    if clashes and ignores_case(folder):
+        (one, other), more = clashes[0], len(clashes) - 1
+        raise ValueError(
+            f"{folder} is on a file system that ignores case, where {one!r} and {other!r}"
+            f"{f' and {more} more pairs' if more else ''} are one file: choose an --out on another file system"
+        )
+
+
+def describe_plan(plan: Plan) -> str:
+    """How many videos, and what for."""
+    counts = Counter(name for video in plan.videos for name in video.dimensions if video.index < SEEDS)
+    extra = sum(video.index >= SEEDS for video in plan.videos)
+    prompts = len({video.prompt for video in plan.videos})
+    lines = [f"{len(plan.videos):,} videos of {prompts:,} prompts for {len(plan.dimensions)} of 16 dimensions"]
+    if extra:
+        lines.append(f"{extra:,} of them are further seeds of {FLICKER}, which the static filter chooses from")
+    if plan.quick:
+        lines.append(f"quick: {plan.quick} prompts a dimension, one video each; NOT comparable with published scores")
+    lines += [f"  {name:<24}{counts[name]:>5}" for name in plan.dimensions]
+    return "\n".join(lines)

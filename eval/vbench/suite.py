@@ -1,0 +1,197 @@
+"""The facts of VBench: its dimensions, its prompts as its package ships them, and the plan of a run's videos."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from train.whole import write_text
+
+from ..models import Clip
+
+INFO = "VBench_full_info.json"
+SEEDS, FLICKER_SEEDS = 5, 25  # videos of a prompt; of a temporal_flickering one, of which the static filter keeps 5
+FLICKER = "temporal_flickering"
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One of VBench's sixteen scores.
+
+    weight: in its group's mean. minimum, maximum: what the official script maps to 0 and 1. prompts: of the full suite.
+    """
+
+    name: str
+    group: Literal["quality", "semantic"]
+    weight: float
+    minimum: float
+    maximum: float
+    prompts: int
+
+
+DIMENSIONS = {
+    dimension.name: dimension
+    for dimension in (
+        Dimension("subject_consistency", "quality", 1.0, 0.1462, 1.0, 72),
+        Dimension("background_consistency", "quality", 1.0, 0.2615, 1.0, 86),
+        Dimension("temporal_flickering", "quality", 1.0, 0.6293, 1.0, 75),
+        Dimension("motion_smoothness", "quality", 1.0, 0.706, 0.9975, 72),
+        Dimension("dynamic_degree", "quality", 0.5, 0.0, 1.0, 72),
+        Dimension("aesthetic_quality", "quality", 1.0, 0.0, 1.0, 93),
+        Dimension("imaging_quality", "quality", 1.0, 0.0, 1.0, 93),
+        Dimension("object_class", "semantic", 1.0, 0.0, 1.0, 79),
+        Dimension("multiple_objects", "semantic", 1.0, 0.0, 1.0, 82),
+        Dimension("human_action", "semantic", 1.0, 0.0, 1.0, 100),
+        Dimension("color", "semantic", 1.0, 0.0, 1.0, 85),
+        Dimension("spatial_relationship", "semantic", 1.0, 0.0, 1.0, 84),
+        Dimension("scene", "semantic", 1.0, 0.0, 0.8222, 86),
+        Dimension("appearance_style", "semantic", 1.0, 0.0009, 0.2855, 90),
+        Dimension("temporal_style", "semantic", 1.0, 0.0, 0.364, 100),
+        Dimension("overall_consistency", "semantic", 1.0, 0.0, 0.364, 93),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One prompt of the suite. auxiliary: what some dimensions look for in its videos, by dimension."""
+
+    prompt: str
+    dimensions: tuple[str, ...]
+    auxiliary: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One video that a run needs, as the file `name`; `index` tells apart those of a prompt.
+
+    long: the augmented prompt that it is generated from; None takes `prompt`.
+    """
+
+    name: str
+    prompt: str
+    seed: int
+    index: int
+    dimensions: tuple[str, ...]
+    long: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The videos of a run.
+
+    suite: sha256 of the suite's JSON. dimensions: those asked for. quick: prompts a dimension of a run that is not
+    comparable; None for all prompts. folder: of the videos, where they aren't made by the run. prompt_map: sha256 of
+    the file of long prompts. clip: the size, length and rate expected; None where it is not known.
+    """
+
+    suite: str
+    dimensions: tuple[str, ...]
+    quick: int | None
+    videos: tuple[Planned, ...]
+    folder: str | None = None
+    prompt_map: str | None = None
+    clip: Clip | None = None
+
+    def find_videos(self, out: Path) -> Path:
+        """The folder of the videos of the run in `out`."""
+        return Path(self.folder) if self.folder else out / "videos"
+
+    def expected(self, dimension: str) -> list[Planned]:
+        """The official five videos a prompt; without the further ones that only the static filter chooses from."""
+        return [video for video in self.videos if dimension in video.dimensions and video.index < SEEDS]
+
+
+def write_plan(path: Path, plan: Plan) -> None:
+    said = {name: value for name, value in asdict(plan).items() if name != "videos"}
+    videos = [{name: value for name, value in asdict(video).items() if value is not None} for video in plan.videos]
+    write_text(path, json.dumps({**said, "videos": videos}, ensure_ascii=False, indent=1) + "\n")
+
+
+def read_plan(path: Path) -> Plan:
+    """Raises ValueError where there is none, or what is there isn't one."""
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        videos = tuple(Planned(**{**video, "dimensions": tuple(video["dimensions"])}) for video in said["videos"])
+        clip = Clip(**said["clip"]) if said["clip"] else None
+        return Plan(**{**said, "dimensions": tuple(said["dimensions"]), "videos": videos, "clip": clip})
+    except FileNotFoundError:
+        raise ValueError(f"no plan {path}: `python -m eval.vbench plan --out {path.parent}` makes one") from None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is not a plan ({error}): remove it and plan again") from None
+
+
+def load_suite(path: Path) -> list[Entry]:
+    """VBench's prompts, in its order, without importing it.
+
+    path: its VBench_full_info.json, a wheel of the package, or a folder with it: the package's own, a site-packages
+    folder or a virtual environment. Raises ValueError where it isn't found or isn't in the format.
+    """
+    try:
+        said = json.loads(read_suite(path))
+    except ValueError as error:
+        raise ValueError(f"{path}: the suite can't be read as JSON ({error})") from None
+    if not isinstance(said, list) or not said:
+        raise ValueError(f"{path}: expected a list of VBench's prompts, found {type(said).__name__}")
+    return [_read_entry(path, number, entry) for number, entry in enumerate(said)]
+
+
+def _read_entry(path: Path, number: int, entry: Any) -> Entry:
+    try:
+        prompt, dimensions = entry["prompt_en"], tuple(entry["dimension"])
+        prompt.encode()
+    except (TypeError, KeyError, AttributeError, UnicodeEncodeError) as error:
+        raise ValueError(f"{path}: entry {number} has no prompt_en and dimension that can be used ({error})") from None
+    if not prompt.strip() or not dimensions or any(name not in DIMENSIONS for name in dimensions):
+        raise ValueError(f"{path}: entry {number} is {prompt!r} for {dimensions}, expected a prompt and its dimensions")
+    return Entry(prompt, dimensions, entry.get("auxiliary_info") or {})
+
+
+def read_suite(path: Path) -> bytes:
+    """The bytes of the suite's JSON; `path` as in load_suite. Raises ValueError where there is none."""
+    try:
+        if path.is_dir():
+            places = (INFO, f"vbench/{INFO}", f"lib/python3*/site-packages/vbench/{INFO}",
+                      f"Lib/site-packages/vbench/{INFO}")  # fmt: skip
+            found = [file for place in places for file in sorted(path.glob(place))]
+            if not found:
+                raise ValueError(f"{path} holds no {INFO}: expected vbench's folder, site-packages or an environment")
+            return found[0].read_bytes()
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as wheel:
+                return wheel.read(f"vbench/{INFO}")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise ValueError(f"no suite {path}: expected vbench's {INFO}, its wheel, or a folder with it") from None
+    except KeyError:
+        raise ValueError(f"{path} holds no vbench/{INFO}: expected a wheel of the vbench package") from None
+    except (OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: the suite can't be read ({error})") from None
+
+
+def digest_suite(path: Path) -> str:
+    """sha256 of the suite's JSON, which tells one version of VBench from another."""
+    return hashlib.sha256(read_suite(path)).hexdigest()
+
+
+def find_suite(suite: Path | None, scorer_python: Path | None) -> Path:
+    """Where the suite is: as given, else in the scorer's environment, else in this one.
+
+    Raises ValueError where it is nowhere.
+    """
+    if suite is not None:
+        return suite
+    if scorer_python is not None:
+        return scorer_python.parent.parent
+    try:
+        return Path(str(metadata.distribution("vbench").locate_file(f"vbench/{INFO}")))
+    except metadata.PackageNotFoundError:
+        raise ValueError(
+            "no suite: --suite names vbench's wheel (pip download --no-deps vbench==0.1.5), "
+            f"its {INFO} or a folder with it; or --scorer-python an environment that has it"
+        ) from None
