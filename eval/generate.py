@@ -10,6 +10,7 @@ import logging
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentError, auto_cli
 
@@ -17,18 +18,32 @@ from fps_flex import FPSAttention
 from fps_flex.weights import Which
 from train.console import one_line, stop
 
-from .models import open_model
+from .models import TextToVideo, open_model
 from .sampling import Sampler, build_scheduler
-from .videos import Job, Settings, make_videos
+from .videos import Job, Settings, draw_contacts, make_videos
 
 
 def main(
+    out: Path, prompt: str | None = None, prompts: Path | None = None, count: int = 1, seed: int = 0, **options: Any
+) -> None:
+    """Generate videos from prompts; a run that was stopped goes on where it was.
+
+    Args:
+        out: folder for the videos, each with a JSON of its settings beside it.
+        prompt: what to show.
+        prompts: a text file with a prompt a line, in place of `prompt`.
+        count: videos of each prompt.
+        seed: of the first video; each further one has the next.
+        options: of `settle`.
+    """
+    model, settings = settle(**options)
+    jobs = plan_jobs(read_prompts(prompt, prompts), count, seed)
+    if make_videos(model, settings, jobs, out):
+        draw_contacts(out / "contact.png", out, jobs[:8], settings.clip)
+
+
+def settle(
     checkpoint: str,
-    out: Path,
-    prompt: str | None = None,
-    prompts: Path | None = None,
-    count: int = 1,
-    seed: int = 0,
     negative_prompt: str | None = None,
     sampler: Sampler = "unipc",
     steps: int = 50,
@@ -41,16 +56,11 @@ def main(
     weights: Which = "average",
     attention: FPSAttention | None = None,
     encoders: str | None = None,
-) -> None:
-    """Generate videos from prompts; a run that was stopped goes on where it was.
+) -> tuple[TextToVideo, Settings]:
+    """A checkpoint, opened and checked, and how it makes videos. Raises ValueError for what doesn't fit.
 
     Args:
         checkpoint: a .ckpt of train.fit, or Wan2.1 as released, official or diffusers: a folder or a file.
-        out: folder for the videos, each with a JSON of its settings beside it.
-        prompt: what to show.
-        prompts: a text file with a prompt a line, in place of `prompt`.
-        count: videos of each prompt.
-        seed: of the first video; each further one has the next.
         negative_prompt: what guidance leads away from; none takes the text encoder's own.
         sampler: unipc or euler.
         steps: of the sampler.
@@ -70,18 +80,9 @@ def main(
     model.check(clip.size)
     if shift is None:
         shift = model.shift or (5.0 if min(clip.height, clip.width) >= 720 else 3.0)
-    settings = Settings(
-        checkpoint,
-        weights,
-        model.text.negative_prompt if negative_prompt is None else negative_prompt,
-        sampler,
-        steps,
-        guidance,
-        shift,
-        clip,
-    )
     build_scheduler(sampler, steps, shift)
-    make_videos(model, settings, plan_jobs(read_prompts(prompt, prompts), count, seed), out)
+    negative = model.text.negative_prompt if negative_prompt is None else negative_prompt
+    return model, Settings(checkpoint, weights, negative, sampler, steps, guidance, shift, clip)
 
 
 def read_prompts(prompt: str | None, prompts: Path | None) -> list[str]:

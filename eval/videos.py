@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -52,17 +53,22 @@ class Settings:
     clip: Clip
 
 
-def make_videos(model: TextToVideo, settings: Settings, jobs: list[Job], out: Path) -> None:
-    """Make what is missing of this process's share of the jobs, and a contact sheet once all are there.
+def make_videos(
+    model: TextToVideo, settings: Settings, jobs: list[Job], out: Path, records: Path | None = None
+) -> bool:
+    """Make what is missing of this process's share of the jobs; returns whether the videos of all jobs are there.
 
     Under torchrun the jobs are dealt out to the processes, one to a GPU. Files appear whole or not at all.
-    Raises ValueError when `out` can't be written or holds videos made with other settings.
+    records: folder of the JSON of each video's settings; None puts them beside the videos.
+    Raises ValueError when a folder can't be written or holds videos made with other settings.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     check_writable(out, "--out")
+    records = records or out
+    check_writable(records, "--out")
     shared = _shared_record(model, settings)
-    records = {job: {**asdict(job), **shared} for job in jobs}
-    todo = [job for job in jobs[rank::world] if not _is_done(out, job, records[job])]
+    said = {job: {**asdict(job), **shared} for job in jobs}
+    todo = [job for job in jobs[rank::world] if not _is_done(out, records, job, said[job])]
     if len(todo) < len(jobs[rank::world]):
         print(f"{len(jobs[rank::world]) - len(todo)} of {len(jobs[rank::world])} videos are there already", flush=True)
     if todo:
@@ -73,12 +79,22 @@ def make_videos(model: TextToVideo, settings: Settings, jobs: list[Job], out: Pa
         with _progress(enabled=rank == 0) as progress:
             bar = progress.add_task("steps", total=len(todo) * settings.steps)
             for job in todo:
+                started = time.perf_counter()
                 video = _make(wan, model, settings, job, states, lambda: progress.advance(bar))
                 write_video(out / f"{job.name}.mp4", video, settings.clip.fps)
-                write_text(out / f"{job.name}.json", json.dumps(records[job], indent=1, ensure_ascii=False) + "\n")
-                progress.console.print(f"wrote {out / job.name}.mp4", soft_wrap=True, highlight=False)
-    if all((out / f"{job.name}.json").is_file() for job in jobs):
-        _draw_contacts(out, jobs[:8], settings.clip)
+                write_text(records / f"{job.name}.json", json.dumps(said[job], indent=1, ensure_ascii=False) + "\n")
+                progress.console.print(f"wrote {out / job.name}.mp4", soft_wrap=True, highlight=False, markup=False)
+                if job is todo[0] and len(todo) > 1 and rank == 0:
+                    line = _say_what_is_left(time.perf_counter() - started, len(todo) - 1, world, device)
+                    progress.console.print(line, soft_wrap=True, highlight=False)
+    return all((records / f"{job.name}.json").is_file() for job in jobs)
+
+
+def _say_what_is_left(seconds: float, more: int, world: int, device: torch.device) -> str:
+    """more: videos of this process, of `world` that have about as many."""
+    hours, kind = seconds * more / 3600, "GPU" if device.type == "cuda" else "CPU"
+    total = f"the first video took {seconds:.1f} s: about {hours * world:.2g} {kind}-hours to go"
+    return total if world == 1 else f"{total}, {hours:.2g} h on {world} of them"
 
 
 def _make(
@@ -118,12 +134,16 @@ def _shared_record(model: TextToVideo, settings: Settings) -> dict[str, Any]:
     return json.loads(json.dumps(record))
 
 
-def _is_done(out: Path, job: Job, record: dict[str, Any]) -> bool:
+def _is_done(out: Path, records: Path, job: Job, record: dict[str, Any]) -> bool:
     """The JSON is written last. Raises ValueError when it says other settings than today's."""
-    file = out / f"{job.name}.json"
+    file = records / f"{job.name}.json"
     if not (file.is_file() and (out / f"{job.name}.mp4").is_file()):
         return False
-    made = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        made = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        print(f"{file} is broken: its video is made again", flush=True)
+        return False
     other = [name for name in record if name != "versions" and made.get(name) != record[name]]
     if other:
         was = ", ".join(f"{name} {made.get(name)} (now {record[name]})" for name in other)
@@ -131,10 +151,11 @@ def _is_done(out: Path, job: Job, record: dict[str, Any]) -> bool:
     return True
 
 
-def _draw_contacts(out: Path, jobs: list[Job], clip: Clip) -> None:
-    videos = [read_clip(out / f"{job.name}.mp4", clip.frames, clip.fps, clip.height, clip.width) for job in jobs]
+def draw_contacts(path: Path, folder: Path, jobs: list[Job], clip: Clip) -> None:
+    """A contact sheet of the jobs' videos."""
+    videos = [read_clip(folder / f"{job.name}.mp4", clip.frames, clip.fps, clip.height, clip.width) for job in jobs]
     captions = [f"{job.prompt[:80]} (seed {job.seed})" for job in jobs]
-    draw_contact_sheet(out / "contact.png", torch.stack(videos).float() / 127.5 - 1, captions)
+    draw_contact_sheet(path, torch.stack(videos).float() / 127.5 - 1, captions)
 
 
 def _device() -> torch.device:
