@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from .engines import Engine, attend
-from .masks import BlockMaskBank
-from .mods import dequantize
-from .quant import ScaleFormat, channel_scales, quantize, tile_groups, tile_scales
+from .engines import FLOAT8, Chosen, Engine, attend, choose_engine, compiled
+from .masks import BlockMaskBank, kernel_mask
+from .mods import ScoreMod, dequantize, dequantize_heads
+from .quant import ScaleFormat, channel_scales, quantize, realize, tile_groups, tile_scales
 from .schedule import Regime, StepSchedule, preset
 from .tiles import TileLayout, Triple, plan_tile
 
@@ -91,7 +91,9 @@ class FPSAttention:
             raise ValueError(f"block is {self.block}, a GPU's kernel needs a multiple of 128 (or use engine eager)")
         stages = _build_stages(self, tuple(grid), sigma.device)
         regime = self.step_schedule.regime(sigma)
-        return Plan(stages.bank.layout, stages.bank.pick(regime), stages.groups[regime], stages.quantized[regime])
+        layout, block_mask = stages.bank.layout, stages.bank.pick(regime)
+        kernel = kernel_mask(block_mask, layout)
+        return Plan(layout, block_mask, kernel, stages.groups[regime], stages.quantized[regime])
 
     def __call__(
         self, q: Float[Tensor, "b h s d"], k: Float[Tensor, "b h s d"], v: Float[Tensor, "b h s d"], plan: Plan
@@ -99,49 +101,121 @@ class FPSAttention:
         """Attention over slots in tile order (paper, Algorithm 1).
 
         q, k after rotary embedding. Gradients pass the rounding straight through; scales are constants to them.
-        Raises ValueError where q, k, v don't fit each other or the plan.
+        Raises ValueError where q, k, v don't fit each other or the plan, and where no engine can run this.
         """
-        _check_inputs(q, k, v, plan)
-        if not self.step_schedule.quantizes:
-            return attend(q, k, v, plan.block_mask, engine=self.engine)
+        _check_inputs(q, k, v, plan, plan.layout.slots, "slots", ": order tokens with plan.layout.order")
+        return self._run(q, k, v, plan, in_tile_order=True)
 
-        q_codes, q_scale = self._quantize(q, tile_scales(q, plan.layout, plan.groups, self.scale_format), plan)
-        k_codes, k_scale = self._quantize(k, tile_scales(k, plan.layout, plan.groups, self.scale_format), plan)
-        v_codes, v_scale = self._quantize(v, channel_scales(v, plan.layout, self.scale_format), plan)
+    def over_tokens(
+        self, q: Float[Tensor, "b h n d"], k: Float[Tensor, "b h n d"], v: Float[Tensor, "b h n d"], plan: Plan
+    ) -> Float[Tensor, "b h n d"]:
+        """The same over tokens in raster order, for models whose blocks work in it. Raises as a call does."""
+        _check_inputs(q, k, v, plan, plan.layout.tokens, "tokens")
+        return self._run(q, k, v, plan, in_tile_order=False)
 
-        if self.scale_format == "pow2" and self.carrier == "input":
-            q, k, v = (
-                codes * scale.to(codes.dtype)
-                for codes, scale in ((q_codes, q_scale), (k_codes, k_scale), (v_codes, v_scale))
-            )
-            return attend(q, k, v, plan.block_mask, engine=self.engine)
+    def _run(self, q: Tensor, k: Tensor, v: Tensor, plan: Plan, in_tile_order: bool) -> Tensor:
+        """On a GPU everything around the kernel is compiled with it; on a CPU the kernel alone can be."""
+        float8 = self.carrier == "float8"
+        engine = choose_engine(
+            self.engine, q.device, FLOAT8 if float8 else q.dtype, q.shape[-1], self.block, self._has_score_mod
+        )
+        inline = torch.compiler.is_compiling() or engine == "eager" or not q.is_cuda
+        return (_compute if inline else _compiled_compute)(self, engine, q, k, v, plan, in_tile_order)
 
-        score_mod = dequantize(q_scale.squeeze(-1), k_scale.squeeze(-1))
-        out = attend(q_codes, k_codes, v_codes, plan.block_mask, score_mod, self.engine)
-        out = out.to(q.dtype)  # float8 does not multiply; every e4m3 value is exact in q's dtype
-        return (out * v_scale).to(q.dtype)
+    @property
+    def _has_score_mod(self) -> bool:
+        return self.step_schedule.quantizes and not (self.scale_format == "pow2" and self.carrier == "input")
+
+    @property
+    def _one_scale_a_head(self) -> bool:
+        return all(regime.granularity == "head" for regime in self.step_schedule.regimes)
 
     def _quantize(
         self, x: Float[Tensor, "b h s d"], scale: Float[Tensor, "b h ..."], plan: Plan
     ) -> tuple[Float[Tensor, "b h s d"], Float[Tensor, "b h ..."]]:
         """Codes and scales; samples in an unquantised regime keep their values, with scales of 1."""
-        codes = quantize(x, scale, torch.float8_e4m3fn if self.carrier == "float8" else x.dtype)
+        codes = quantize(x, scale, FLOAT8 if self.carrier == "float8" else x.dtype)
         if all(regime.granularity is not None for regime in self.step_schedule.regimes):
             return codes, scale
         quantized = plan.quantized[:, None, None, None]
         return torch.where(quantized, codes, x), torch.where(quantized, scale, 1.0)
 
 
+def _compute(
+    attention: FPSAttention, engine: Chosen, q: Tensor, k: Tensor, v: Tensor, plan: Plan, in_tile_order: bool
+) -> Tensor:
+    if in_tile_order:
+        return _attend_slots(attention, engine, q, k, v, plan)
+    q, k, v = (plan.layout.order(x, dim=2) for x in (q, k, v))
+    return plan.layout.unorder(_attend_slots(attention, engine, q, k, v, plan), dim=2)
+
+
+def _attend_slots(attention: FPSAttention, engine: Chosen, q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:
+    """Paper, Algorithm 1: scales, codes, attention over kept tiles, scales undone."""
+    mask = plan.block_mask if engine == "eager" else plan.kernel_mask
+    coded = encode(attention, q, k, v, plan)
+    out = attend(coded.q, coded.k, coded.v, mask, coded.score_mod, engine, coded.scale)
+    if coded.v_scale is None:
+        return out
+    out = out.to(q.dtype)  # float8 does not multiply; every e4m3 value is exact in q's dtype
+    return (out * coded.v_scale).to(q.dtype)
+
+
+@dataclass(frozen=True)
+class Coded:
+    """What an engine gets: values of q, k and v, how to make scores of them, and what is left to do to the output."""
+
+    q: Float[Tensor, "b h s d"]
+    k: Float[Tensor, "b h s d"]
+    v: Float[Tensor, "b h s d"]
+    score_mod: ScoreMod | None = None
+    scale: float | None = None
+    v_scale: Float[Tensor, "b h 1 d"] | None = None
+
+
+def encode(
+    attention: FPSAttention,
+    q: Float[Tensor, "b h s d"],
+    k: Float[Tensor, "b h s d"],
+    v: Float[Tensor, "b h s d"],
+    plan: Plan,
+) -> Coded:
+    """Put q, k, v on the e4m3 grid, with the scales in the score_mod, or in the values where they are powers of two.
+
+    The softmax's 1 / √d goes with K's scales, which saves the kernel a product a score.
+    """
+    if not attention.step_schedule.quantizes:
+        return Coded(q, k, v)
+    form = attention.scale_format
+    q_codes, q_scale = attention._quantize(q, tile_scales(q, plan.layout, plan.groups, form), plan)
+    k_codes, k_scale = attention._quantize(k, tile_scales(k, plan.layout, plan.groups, form), plan)
+    v_codes, v_scale = attention._quantize(v, channel_scales(v, plan.layout, form), plan)
+    if not attention._has_score_mod:
+        pairs = (q_codes, q_scale), (k_codes, k_scale), (v_codes, v_scale)
+        return Coded(*(codes * scale.to(codes.dtype) for codes, scale in pairs))
+
+    k_scale = k_scale * q.shape[-1] ** -0.5
+    if attention._one_scale_a_head:
+        score_mod = dequantize_heads(realize((q_scale * k_scale)[:, :, 0, 0]))
+    else:
+        score_mod = dequantize(realize(q_scale.squeeze(-1)), realize(k_scale.squeeze(-1)))
+    return Coded(q_codes, k_codes, v_codes, score_mod, 1.0, v_scale)
+
+
+_compiled_compute = compiled(_compute)
+
+
 @dataclass(frozen=True)
 class Plan:
     """What all layers of one forward pass share.
 
-    layout: orders tokens into slots. block_mask: of each sample's windows. groups: the tiles that share a scale.
-    quantized: whether the sample is quantised at all.
+    layout: orders tokens into slots. block_mask: of each sample's windows, complete on its own. kernel_mask: the same
+    blocks, for kernels. groups: the tiles that share a scale. quantized: whether the sample is quantised at all.
     """
 
     layout: TileLayout
     block_mask: BlockMask
+    kernel_mask: BlockMask
     groups: Int[Tensor, "b tiles"]
     quantized: Bool[Tensor, " b"]
 
@@ -169,14 +243,14 @@ def _build_stages(attention: FPSAttention, grid: Triple, device: torch.device) -
     )
 
 
-def _check_inputs(q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> None:
+def _check_inputs(q: Tensor, k: Tensor, v: Tensor, plan: Plan, length: int, unit: str, hint: str = "") -> None:
     shapes = [tuple(x.shape) for x in (q, k, v)]
     if q.ndim != 4 or len(set(shapes)) != 1:
         raise ValueError(f"q, k, v have shapes {', '.join(map(str, shapes))}, expected the same [B, H, S, D]")
-    if q.shape[2] != plan.layout.slots or q.shape[0] != len(plan.quantized):
+    if q.shape[2] != length or q.shape[0] != len(plan.quantized):
         raise ValueError(
-            f"q, k, v have shape {shapes[0]}, expected B = {len(plan.quantized)} and S = {plan.layout.slots} slots "
-            f"for the plan's grid {plan.layout.grid}: order tokens with plan.layout.order"
+            f"q, k, v have shape {shapes[0]}, expected B = {len(plan.quantized)} and S = {length} {unit} "
+            f"for the plan's grid {plan.layout.grid}{hint}"
         )
     dtypes = [x.dtype for x in (q, k, v)]
     if len(set(dtypes)) != 1 or q.dtype not in CARRIED:

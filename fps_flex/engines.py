@@ -1,14 +1,19 @@
 """The engines that compute attention from the same mods, and the rule that picks one.
 
-eager: the oracle; any device, differentiable, holds all scores. triton: compiled FlexAttention; forward and backward
-on a GPU, forward only on a CPU (where Inductor writes C++ in place of Triton).
+eager: the oracle; any device, differentiable, holds all scores; P (the softmax weights) in fp32.
+triton: compiled FlexAttention; forward and backward on a GPU, forward only on a CPU (where Inductor writes C++ in
+place of Triton). P is rounded to the carrier: to bf16, or to e4m3 unscaled, and so is the output.
+flash: FlexAttention's FLASH backend, which is flash-attn-4 with our mods in it; forward and backward on Hopper and
+newer; P is rounded to bf16. No float8.
 """
 
 from __future__ import annotations
 
 import logging
-from functools import cache
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable
+from functools import cache, wraps
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,13 +25,54 @@ from .reference import reference_attention
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-Engine = Literal["auto", "eager", "triton"]
+Engine = Literal["auto", "eager", "triton", "flash"]
+Chosen = Literal["eager", "triton", "flash"]
+Function = TypeVar("Function", bound=Callable)
 
-# Every new shape is a graph of this one wrapper, and past the limit torch.compile must fail, never turn dense.
+FLOAT8 = torch.float8_e4m3fn
+
+# TFLOP/s of work done on an H100 with (dtype, whether there is a score_mod): `python -m eval.bench kernel`, heads of
+# 128, a tenth of the tile pairs at 720p. `auto` takes the first that can run.
+MEASURED: dict[tuple[torch.dtype, bool], dict[Chosen, int]] = {
+    (torch.bfloat16, False): {"flash": 610, "triton": 430},
+    (torch.bfloat16, True): {"triton": 400, "flash": 260},
+    (FLOAT8, False): {"triton": 640},
+    (FLOAT8, True): {"triton": 550},
+}
+FLASH_HEAD_DIMS = (64, 128)
+
+# Block sizes and pipelining of the Triton kernel by (dtype, head dim); where none is named FlexAttention's own are best.
+TRITON_OPTIONS: dict[tuple[torch.dtype, int], dict[str, int]] = {
+    (FLOAT8, 128): {"fwd_BLOCK_M": 64, "fwd_BLOCK_N": 128, "fwd_num_warps": 4, "fwd_num_stages": 3},
+}
+
+# Every new shape is a graph, and past the limit torch.compile must fail, never turn dense.
 RECOMPILE_LIMIT = 64
 
 logger = logging.getLogger(__name__)
-_compiled_flex_attention = torch.compile(flex_attention, fullgraph=True, dynamic=False)
+
+
+def compiled(function: Function) -> Function:
+    """torch.compile as everything here uses it: one graph or an error, static shapes, and true division.
+
+    Inductor's own division on a GPU is approximate, which would flip FP8 codes.
+    """
+    options = {"eager_numerics.division_rounding": True}
+    return limited(torch.compile(function, fullgraph=True, dynamic=False, options=options))
+
+
+def limited(function: Function) -> Function:
+    """A compiled function that may have RECOMPILE_LIMIT graphs."""
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT):
+            return function(*args, **kwargs)
+
+    return call
+
+
+_compiled_flex_attention = compiled(flex_attention)
 
 
 def attend(
@@ -36,43 +82,111 @@ def attend(
     block_mask: BlockMask,
     score_mod: ScoreMod | None = None,
     engine: Engine = "auto",
+    scale: float | None = None,
 ) -> Float[Tensor, "b h s d"]:
-    """softmax(score_mod(q kᵀ / √d)) v over the pairs that block_mask keeps, in q's dtype.
+    """softmax(score_mod(scale q kᵀ)) v over the pairs that block_mask keeps, in q's dtype; scale is 1 / √d if None.
 
-    Raises ValueError for an unknown engine and for gradients through one that has none.
+    Every row must keep a key of each of its blocks. Raises ValueError for an engine that can't run this, and for
+    gradients through one that has none.
     """
-    if choose_engine(engine, q) == "eager":
-        return reference_attention(q, k, v, block_mask.mask_mod, score_mod)
+    chosen = choose_engine(engine, q.device, q.dtype, q.shape[-1], block_mask.BLOCK_SIZE[0], score_mod is not None)
+    if chosen == "eager":
+        return reference_attention(q, k, v, block_mask.mask_mod, score_mod, scale)
     if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
         _check_gradients(q)
+    flex = flex_attention if torch.compiler.is_compiling() else _compiled_flex_attention
     # autocast would turn fp8 and fp32 inputs into bf16
-    with (
-        torch.autocast(q.device.type, enabled=False),
-        torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT),
-    ):
-        return _compiled_flex_attention(q, k, v, score_mod=score_mod, block_mask=block_mask)
+    with torch.autocast(q.device.type, enabled=False):
+        return flex(
+            q, k, v, score_mod=score_mod, block_mask=block_mask, scale=scale, kernel_options=_kernel_options(chosen, q)
+        )
 
 
-def choose_engine(engine: Engine, q: Tensor) -> Literal["eager", "triton"]:
-    """`auto` is triton on a GPU and eager on a CPU, where it says once that every score is computed."""
-    if engine not in ("auto", "eager", "triton"):
-        raise ValueError(f"engine is {engine!r}, expected auto, eager or triton")
-    chosen = engine if engine != "auto" else "triton" if q.is_cuda else "eager"
-    if engine == "auto":
-        _say_once(chosen, q.device.type)
-    if q.dtype == torch.float8_e4m3fn and (chosen == "eager" or not q.is_cuda):
-        raise ValueError("the float8 carrier needs the triton engine and a GPU: use carrier 'input' here")
-    return chosen
+def _kernel_options(engine: Chosen, q: Tensor) -> dict[str, Any] | None:
+    if not q.is_cuda:
+        return None
+    if engine == "flash":
+        return {"BACKEND": "FLASH"}
+    return {"BACKEND": "TRITON", "ROWS_GUARANTEED_SAFE": True, **TRITON_OPTIONS.get((q.dtype, q.shape[-1]), {})}
+
+
+@torch.compiler.assume_constant_result
+def choose_engine(
+    engine: Engine, device: torch.device, dtype: torch.dtype, head_dim: int, block: int, score_mod: bool
+) -> Chosen:
+    """The engine itself, or for `auto` eager on a CPU and on a GPU the fastest measured one that can run such a call.
+
+    dtype: of q, k, v as the kernel gets them. block: slots of a block of the mask. score_mod: whether there is one.
+    Says once what `auto` took, and why. Raises ValueError naming the engines that would work when this one can't.
+    """
+    if engine not in ("auto", "eager", "triton", "flash"):
+        raise ValueError(f"engine is {engine!r}, expected auto, eager, triton or flash")
+    what = (device, dtype, head_dim, block)
+    if engine == "auto" and device.type != "cuda" and dtype != FLOAT8:
+        _say_once("eager", device.type, dtype, "the dense oracle, which also has gradients")
+        return "eager"
+    rates = MEASURED.get((dtype, score_mod), {"triton": 0}) if engine == "auto" else {engine: 0}
+    able = [name for name in rates if obstacle(name, *what) is None]
+    if able:
+        if engine == "auto":
+            _say_once(able[0], device.type, dtype, _compare(rates, able, *what))
+        return able[0]
+    reasons = "; ".join(f"{name}: {obstacle(name, *what)}" for name in rates)
+    others = [name for name in ("flash", "triton", "eager") if obstacle(name, *what) is None]
+    raise ValueError(f"no engine for this call ({reasons}); engines that would work: {', '.join(others) or 'none'}")
+
+
+def obstacle(engine: Chosen, device: torch.device, dtype: torch.dtype, head_dim: int, block: int) -> str | None:
+    """Why an engine can't run such a call, in a few words; None if it can."""
+    name = str(dtype).removeprefix("torch.")
+    if engine == "eager":
+        return "the oracle has no float8 carrier: use carrier 'input'" if dtype == FLOAT8 else None
+    if engine == "triton":
+        if device.type != "cuda":
+            return "the float8 carrier needs a GPU: use carrier 'input'" if dtype == FLOAT8 else None
+        if dtype == FLOAT8 and torch.cuda.get_device_capability(device) < (8, 9):
+            return "this GPU has no float8 (compute capability 8.9 or later has): use carrier 'input'"
+        if dtype == torch.float64:
+            return "no float64 on a GPU"
+        least = 32 if dtype == FLOAT8 else 16
+        if not least <= head_dim <= 256:
+            return f"heads of {head_dim}, expected {least} to 256 in {name}"
+        return f"blocks of {block} slots, expected a multiple of 128 on a GPU" if block % 128 else None
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (9, 0):
+        return "needs a Hopper GPU or later"
+    if not flash_is_installed():
+        return "flash-attn-4 isn't installed (pip install flash-attn-4)"
+    if dtype not in (torch.bfloat16, torch.float16):
+        return f"{name}, expected bfloat16"
+    if head_dim not in FLASH_HEAD_DIMS:
+        return f"heads of {head_dim}, expected {' or '.join(map(str, FLASH_HEAD_DIMS))}"
+    return f"blocks of {block} slots, expected 128" if block != 128 else None
+
+
+@cache
+def flash_is_installed() -> bool:
+    try:
+        return find_spec("flash_attn.cute") is not None
+    except ImportError:
+        return False
 
 
 def _check_gradients(q: Tensor) -> None:
     if not q.is_cuda:
         raise ValueError("the triton engine has no gradients on a CPU: use engine eager or auto")
-    if q.dtype == torch.float8_e4m3fn:
+    if q.dtype == FLOAT8:
         raise ValueError("the float8 carrier has no gradients: train with carrier 'input'")
 
 
+def _compare(rates: dict[Chosen, int], able: list[Chosen], *what: Any) -> str:
+    """Why the first that is able was taken, and what stood in the way of a faster one."""
+    if not rates[able[0]]:
+        return "compiled FlexAttention; not measured in this dtype"
+    said = ", ".join(f"{name} {tflops}" for name, tflops in rates.items())
+    missing = "".join(f"; {name}: {obstacle(name, *what)}" for name in rates if name not in able)
+    return f"TFLOP/s measured on an H100: {said}{missing}"
+
+
 @cache
-def _say_once(engine: str, device: str) -> None:
-    reason = "compiled FlexAttention" if engine == "triton" else "the dense oracle, which also has gradients"
-    logger.info("attention engine on %s: %s (%s)", device, engine, reason)
+def _say_once(engine: str, device: str, dtype: torch.dtype, reason: str) -> None:
+    logger.info("attention engine on %s in %s: %s (%s)", device, str(dtype).removeprefix("torch."), engine, reason)

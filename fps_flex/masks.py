@@ -70,6 +70,21 @@ def _mask_mod(layout: TileLayout, windows: Int[Tensor, "b 3"]) -> MaskMod:
     return sliding_tile
 
 
+def pad_mask(layout: TileLayout) -> MaskMod:
+    """The mask_mod of pad keys alone: all that is left to mask in the blocks that `block_lists` keeps.
+
+    For kernels, which follow the block lists; evaluating the windows again in every partial block costs them up to
+    three times the whole (an H100, float8), and so does loading booleans.
+    Anything that doesn't read the lists needs `sliding_tile_mask`.
+    """
+    share = layout.holds_token
+
+    def is_token(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return share[kv_idx] > 0
+
+    return is_token
+
+
 def tile_mask(layout: TileLayout, windows: Int[Tensor, "b 3"]) -> Bool[Tensor, "b tiles tiles"]:
     """Which key tiles each query tile sees."""
     coords = layout.coords_of_tile
@@ -140,6 +155,15 @@ def block_mask(layout: TileLayout, windows: Tensor | Sequence) -> BlockMask:
     """
     windows = as_windows(windows, layout)
     return block_lists(layout, windows).block_mask(layout, _mask_mod(layout, windows))
+
+
+def kernel_mask(block_mask: BlockMask, layout: TileLayout) -> BlockMask:
+    """The same block lists with `pad_mask`, for kernels; what doesn't read the lists would be nearly dense with it."""
+    bm = block_mask
+    partial = bm.kv_num_blocks, bm.kv_indices, bm.q_num_blocks, bm.q_indices
+    full = bm.full_kv_num_blocks, bm.full_kv_indices, bm.full_q_num_blocks, bm.full_q_indices
+    lists = BlockLists(*partial[:2], *full[:2], *partial[2:], *full[2:])
+    return lists.block_mask(layout, pad_mask(layout))
 
 
 @dataclass(frozen=True)

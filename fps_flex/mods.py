@@ -26,3 +26,13 @@ def dequantize(q_scale: Float[Tensor, "b h s"], k_scale: Float[Tensor, "b h s"])
         return score * q_scale[b, h, q_idx] * k_scale[b, h, kv_idx]
 
     return dequantize_score
+
+
+def dequantize_heads(scale: Float[Tensor, "b h"]) -> ScoreMod:
+    """Multiply each score by one number a head, all that is left of the scales at granularity "head"."""
+
+    def dequantize_score(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        score = score if score.dtype == torch.float64 else score.to(torch.float32)
+        return score * scale[b, h]
+
+    return dequantize_score

@@ -29,8 +29,7 @@ def scale_of(amax: Float[Tensor, "..."], scale_format: ScaleFormat = "fp32") -> 
 
     scale_format: "fp32", or "pow2", which is that rounded up to a power of two (at least 2^-126).
     """
-    amax = amax.float()
-    scale = amax / torch.full_like(amax, E4M3_MAX)  # by a tensor: by a number, a GPU multiplies by the reciprocal
+    scale = (amax.double() / E4M3_MAX).float()  # true division of fp32, which a GPU's own by a number is not
     scale = torch.where(scale == 0, 1.0, scale)
     return _round_up_to_pow2(scale) if scale_format == "pow2" else scale
 
@@ -39,6 +38,20 @@ def _round_up_to_pow2(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """Through the bits of positive fp32: a mantissa that isn't 0 carries into the exponent. Inf and NaN stay."""
     bits = (x.view(torch.int32) + 0x007FFFFF) & 0x7F800000
     return torch.where(x.isfinite(), bits.view(torch.float32), x)
+
+
+@torch.library.custom_op("fps_flex::realize", mutates_args=())
+def realize(x: Tensor) -> Tensor:
+    """A copy that a compiler can't look through, where x is small and recomputing it for every use would not be.
+
+    FlexAttention also needs it for what its mods read, which must lie in memory.
+    """
+    return x.clone()
+
+
+@realize.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
 
 
 class _Quantize(torch.autograd.Function):
@@ -109,7 +122,7 @@ def tile_scales(
     scale_format: ScaleFormat = "fp32",
 ) -> Float[Tensor, "b h s 1"]:
     """The scale of Q or K at every slot (paper, Algorithm 1): one a tile, shared in its group. fp32."""
-    scale = scale_of(pool_amax(tile_amax(x, layout), groups), scale_format)
+    scale = realize(scale_of(pool_amax(tile_amax(x, layout), groups), scale_format))
     return scale[..., layout.tile_of_slot].unsqueeze(-1)
 
 
@@ -118,4 +131,4 @@ def channel_scales(
 ) -> Float[Tensor, "b h 1 d"]:
     """The scale of each channel of V, pads left out. fp32."""
     amax = x.detach().abs().masked_fill(~layout.valid[:, None], 0.0).amax(-2, keepdim=True)
-    return scale_of(amax, scale_format)
+    return realize(scale_of(amax, scale_format))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Int, Shaped
+    from jaxtyping import Bool, Float, Int, Shaped
 
 Triple = tuple[int, int, int]
 
@@ -90,11 +90,23 @@ class TileLayout:
         return slot.to(self.device)
 
     @cached_property
+    def token_of_slot(self) -> Int[Tensor, " slots"]:
+        """The token that each slot holds; 0 for a pad."""
+        token = torch.zeros(self.slots, dtype=torch.int64, device=self.device)
+        token[self.slot_of_token] = torch.arange(self.tokens, device=self.device)
+        return token
+
+    @cached_property
     def valid(self) -> Bool[Tensor, " slots"]:
         """True where a slot holds a token."""
         valid = torch.zeros(self.slots, dtype=torch.bool, device=self.device)
         valid[self.slot_of_token] = True
         return valid
+
+    @cached_property
+    def holds_token(self) -> Float[Tensor, " slots"]:
+        """1 where a slot holds a token, else 0, in fp32: what kernels mask by, since they load booleans slowly."""
+        return self.valid.float()
 
     @cached_property
     def tile_of_slot(self) -> Int[Tensor, " slots"]:
@@ -123,7 +135,17 @@ class TileLayout:
 
     def build(self) -> TileLayout:
         """Make all index tensors now, not when they are first asked for."""
-        for name in ("slot_of_token", "valid", "tile_of_block", "coords_of_slot", "tile_counts"):
+        for name in (
+            "slot_of_token",
+            "token_of_slot",
+            "valid",
+            "holds_token",
+            "tile_of_slot",
+            "tile_of_block",
+            "coords_of_tile",
+            "coords_of_slot",
+            "tile_counts",
+        ):
             getattr(self, name)
         return self
 
@@ -133,15 +155,13 @@ class TileLayout:
             raise ValueError(
                 f"got {tokens.shape[dim]} tokens on dim {dim}, expected {self.tokens}: a grid of {self.grid}"
             )
-        shape = list(tokens.shape)
-        shape[dim] = self.slots
-        return tokens.new_zeros(shape).index_copy(dim, self.slot_of_token, tokens)
+        return _Order.apply(tokens, dim % tokens.ndim, self.token_of_slot, self.slot_of_token, self.valid)
 
     def unorder(self, slots: Shaped[Tensor, "..."], dim: int = 1) -> Shaped[Tensor, "..."]:
         """Slots -> raster tokens along `dim`, pads dropped. Raises ValueError if `dim` does not hold the slots."""
         if slots.shape[dim] != self.slots:
             raise ValueError(f"got {slots.shape[dim]} slots on dim {dim}, expected {self.slots} for grid {self.grid}")
-        return slots.index_select(dim, self.slot_of_token)
+        return _Unorder.apply(slots, dim % slots.ndim, self.token_of_slot, self.slot_of_token, self.valid)
 
     @cached_property
     def _tile_of_token(self) -> Int[Tensor, " tokens"]:
@@ -156,6 +176,41 @@ class TileLayout:
     @property
     def _slots_of_tile(self) -> Int[Tensor, " tiles"]:
         return (self._tokens_of_tile + self.block - 1) // self.block * self.block
+
+
+class _Order(torch.autograd.Function):
+    """Gathers, and so does the backward, where that of index_select would add with atomics."""
+
+    @staticmethod
+    def forward(ctx, tokens: Tensor, dim: int, token_of_slot: Tensor, slot_of_token: Tensor, valid: Tensor) -> Tensor:
+        ctx.dim = dim
+        ctx.save_for_backward(slot_of_token)
+        return _gather_slots(tokens, dim, token_of_slot, valid)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (slot_of_token,) = ctx.saved_tensors
+        return grad.index_select(ctx.dim, slot_of_token), None, None, None, None
+
+
+class _Unorder(torch.autograd.Function):
+    """The inverse of _Order on tokens, and its transpose."""
+
+    @staticmethod
+    def forward(ctx, slots: Tensor, dim: int, token_of_slot: Tensor, slot_of_token: Tensor, valid: Tensor) -> Tensor:
+        ctx.dim = dim
+        ctx.save_for_backward(token_of_slot, valid)
+        return slots.index_select(dim, slot_of_token)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        token_of_slot, valid = ctx.saved_tensors
+        return _gather_slots(grad, ctx.dim, token_of_slot, valid), None, None, None, None
+
+
+def _gather_slots(tokens: Tensor, dim: int, token_of_slot: Tensor, valid: Tensor) -> Tensor:
+    pads = ~valid.view(-1, *[1] * (tokens.ndim - dim - 1))
+    return tokens.index_select(dim, token_of_slot).masked_fill(pads, 0)
 
 
 def count_slots(grid: Triple, tile: Triple, block: int) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .attention import FPSAttention
+from .engines import compiled
 from .rope import Rope, ordered_rope, rotate
 from .tiles import Triple
 
@@ -63,11 +64,18 @@ WAN_14B = WanConfig(dim=5120, ffn_dim=13824, heads=40, layers=40)
 
 
 class Wan(nn.Module):
-    """The velocity of rectified flow. With `checkpointing`, blocks recompute their activations in the backward."""
+    """The velocity of rectified flow.
 
-    def __init__(self, config: WanConfig, attention: FPSAttention, checkpointing: bool = False) -> None:
+    checkpointing: blocks recompute their activations in the backward. compiled: blocks run through torch.compile, one
+    graph for all of them; made for GPUs.
+    """
+
+    def __init__(
+        self, config: WanConfig, attention: FPSAttention, checkpointing: bool = False, compiled: bool = False
+    ) -> None:
         super().__init__()
-        self.config, self.attention, self.checkpointing = config, attention, checkpointing
+        self.config, self.attention = config, attention
+        self.checkpointing, self.compiled = checkpointing, compiled
         c = config
         self.patch_embedding = nn.Conv3d(c.channels, c.dim, c.patch, c.patch)
         self.text_embedding = nn.Sequential(nn.Linear(c.text_dim, c.dim), nn.GELU("tanh"), nn.Linear(c.dim, c.dim))
@@ -94,11 +102,12 @@ class Wan(nn.Module):
         x = plan.layout.order(rearrange(self.patch_embedding(latents.to(dtype)), "b d t h w -> b (t h w) d"))
         time, modulation = self._embed_time(timestep)
         text = self.text_embedding(text.to(dtype))
+        run = _compiled_run if self.compiled else _run
         for block in self.blocks:
             if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, modulation, text, rope, attend, use_reentrant=False)
+                x = checkpoint(run, block, x, modulation, text, rope, attend, use_reentrant=False)
             else:
-                x = block(x, modulation, text, rope, attend)
+                x = run(block, x, modulation, text, rope, attend)
         return self._unpatchify(plan.layout.unorder(self.head(x, time)), grid)
 
     def _embed_time(self, timestep: Float[Tensor, " b"]) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b 6 d"]]:
@@ -148,6 +157,13 @@ class Block(nn.Module):
         x = add(x, gate_a * self.self_attn(modulate(self.norm1(x), shift_a, scale_a).type_as(x), rope, attend))
         x = x + self.cross_attn.over_text(self.norm3(x).type_as(x), text)
         return add(x, gate_f * self.ffn(modulate(self.norm2(x), shift_f, scale_f).type_as(x)))
+
+
+def _run(block: Block, *args: Any) -> Tensor:
+    return block(*args)
+
+
+_compiled_run = compiled(_run)
 
 
 class Attention(nn.Module):

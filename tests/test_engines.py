@@ -4,23 +4,31 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import flex_attention
 
-from fps_flex import FPSAttention, Regime, StepSchedule, TileLayout, block_mask, dequantize, engines
+from fps_flex import WAN_TINY, FPSAttention, Regime, StepSchedule, TileLayout, Wan, attention, block_mask, dequantize, engines, wan
 from fps_flex.engines import attend, choose_engine
 from fps_flex.reference import reference_attention
 
 
 @pytest.fixture
 def compiled(monkeypatch):
-    """The same wrapper with a backend that only counts: what torch.compile traces anew, without generating code."""
+    """The same wrappers with a backend that only counts: what torch.compile traces anew, without generating code.
+
+    Without code the block lists are not read, so the complete mask takes the kernels' place.
+    """
     graphs = []
 
     def backend(graph, inputs):
         graphs.append(graph)
         return graph
 
+    def count(function):
+        return engines.limited(torch.compile(function, fullgraph=True, dynamic=False, backend=backend))
+
     torch._dynamo.reset()
-    wrapper = torch.compile(flex_attention, fullgraph=True, dynamic=False, backend=backend)
-    monkeypatch.setattr(engines, "_compiled_flex_attention", wrapper)
+    monkeypatch.setattr(engines, "_compiled_flex_attention", count(flex_attention))
+    monkeypatch.setattr(attention, "_compiled_compute", count(attention._compute))
+    monkeypatch.setattr(wan, "_compiled_run", count(wan._run))
+    monkeypatch.setattr(attention, "kernel_mask", lambda block_mask, layout: block_mask)
     yield graphs
     torch._dynamo.reset()
 
@@ -43,6 +51,32 @@ def test_new_regimes_scales_and_mixes_compile_nothing(compiled):
             plan = attention.plan(grid, torch.tensor(sigma))
             x = qkv(2, plan.layout)
             torch.testing.assert_close(attention(*x, plan), oracle(*x, plan))
+    assert len(compiled) == 1
+
+
+@pytest.mark.parametrize("options", [{}, {"scale_format": "pow2"}, {"schedule": "sta"}, {"schedule": "dense"}], ids=str)
+def test_all_that_is_around_the_kernel_is_one_graph_for_every_mix_of_regimes(compiled, options):
+    """As a GPU compiles it: from raster order to raster order."""
+    sizes = {"tile": (2, 2, 2), "block": 8, **options}
+    ours, oracle = FPSAttention(engine="triton", **sizes), FPSAttention(engine="eager", **sizes)
+    for sigma in ([0.99, 0.99], [0.99, 0.5], [0.1, 0.7]):
+        plan = ours.plan((4, 4, 7), torch.tensor(sigma))
+        x = [torch.randn(2, 2, plan.layout.tokens, 8) for _ in range(3)]
+        got = attention._compiled_compute(ours, "triton", *x, plan, False)
+        torch.testing.assert_close(got, oracle.over_tokens(*x, plan))
+    assert len(compiled) == 1
+
+
+def test_all_blocks_of_a_model_share_one_graph(compiled):
+    model = Wan(WAN_TINY, FPSAttention(tile=(1, 4, 4), block=16))
+    torch.nn.init.normal_(model.head.head.weight, std=0.02)
+    latents, text = torch.randn(2, 24, 5, 16, 16), torch.randn(2, 7, 32)
+    for timestep in ([990.0, 300.0], [300.0, 800.0]):
+        with torch.no_grad():
+            expected = model(latents, torch.tensor(timestep), text)
+            model.compiled = True
+            torch.testing.assert_close(model(latents, torch.tensor(timestep), text), expected)
+            model.compiled = False
     assert len(compiled) == 1
 
 
@@ -86,11 +120,76 @@ def test_what_an_engine_can_not_do_is_named():
     layout = TileLayout((2, 2, 2), (2, 2, 2), 8)
     q, k, v = qkv(1, layout)
     bm = block_mask(layout, (1, 1, 1))
-    with pytest.raises(ValueError, match="engine is 'cudnn', expected auto, eager or triton"):
+    with pytest.raises(ValueError, match="engine is 'cudnn', expected auto, eager, triton or flash"):
         attend(q, k, v, bm, engine="cudnn")
     with pytest.raises(ValueError, match="the triton engine has no gradients on a CPU"):
         attend(q.requires_grad_(), k, v, bm, engine="triton")
-    with pytest.raises(ValueError, match="float8 carrier needs the triton engine and a GPU"):
-        choose_engine("auto", q.detach().to(torch.float8_e4m3fn))
-    with pytest.raises(ValueError, match="float8 carrier needs the triton engine and a GPU"):
-        choose_engine("triton", q.detach().to(torch.float8_e4m3fn))
+
+
+BF16, FLOAT8 = torch.bfloat16, torch.float8_e4m3fn
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture
+def hopper(monkeypatch):
+    """Stands in for a GPU: its compute capability, and whether flash-attn-4 is there."""
+
+    def build(capability=(9, 0), flash=True):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+        monkeypatch.setattr(engines, "flash_is_installed", lambda: flash)
+
+    return build
+
+
+def test_auto_takes_the_fastest_that_can_run(hopper, caplog):
+    caplog.set_level("INFO", "fps_flex")
+    engines._say_once.cache_clear()
+    assert choose_engine("auto", CPU, torch.float32, 64, 16, True) == "eager"
+    hopper()
+    assert choose_engine("auto", GPU, BF16, 128, 128, False) == "flash"
+    assert choose_engine("auto", GPU, BF16, 128, 128, True) == "triton"
+    assert choose_engine("auto", GPU, FLOAT8, 128, 128, True) == "triton"
+    assert choose_engine("auto", GPU, BF16, 80, 128, False) == "triton"
+    assert choose_engine("auto", GPU, torch.float32, 80, 256, False) == "triton"
+    hopper(flash=False)
+    assert choose_engine("auto", GPU, BF16, 64, 128, False) == "triton"
+    hopper(capability=(8, 0))
+    assert choose_engine("auto", GPU, BF16, 64, 128, False) == "triton"
+    said = caplog.text
+    assert "bfloat16: flash (TFLOP/s measured on an H100: flash" in said and "flash-attn-4 isn't installed" in said
+    for _ in range(3):
+        choose_engine("auto", GPU, BF16, 64, 128, False)
+    assert caplog.text == said
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (("auto", CPU, FLOAT8, 64, 128, True), "the float8 carrier needs a GPU: use carrier 'input'"),
+        (("eager", CPU, FLOAT8, 64, 128, True), "the oracle has no float8 carrier"),
+        (("flash", CPU, BF16, 64, 128, False), "flash: needs a Hopper GPU or later.*would work: triton, eager"),
+        (("flash", GPU, FLOAT8, 64, 128, True), "flash: float8_e4m3fn, expected bfloat16.*would work: triton"),
+        (("flash", GPU, BF16, 96, 128, True), "heads of 96, expected 64 or 128.*would work: triton, eager"),
+        (("flash", GPU, BF16, 64, 256, True), "blocks of 256 slots, expected 128.*would work: triton, eager"),
+        (("triton", GPU, BF16, 64, 64, True), "blocks of 64 slots, expected a multiple of 128.*would work: eager"),
+        (("triton", GPU, BF16, 8, 128, True), "heads of 8, expected 16 to 256 in bfloat16.*would work: eager"),
+        (("triton", GPU, FLOAT8, 16, 128, True), "heads of 16, expected 32 to 256 in float8_e4m3fn.*would work: none"),
+        (("auto", GPU, torch.float64, 64, 128, True), "no float64 on a GPU.*would work: eager"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value)),
+)
+def test_an_engine_that_can_not_run_a_call_says_why_and_which_can(hopper, call, message):
+    hopper()
+    with pytest.raises(ValueError, match=message):
+        choose_engine(*call)
+
+
+def test_a_gpu_without_float8_or_flash_says_so(hopper):
+    hopper(capability=(8, 0), flash=False)
+    with pytest.raises(ValueError, match="this GPU has no float8"):
+        choose_engine("auto", GPU, FLOAT8, 128, 128, True)
+    with pytest.raises(ValueError, match="flash: needs a Hopper GPU or later.*would work: triton, eager"):
+        choose_engine("flash", GPU, BF16, 128, 128, False)
+    hopper(flash=False)
+    with pytest.raises(ValueError, match=r"flash-attn-4 isn't installed \(pip install flash-attn-4\)"):
+        choose_engine("flash", GPU, BF16, 128, 128, False)
