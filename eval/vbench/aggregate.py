@@ -93,15 +93,15 @@ def find_reasons(results: Results, plan: Plan | None = None, findings: Findings 
 def count_faults(plan: Plan, findings: Findings) -> dict[str, Counter[str]]:
     """How many of each dimension's videos are missing, unreadable and so on."""
     kinds = {
-        "missing": findings.missing,
-        "unreadable": findings.unreadable,
-        "of another length, size or rate": findings.wrong,
-        "of one frame": findings.one_frame,
+        "missing": {*findings.missing},
+        "unreadable": {*findings.unreadable},
+        "of another length, size or rate": {*findings.wrong},
+        "of one frame": {*findings.one_frame},
     }
-    of = {name: kind for kind, names in kinds.items() for name in names}
     counts: dict[str, Counter[str]] = {}
-    for video in plan.videos:
-        if video.name in of:
-            for name in video.dimensions:
-                counts.setdefault(name, Counter())[of[video.name]] += 1
+    for kind, names in kinds.items():
+        for video in plan.videos:
+            if video.name in names:
+                for dimension in video.dimensions:
+                    counts.setdefault(dimension, Counter())[kind] += 1
     return counts

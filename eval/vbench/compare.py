@@ -61,7 +61,12 @@ def open_run(label: str, path: Path) -> Run:
     return Run(label, results, aggregate(results, plan, read_findings(path / "check.json")), plan)
 
 
-def compare_runs(first: Run, other: Run) -> dict[str, Difference]:
+def compare_runs(runs: list[Run]) -> dict[str, dict[str, Difference]]:
+    """By the label of each run but the first: its differences from the first."""
+    return {run.label: _compare(runs[0], run) for run in runs[1:]}
+
+
+def _compare(first: Run, other: Run) -> dict[str, Difference]:
     groups = tuple(x for x in GROUPS if getattr(first.totals, x) is not None and getattr(other.totals, x) is not None)
     return compare(first.results.scores, other.results.scores, groups)
 
@@ -79,12 +84,12 @@ def list_mismatches(first: Run, other: Run) -> list[str]:
     return said
 
 
-def describe_comparison(runs: list[Run]) -> str:
-    """Markdown."""
+def describe_comparison(runs: list[Run], found: dict[str, dict[str, Difference]]) -> str:
+    """Markdown. found: as compare_runs has it."""
     first, *others = runs
     lines = [f"# VBench: {' and '.join(run.label for run in runs)}", "", *_describe_totals(runs)]
     for other in others:
-        lines += ["", f"## {other.label} against {first.label}", "", *_describe_pair(first, other)]
+        lines += ["", f"## {other.label} against {first.label}", "", *_describe_pair(first, other, found[other.label])]
     return "\n".join(lines) + "\n"
 
 
@@ -106,8 +111,7 @@ def _describe_totals(runs: list[Run]) -> list[str]:
     return lines
 
 
-def _describe_pair(first: Run, other: Run) -> list[str]:
-    differences = compare_runs(first, other)
+def _describe_pair(first: Run, other: Run, differences: dict[str, Difference]) -> list[str]:
     lines = _head(["percent", first.label, other.label, "paired difference", "95 % interval", "videos", ""])
     for name in (*DIMENSIONS, "quality", "semantic", "total"):
         if name not in differences:
@@ -141,10 +145,8 @@ def _row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def draw_differences(path: Path, runs: list[Run]) -> None:
-    """A line a dimension: each run's paired difference from the first, with its interval."""
-    first, *others = runs
-    found = {run.label: compare_runs(first, run) for run in others}
+def draw_differences(path: Path, first: str, found: dict[str, dict[str, Difference]]) -> None:
+    """A line a dimension: each run's paired difference from the one that is called `first`, with its interval."""
     names = [name for name in (*DIMENSIONS, "quality", "semantic", "total") if any(name in x for x in found.values())]
     figure = Figure(figsize=(8, 1.2 + 0.32 * len(names)), layout="constrained")
     axes = figure.subplots()
@@ -158,20 +160,20 @@ def draw_differences(path: Path, runs: list[Run]) -> None:
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_xlabel(f"paired difference from {first.label}, in percent points, with 95 % intervals")
+    axes.set_xlabel(f"paired difference from {first}, in percent points, with 95 % intervals")
     axes.grid(axis="x", alpha=0.3)
     axes.legend()
     save_figure(figure, path)
 
 
-def write_comparison(out: Path, runs: list[Run]) -> None:
+def write_comparison(out: Path, runs: list[Run], found: dict[str, dict[str, Difference]]) -> None:
     """compare.md, compare.json and compare.png."""
     said = {
         "runs": [{"label": run.label, **asdict(run.totals)} for run in runs],
         "differences": {
-            run.label: {name: asdict(found) for name, found in compare_runs(runs[0], run).items()} for run in runs[1:]
+            label: {name: asdict(one) for name, one in differences.items()} for label, differences in found.items()
         },
     }
-    write_text(out / "compare.md", describe_comparison(runs))
+    write_text(out / "compare.md", describe_comparison(runs, found))
     write_text(out / "compare.json", json.dumps(said, ensure_ascii=False, indent=1) + "\n")
-    draw_differences(out / "compare.png", runs)
+    draw_differences(out / "compare.png", runs[0].label, found)

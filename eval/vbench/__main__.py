@@ -1,0 +1,207 @@
+"""From a checkpoint, or a folder of anyone's videos, to a VBench report.
+
+python -m eval.vbench --config configs/vbench.yaml --checkpoint CKPT --suite VBENCH.whl --out RUN
+python -m eval.vbench --videos FOLDER --scorer_python SCORER/bin/python --out RUN
+torchrun --nproc-per-node 8 -m eval.vbench generate --config configs/vbench.yaml --checkpoint CKPT --out RUN
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+from rich.console import Console
+
+from train.console import one_line, stop
+from train.prepare.records import place
+
+from . import preflight, stages
+from .official import Device, open_scorer
+from .score import find_weights, score_command
+from .scorer_env import setup_command
+from .suite import FLICKER
+
+
+def run(
+    out: Path,
+    checkpoint: str | None = None,
+    videos: Path | None = None,
+    suite: Path | None = None,
+    dimensions: list[str] | None = None,
+    quick: int | None = None,
+    seed: int = 0,
+    prompt_map: Path | None = None,
+    shard: str | None = None,
+    scorer_python: Path | None = None,
+    scorer_weights: Path | None = None,
+    scorer_device: Device = "auto",
+    name: str | None = None,
+    wandb: str | None = None,
+    **options: Any,
+) -> None:
+    """Plan, generate, check, score, aggregate and report; what is done is not done again.
+
+    Args:
+        out: folder of the run.
+        checkpoint: a .ckpt of train.fit, or Wan2.1 as released, official or diffusers: a folder or a file.
+        videos: in place of a checkpoint, a folder of videos made by any model and named 'prompt-0.mp4'.
+        suite: VBench_full_info.json, a wheel of vbench (pip download --no-deps vbench==0.1.5), its folder or an
+            environment with it; none looks into the scorer's environment, then into this one.
+        dimensions: some of the sixteen; none takes all.
+        quick: only so many prompts a dimension, spread over the suite, with one video each: not comparable.
+        seed: of the suite's first video; each video has one of its own, which --quick doesn't change.
+        prompt_map: a text file of long prompts to generate from, one a line, in the suite's order; the videos are
+            named by the short ones.
+        shard: i/n makes the i-th of n shares of the videos, and stops where those of the others are missing.
+        scorer_python: Python of an environment with the official package; without it only temporal_flickering is
+            scored. setup-scorer makes one.
+        scorer_weights: VBench's folder of weights; none takes $VBENCH_CACHE_DIR, or ~/.cache/vbench.
+        scorer_device: of the official package: cpu, cuda, or the one there is.
+        name: of the model, in the report; none takes the folder's.
+        wandb: a project of Weights & Biases to log to; WANDB_MODE=offline needs no account.
+        options: of `settle`.
+    """
+    if (checkpoint is None) == (videos is None):
+        raise ValueError("expected either --checkpoint CKPT to make videos with, or --videos FOLDER")
+    planned = stages.plan(out, suite, dimensions, quick, seed, prompt_map, videos, scorer_python)
+    if place()[0] == 0:
+        say_what_can_be_scored(planned.dimensions, scorer_python, scorer_weights, scorer_device)
+    if checkpoint is not None and not stages.generate(out, shard, planned, checkpoint=checkpoint, **options):
+        return
+    if place()[0] > 0:
+        return
+    stages.check(out)
+    score_command(out, None, scorer_python, scorer_weights, scorer_device)
+    stages.report(out, name, wandb)
+
+
+def score(
+    out: Path,
+    dimensions: list[str] | None = None,
+    scorer_python: Path | None = None,
+    scorer_weights: Path | None = None,
+    scorer_device: Device = "auto",
+) -> None:
+    """Score the videos, one dimension at a time; those scored before, by the same scorer, are not scored again.
+
+    Args:
+        out: folder of the run, with its plan.json; scores go to its scores/, one file a dimension.
+        dimensions: some of the plan's; none takes all.
+        scorer_python: Python of an environment with the official package; without it only temporal_flickering is
+            scored. setup-scorer makes one.
+        scorer_weights: VBench's folder of weights; none takes $VBENCH_CACHE_DIR, or ~/.cache/vbench.
+        scorer_device: of the official package: cpu, cuda, or the one there is.
+    """
+    score_command(out, dimensions, scorer_python, scorer_weights, scorer_device)
+
+
+def say_what_can_be_scored(dimensions: tuple[str, ...], python: Path | None, weights: Path | None, device: str) -> None:
+    """A table, before hours are spent on videos. Raises ValueError for a scorer that can't be used."""
+    if python is None:
+        print(f"without --scorer-python only {FLICKER} is scored, and unfiltered: setup-scorer makes an environment")
+        return
+    scorer, folder = open_scorer(python, device), find_weights(weights)
+    ready = {name: preflight.check(name, scorer, folder) for name in (*dimensions, preflight.STATIC_FILTER)}
+    if FLICKER in ready:
+        ready[FLICKER] = preflight.Readiness(FLICKER, ())
+    static_filter = ready.pop(preflight.STATIC_FILTER)
+    Console().print(preflight.draw_table(ready.values(), static_filter))
+
+
+COMMANDS = {
+    "run": run,
+    "plan": stages.plan,
+    "generate": stages.generate,
+    "check": stages.check,
+    "score": score,
+    "aggregate": stages.aggregate,
+    "compare": stages.compare,
+    "report": stages.report,
+    "setup-scorer": setup_command,
+}
+POSITIONAL = {"aggregate": "results", "compare": "runs", "setup-scorer": "folder"}
+
+
+def build_parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
+    """The command's parser and those of its parts."""
+    whole = ArgumentParser(prog="python -m eval.vbench", description=__doc__.splitlines()[0], exit_on_error=False)
+    commands, parts = whole.add_subcommands(required=True), {}
+    for name, function in COMMANDS.items():
+        parts[name] = part = ArgumentParser(exit_on_error=False, description=inspect.getdoc(function).splitlines()[0])
+        part.add_argument("--config", action="config", help="YAML file of options.")
+        skip = {"planned", POSITIONAL.get(name, "")}
+        if name == "compare":
+            part.add_argument("runs", nargs="+", help="folders or files, or label=PATH; the first is compared with.")
+        elif name in POSITIONAL:
+            part.add_argument(POSITIONAL[name], type=Path)
+        part.add_function_arguments(function, as_positional=False, skip=skip)
+        commands.add_subcommand(name, part, help=part.description)
+    return whole, parts
+
+
+def spell_options(args: list[str]) -> list[str]:
+    """--prompt-map for --prompt_map, and --config=FILE for --config FILE."""
+    spelled: list[str] = []
+    for text in args:
+        if spelled and spelled[-1] == "--config":
+            spelled[-1] = f"--config={text}"
+        elif text.startswith("--"):
+            option, equals, value = text[2:].partition("=")
+            spelled.append(f"--{option.replace('-', '_')}{equals}{value}")
+        else:
+            spelled.append(text)
+    return spelled
+
+
+def pick_options(args: list[str], parts: dict[str, ArgumentParser]) -> list[str]:
+    """The command line with the config of a whole run cut down to what one of its parts takes."""
+    if not args or args[0] not in parts or args[0] == "run":
+        return args
+    known, known_to_run = ({*parts[name].get_defaults().keys()} for name in (args[0], "run"))
+    picked = []
+    for text in args:
+        said = _read_config(Path(text.removeprefix("--config="))) if text.startswith("--config=") else None
+        if isinstance(said, dict):
+            text = f"--config={json.dumps({k: x for k, x in said.items() if k in known or k not in known_to_run})}"
+        picked.append(text)
+    return picked
+
+
+def _read_config(file: Path) -> Any:
+    """None for what can't be read, of which the parser then tells."""
+    try:
+        return yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+
+
+def command(args: list[str] | None = None) -> None:
+    """args: the command line, without the command; by default this process's own."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("fps_flex").setLevel(logging.INFO)
+    args = list(sys.argv[1:] if args is None else args)
+    if args and args[0].startswith("-") and args[0] not in ("-h", "--help"):
+        args = ["run", *args]
+    try:
+        whole, parts = build_parsers()
+        parsed = whole.parse_args(pick_options(spell_options(args), parts))
+        chosen = parsed.subcommand
+        options = whole.instantiate(parsed)[chosen].as_dict()
+        options.pop("config", None)
+        found = COMMANDS[chosen](**options)
+    except (ValueError, ArgumentError) as error:
+        stop(one_line(error), code=2)
+    except KeyboardInterrupt:
+        stop("stopped; the same command goes on with what is missing", code=130)
+    if chosen == "check" and not found.complete:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    command()

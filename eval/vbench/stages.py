@@ -1,0 +1,175 @@
+"""The stages of a run, each of which goes on where it was; `score` is in score.py."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from train.console import check_writable
+from train.prepare.records import place, wait_for_all, write_json
+from train.whole import write_text
+
+from ..generate import settle
+from ..videos import Job, draw_contacts, make_videos
+from .check import Findings, check_videos, describe_findings, write_findings
+from .compare import compare_runs, describe_comparison, open_runs, write_comparison
+from .log import log_report
+from .page import to_html
+from .plan import check_case, describe_plan, make_plan
+from .report import collect, describe_report, draw_scores, to_dict, to_markdown, write_leaderboard
+from .suite import Plan, find_suite, read_plan, write_plan
+
+
+def plan(
+    out: Path,
+    suite: Path | None = None,
+    dimensions: list[str] | None = None,
+    quick: int | None = None,
+    seed: int = 0,
+    prompt_map: Path | None = None,
+    videos: Path | None = None,
+    scorer_python: Path | None = None,
+) -> Plan:
+    """Say which videos a run needs: plan.json.
+
+    Args:
+        out: folder of the run.
+        suite: VBench_full_info.json, a wheel of vbench (pip download --no-deps vbench==0.1.5), its folder or an
+            environment with it; none looks into the scorer's environment, then into this one.
+        dimensions: some of the sixteen; none takes all.
+        quick: only so many prompts a dimension, spread over the suite, with one video each: not comparable.
+        seed: of the suite's first video; each video has one of its own, which --quick doesn't change.
+        prompt_map: a text file of long prompts to generate from, one a line, in the suite's order; the videos are
+            named by the short ones.
+        videos: a folder of videos that are there already, made by any model and named 'prompt-0.mp4'.
+        scorer_python: Python of the scorer's environment.
+    """
+    wanted = make_plan(find_suite(suite, scorer_python), dimensions, quick, seed, prompt_map, videos)
+    check_writable(out, "--out")
+    if videos is None:
+        check_case(out, wanted)
+    file = out / "plan.json"
+    if file.is_file():
+        held = read_plan(file)
+        other = [name for name in vars(wanted) if name != "clip" and getattr(held, name) != getattr(wanted, name)]
+        if other:
+            raise ValueError(f"{file} is of a run with other {', '.join(other)}: choose another --out")
+        wanted = held
+    elif place()[0] == 0:
+        write_plan(file, wanted)
+    say(describe_plan(wanted))
+    return wanted
+
+
+def generate(out: Path, shard: str | None = None, planned: Plan | None = None, **options: Any) -> bool:
+    """Make the videos of plan.json that are missing, shared out to the GPUs of torchrun; whether all are there now.
+
+    Args:
+        out: folder of the run.
+        shard: i/n makes the i-th of n shares, 1/n to n/n, for machines that don't know of each other; what they have
+            in videos/ and records/ can be copied into one folder.
+        planned: what plan.json holds, where it is at hand.
+        options: of `settle`.
+    """
+    planned = planned or read_plan(out / "plan.json")
+    share, shares = parse_shard(shard)
+    if planned.folder:
+        raise ValueError(f"{out / 'plan.json'} is for videos that are there already, in {planned.folder}")
+    model, settings = settle(**options)
+    if planned.clip not in (None, settings.clip):
+        raise ValueError(f"{out / 'plan.json'} expects {planned.clip}, not {settings.clip}: choose another --out")
+    if planned.clip is None and place()[0] == 0:
+        write_plan(out / "plan.json", replace(planned, clip=settings.clip))
+    if place()[1] > 1 and not dist.is_initialized():
+        dist.init_process_group("gloo", timeout=timedelta(days=7))  # shares of a long run end hours apart
+    jobs = [Job(video.name.removesuffix(".mp4"), video.long or video.prompt, video.seed) for video in planned.videos]
+    say(f"{len(jobs):,} videos" + (f", of which this is share {share} of {shares}" if shard else ""))
+    make_videos(model, settings, jobs[share - 1 :: shares], out / "videos", out / "records")
+    wait_for_all()
+    missing = sum(not (out / f"records/{job.name}.json").is_file() for job in jobs)
+    if place()[0] == 0 and not missing:
+        draw_contacts(out / "contact.png", out / "videos", jobs[:: -(-len(jobs) // 8)], settings.clip)
+    if missing:
+        say(f"{missing:,} videos of the other shares are missing: the same command without --shard goes on with them")
+    return not missing
+
+
+def parse_shard(shard: str | None) -> tuple[int, int]:
+    """(i, n) of i/n. Raises ValueError for what isn't a share."""
+    found = re.fullmatch(r"(\d+)/(\d+)", shard or "1/1")
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise ValueError(f"shard is {shard!r}, expected i/n with i from 1 to n, such as 1/4")
+    return int(found[1]), int(found[2])
+
+
+def check(out: Path) -> Findings:
+    """Decode the videos, and say which are missing, unreadable or not as the others: check.json.
+
+    Args:
+        out: folder of the run.
+    """
+    findings = check_videos(out, read_plan(out / "plan.json"))
+    write_findings(out / "check.json", findings)
+    say("\n".join(describe_findings(findings)))
+    return findings
+
+
+def aggregate(results: Path, json: Path | None = None) -> None:
+    """Scores -> Quality, Semantic and Total, or what is missing for them.
+
+    Args:
+        results: a run's folder, a folder of the official package's *_eval_results.json, one of them, or a zip.
+        json: also write them there.
+    """
+    found = collect(results)
+    say("\n".join(describe_report(found)))
+    if json is not None:
+        write_json(json, to_dict(found))
+
+
+def compare(runs: list[str], out: Path | None = None) -> None:
+    """Two to five runs side by side: totals, and the differences of the same videos with bootstrap intervals.
+
+    Args:
+        runs: folders or files as `aggregate` takes them, the first of which is compared with; label=PATH names one.
+            Five without labels are the paper's rows: dense, quantised, sparse, joint training-free, joint trained.
+        out: folder for compare.md, compare.json and compare.png.
+    """
+    opened = open_runs(runs)
+    found = compare_runs(opened)
+    say(describe_comparison(opened, found))
+    if out is not None:
+        check_writable(out, "--out")
+        write_comparison(out, opened, found)
+        say(f"wrote {out / 'compare.md'}, .json and .png")
+
+
+def report(out: Path, name: str | None = None, wandb: str | None = None) -> None:
+    """Write report.md, report.html, report.json, chart.png, and eval_results/ and leaderboard.zip as VBench has them.
+
+    Args:
+        out: folder of the run.
+        name: of the model, in the report; none takes the folder's.
+        wandb: a project of Weights & Biases to log to; WANDB_MODE=offline needs no account.
+    """
+    check_writable(out, "--out")
+    found = collect(out, name)
+    say("\n".join(describe_report(found)))
+    draw_scores(out / "chart.png", found)
+    videos = found.plan.find_videos(out) if found.plan else None
+    write_text(out / "report.html", to_html(found, out / "chart.png", videos))
+    write_text(out / "report.md", to_markdown(found))
+    write_json(out / "report.json", to_dict(found))
+    say(f"wrote {out / 'report.html'}, .md and .json; {write_leaderboard(out, found)}")
+    if wandb is not None:
+        log_report(out, found, wandb)
+
+
+def say(text: str) -> None:
+    if place()[0] == 0 and text:
+        print(text, flush=True)
