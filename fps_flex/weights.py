@@ -26,6 +26,7 @@ from .wan import Wan, WanConfig
 FP32 = ("modulation", "norm", "time_embedding", "time_projection")
 HEAD_DIM = 128  # of every Wan2.1, where no config.json says otherwise
 SHARD_BYTES = 5_000_000_000
+SETTINGS = "fps_flex.json"  # beside weights exported from a checkpoint: the attention that they were trained with
 
 Which = Literal["average", "live"]
 
@@ -78,6 +79,26 @@ def load_wan(
     return model
 
 
+def read_settings(path: str | Path) -> tuple[WanConfig, FPSAttention]:
+    """The sizes of a model that was trained here, and its attention.
+
+    path: a .ckpt of train.fit, or a folder exported from one. Raises ValueError where it doesn't say them.
+    """
+    path = Path(path)
+    try:
+        if path.suffix == ".ckpt":
+            held = read_training_checkpoint(path)["fps_flex"]
+        else:
+            held = json.loads((path / SETTINGS).read_text())
+        return WanConfig(**held["wan"]), FPSAttention.from_dict(held["attention"])
+    except OSError:
+        raise ValueError(
+            f"no {SETTINGS} in {path}: expected a .ckpt of train.fit, or the folder that fps_flex.weights made of one"
+        ) from None
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} doesn't say its attention ({error!r}): export it again from its .ckpt") from None
+
+
 def build_empty(config: WanConfig, attention: FPSAttention) -> Wan:
     """A model on the meta device, to be filled."""
     with torch.device("meta"):
@@ -103,7 +124,7 @@ def save_wan(model: Wan, folder: str | Path, naming: Naming) -> None:
 
 
 def export(weights: Weights, folder: str | Path, naming: Naming, shard_bytes: int = SHARD_BYTES) -> None:
-    """Write safetensors and config.json; the folder appears whole or not at all.
+    """Write safetensors, config.json and a checkpoint's attention; the folder appears whole or not at all.
 
     Raises ValueError when it exists or can't be written.
     """
@@ -118,6 +139,9 @@ def export(weights: Weights, folder: str | Path, naming: Naming, shard_bytes: in
         write_files(aside, ((rename(name), tensor) for name, tensor in weights.stream()), shard_bytes)
         describe = _diffusers_config if naming == "diffusers" else _official_config
         (aside / "config.json").write_text(json.dumps(describe(weights.config), indent=2) + "\n")
+        if weights.trained is not None:
+            settings = {name: weights.trained[name] for name in ("wan", "attention")}
+            (aside / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
         aside.rename(folder)
     except OSError as error:
         raise ValueError(f"{folder} can't be written ({error.strerror or error})") from None

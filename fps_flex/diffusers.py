@@ -1,0 +1,234 @@
+"""FPS attention in a stock diffusers Wan pipeline: one line after it is loaded, and one to take it out again.
+
+    install(pipe.transformer, schedule="fps")
+
+diffusers' blocks work in raster order, and a processor of theirs is told neither the grid nor the noise level. So hooks
+on the transformer read both and plan each forward pass, and every layer orders q, k, v into tiles and its output back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from .attention import FPSAttention, Plan
+from .rope import rotate
+from .schedule import StepSchedule
+from .tiles import Triple
+from .wan import WanConfig
+from .weights import read_settings
+
+if TYPE_CHECKING:
+    from diffusers import WanTransformer3DModel
+    from diffusers.models.transformers.transformer_wan import WanAttention
+    from jaxtyping import Float
+
+
+def install(
+    transformer: WanTransformer3DModel,
+    schedule: str | StepSchedule = "fps",
+    tile: Triple | None = (6, 8, 8),
+    **options: Any,
+) -> None:
+    """Give every self-attention layer of a diffusers Wan transformer FPS attention; cross-attention stays as it is.
+
+    Any grid and noise level: both are read from each call. A tile longer than the grid on an axis is cut to it, so
+    that one line serves long and short videos. Installed again, the new settings take the place of the old.
+
+    schedule, tile, options: as for FPSAttention (block, quantize, sparse, scale_format, carrier, engine).
+    Gradients flow where blocks are neither compiled nor checkpointed.
+    Raises ValueError for another kind of model, float16, a processor or a sequence split that isn't stock diffusers',
+    and for contradictory options.
+    """
+    _install(_unwrap(transformer), FPSAttention(schedule, tile, **options))
+
+
+def install_trained(transformer: WanTransformer3DModel, path: str | Path, **options: Any) -> None:
+    """Give a transformer that was fine-tuned here the attention it was trained with.
+
+    path: the checkpoint of train.fit, or the folder that `python -m fps_flex.weights convert` made of it.
+    options: of FPSAttention, each in place of what it was trained with (carrier="float8").
+    Raises ValueError as `install`, and where the settings are missing or another model's.
+    """
+    wan = _unwrap(transformer)
+    config, attention = read_settings(path)
+    here = asdict(_describe(wan))
+    other = {name: value for name, value in asdict(config).items() if value != here[name]}
+    if other:
+        trained, given = (", ".join(f"{name} {sizes[name]}" for name in other) for sizes in (other, here))
+        raise ValueError(f"{path} was trained as another model: {trained}; this transformer has {given}")
+    _install(wan, replace(attention, **options))
+
+
+def uninstall(transformer: WanTransformer3DModel) -> None:
+    """Put the processors from before `install` back and take the hooks off. Raises ValueError where there are none."""
+    wan = _unwrap(transformer)
+    installed: FPSProcessor | None = vars(wan).get("_fps_processor")
+    if installed is None:
+        raise ValueError("FPS attention is not installed in this transformer: nothing to uninstall")
+    for block, stock in zip(wan.blocks, installed.replaced, strict=True):
+        if block.attn1.processor is installed:
+            block.attn1.set_processor(stock)
+    for hook in installed.hooks:
+        hook.remove()
+    del wan._fps_processor
+
+
+class FPSProcessor:
+    """The attention processor that all self-attention layers of one transformer share.
+
+    plan: of the forward pass under way; None outside of one. replaced: the stock processors, a layer each.
+    """
+
+    _numbers = count()
+
+    def __init__(self, attention: FPSAttention, patch: Triple) -> None:
+        self.attention, self.patch = attention, patch
+        self.plan: Plan | None = None
+        self.replaced: list[Any] = []
+        self.hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self.number = next(self._numbers)
+
+    def __call__(
+        self,
+        attn: WanAttention,
+        hidden_states: Float[Tensor, "b s d"],
+        encoder_hidden_states: None,
+        attention_mask: None,
+        rotary_emb: tuple[Tensor, Tensor],
+    ) -> Float[Tensor, "b s d"]:
+        """Called by diffusers' self-attention, in raster order. rotary_emb: its tables, each value of a pair twice."""
+        if encoder_hidden_states is not None or attention_mask is not None:
+            raise ValueError("FPS attention takes a video's own tokens and no mask: got other tokens or a mask")
+        if attn.fused_projections:
+            q, k, v = attn.to_qkv(hidden_states).chunk(3, dim=-1)
+        else:
+            q, k, v = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+        q, k, v = (rearrange(x, "b s (h d) -> b s h d", h=attn.heads) for x in (attn.norm_q(q), attn.norm_k(k), v))
+        cos, sin = rotary_emb
+        rope = cos[..., 0::2], sin[..., 1::2]
+        q, k = (rotate(x, rope).type_as(v) for x in (q, k))  # a GPU's autocast norms in fp32
+        out = _attend_opaquely(q, k, v, self.number) if torch.compiler.is_compiling() else self.attend(q, k, v)
+        return attn.to_out[1](attn.to_out[0](rearrange(out, "b s h d -> b s (h d)")))
+
+    def attend(
+        self, q: Float[Tensor, "b s h d"], k: Float[Tensor, "b s h d"], v: Float[Tensor, "b s h d"]
+    ) -> Float[Tensor, "b s h d"]:
+        """Attention over raster tokens, through tile order and back."""
+        if self.plan is None:
+            raise ValueError("FPS attention ran outside a forward pass of its transformer: call the transformer itself")
+        layout = self.plan.layout
+        q, k, v = (rearrange(layout.order(x, dim=1), "b s h d -> b h s d") for x in (q, k, v))
+        out = self.attention(q, k, v, self.plan)
+        return layout.unorder(rearrange(out, "b h s d -> b s h d"), dim=1)
+
+    @torch.compiler.disable
+    def before_forward(self, transformer: WanTransformer3DModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Plan the pass from the transformer's arguments: the shape of the latents [B, C, F, H, W] and the timestep."""
+        if torch.is_grad_enabled() and transformer.gradient_checkpointing:
+            raise ValueError("FPS attention has no gradient checkpointing in diffusers: disable it, or use train.fit")
+        given = dict(zip(("hidden_states", "timestep"), args, strict=False)) | kwargs
+        latents, timestep = given["hidden_states"], given["timestep"]
+        t, h, w = (size // p for size, p in zip(latents.shape[2:], self.patch, strict=True))
+        sigma = noise_level(timestep).to(latents.device).expand(len(latents))
+        _processors[self.number] = self
+        self.plan = _cut_tile(self.attention, (t, h, w)).plan((t, h, w), sigma)
+
+    @torch.compiler.disable
+    def after_forward(self, *_: Any) -> None:
+        self.plan = None
+
+
+def noise_level(timestep: Float[Tensor, "b ..."]) -> Float[Tensor, " b"]:
+    """Sigma of each video. Where each token has a timestep (Wan2.2 5B), the highest one: lower ones are of an image."""
+    return (timestep.amax(1) if timestep.ndim == 2 else timestep).float() / 1000
+
+
+_processors: WeakValueDictionary[int, FPSProcessor] = WeakValueDictionary()
+
+
+@torch.library.custom_op("fps_flex::attend_opaquely", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
+def _attend_opaquely(q: Tensor, k: Tensor, v: Tensor, processor: int) -> Tensor:
+    """`FPSProcessor.attend` as one node of a compiled block's graph, found by the processor's number.
+
+    The plan, which changes at each step, stays out of the graph: no step compiles anything, and none can be replayed
+    with another's plan. The engine inside is compiled by itself, as everywhere.
+    """
+    return _processors[processor].attend(q, k, v)
+
+
+@_attend_opaquely.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, processor: int) -> Tensor:
+    return q.new_empty(q.shape)
+
+
+def _install(wan: WanTransformer3DModel, attention: FPSAttention) -> None:
+    _check(wan)
+    if "_fps_processor" in vars(wan):
+        uninstall(wan)
+    processor = FPSProcessor(attention, tuple(wan.config.patch_size))
+    for block in wan.blocks:
+        processor.replaced.append(block.attn1.processor)
+        block.attn1.set_processor(processor)
+    processor.hooks = [
+        wan.register_forward_pre_hook(processor.before_forward, with_kwargs=True),
+        wan.register_forward_hook(processor.after_forward),
+    ]
+    wan._fps_processor = processor
+
+
+def _unwrap(transformer: Any) -> WanTransformer3DModel:
+    """The transformer itself, also out of torch.compile's wrapper. Raises ValueError for anything else."""
+    from diffusers import WanTransformer3DModel
+
+    wan = getattr(transformer, "_orig_mod", transformer)
+    if not isinstance(wan, WanTransformer3DModel):
+        hint = ": pass its transformer" if hasattr(wan, "transformer") else ""
+        raise ValueError(f"got a {type(wan).__name__}, expected diffusers' WanTransformer3DModel{hint}")
+    return wan
+
+
+def _check(wan: WanTransformer3DModel) -> None:
+    from diffusers.models.transformers.transformer_wan import WanAttnProcessor
+
+    if wan.dtype == torch.float16:
+        raise ValueError("the transformer is in float16, expected bfloat16 or float32: load it with torch.bfloat16")
+    installed = vars(wan).get("_fps_processor")
+    for i, block in enumerate(wan.blocks):
+        processor = block.attn1.processor
+        if type(processor) is not WanAttnProcessor and processor is not installed:
+            raise ValueError(
+                f"blocks.{i}.attn1 has another attention processor already, {type(processor).__name__}: "
+                "set diffusers' own again with transformer.set_attn_processor(WanAttnProcessor())"
+            )
+        if getattr(processor, "_parallel_config", None) is not None:
+            raise ValueError("the transformer splits its tokens over GPUs (context parallelism): FPS attention can't")
+
+
+def _describe(wan: WanTransformer3DModel) -> WanConfig:
+    c = wan.config
+    return WanConfig(
+        dim=c.num_attention_heads * c.attention_head_dim,
+        ffn_dim=c.ffn_dim,
+        heads=c.num_attention_heads,
+        layers=c.num_layers,
+        channels=c.in_channels,
+        text_dim=c.text_dim,
+        freq_dim=c.freq_dim,
+        patch=tuple(c.patch_size),
+        eps=c.eps,
+    )
+
+
+def _cut_tile(attention: FPSAttention, grid: Triple) -> FPSAttention:
+    if attention.tile is None:
+        return attention
+    t, h, w = map(min, attention.tile, grid)
+    return replace(attention, tile=(t, h, w))
