@@ -139,7 +139,7 @@ class FPSProcessor:
         t, h, w = (size // p for size, p in zip(latents.shape[2:], self.patch, strict=True))
         sigma = noise_level(timestep).to(latents.device).expand(len(latents))
         _processors[self.number] = self
-        self.plan = _cut_tile(self.attention, (t, h, w)).plan((t, h, w), sigma)
+        self.plan = cut_tile(self.attention, (t, h, w)).plan((t, h, w), sigma)
 
     @torch.compiler.disable
     def after_forward(self, *_: Any) -> None:
@@ -149,6 +149,14 @@ class FPSProcessor:
 def noise_level(timestep: Float[Tensor, "b ..."]) -> Float[Tensor, " b"]:
     """Sigma of each video. Where each token has a timestep (Wan2.2 5B), the highest one: lower ones are of an image."""
     return (timestep.amax(1) if timestep.ndim == 2 else timestep).float() / 1000
+
+
+def cut_tile(attention: FPSAttention, grid: Triple) -> FPSAttention:
+    """The attention on a grid that is shorter than its tile: an axis's one tile is then the whole axis."""
+    if attention.tile is None:
+        return attention
+    t, h, w = map(min, attention.tile, grid)
+    return replace(attention, tile=(t, h, w))
 
 
 _processors: WeakValueDictionary[int, FPSProcessor] = WeakValueDictionary()
@@ -225,10 +233,3 @@ def _describe(wan: WanTransformer3DModel) -> WanConfig:
         patch=tuple(c.patch_size),
         eps=c.eps,
     )
-
-
-def _cut_tile(attention: FPSAttention, grid: Triple) -> FPSAttention:
-    if attention.tile is None:
-        return attention
-    t, h, w = map(min, attention.tile, grid)
-    return replace(attention, tile=(t, h, w))

@@ -14,6 +14,7 @@ from tiny_wan import tiny_transformer as flat_transformer
 from transformers import CLIPVisionConfig, CLIPVisionModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from eval import bench_diffusers
 from eval.sampling import build_scheduler, sample_latents
 from fps_flex import FPSAttention, Regime, StepSchedule, Wan, WanConfig
 from fps_flex.diffusers import _attend_opaquely, install, install_trained, uninstall
@@ -559,3 +560,16 @@ def test_settings_of_another_model_and_broken_ones_are_one_clear_line(trained, t
 def test_released_weights_are_exported_without_settings(wan_folder, tmp_path):
     export(open_weights(wan_folder), tmp_path / "out", "diffusers")
     assert not (tmp_path / "out" / SETTINGS).exists()
+
+
+def test_the_bench_runs_in_small_and_writes_what_it_measured(tmp_path, capsys):
+    bench_diffusers.main("tiny", steps=5, compiled=False, layers=1, out=tmp_path / "out/bench.json")
+    stock, fps = json.loads((tmp_path / "out/bench.json").read_text())["rows"]
+    assert (stock["attention"], stock["density"], stock["layers"]) == ("stock", 1, 1)
+    assert fps["attention"] == "fps" and 0 < fps["density"] < 1 and set(fps["regimes"]) == {0, 1, 2}
+    assert all(len(row["all_step_seconds"]) == 5 and row["step_seconds"] > 0 for row in (stock, fps))
+    assert fps["over_stock"] == stock["step_seconds"] / fps["step_seconds"]
+    for option, message in (("--attention.tile=null", "name a tile"), ("--steps=0", "expected at least 1")):
+        with pytest.raises(SystemExit) as stopped:
+            bench_diffusers.command(["--size=tiny", option])
+        assert stopped.value.code == 2 and message in capsys.readouterr().err
