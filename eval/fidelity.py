@@ -1,0 +1,211 @@
+"""How far FPS attention moves videos from those of dense attention: the same prompts and seeds, or two folders.
+
+python -m eval.fidelity models --checkpoint DENSE --trained FPS.ckpt --prompts FILE --out fidelity
+python -m eval.fidelity folders --reference FOLDER --candidate FOLDER --out fidelity
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentError, auto_cli
+
+from fps_flex import FPSAttention, density
+from train.console import check_writable, one_line, stop
+
+from .fidelity_report import Row, Video, write_report
+from .generate import plan_jobs, read_prompts, settle
+from .models import TextToVideo
+from .sampling import build_scheduler, list_regimes
+from .similarity import check_sizes
+from .videos import Settings, make_videos
+
+REFERENCE = "dense"
+
+
+def models(
+    checkpoint: str,
+    out: Path,
+    trained: str | None = None,
+    prompt: str | None = None,
+    prompts: Path | None = None,
+    count: int = 1,
+    seed: int = 0,
+    attention: FPSAttention | None = None,
+    **options: Any,
+) -> None:
+    """Make videos with dense, quantised, sparse and joint attention and with a model trained for it, and compare.
+
+    What is left out is taken from `trained` where that is given, else from `checkpoint`, and is the same for all rows.
+
+    Args:
+        checkpoint: as eval.generate's; its weights make all rows but the last.
+        out: folder for the videos of each row and for the report; a run that was stopped goes on where it was.
+        trained: a checkpoint that was trained with FPS attention, for the row joint-trained.
+        prompt: what to show.
+        prompts: a text file with a prompt a line, in place of `prompt`.
+        count: videos of each prompt.
+        seed: of the first video; each further one has the next.
+        attention: to compare with dense attention; none takes that of training.
+        options: of `settle`.
+    """
+    jobs = plan_jobs(read_prompts(prompt, prompts), count, seed)
+    source, settings = settle(checkpoint=trained or checkpoint, attention=attention, **options)
+    facts = {"negative_prompt": settings.negative_prompt, "shift": settings.shift, **asdict(settings.clip)}
+    planned = [
+        (name, {**options, **facts, "checkpoint": weights, "attention": how})
+        for name, weights, how in plan_rows(checkpoint, trained, source.attention)
+    ]
+    opened = [settle(**settled) for _, settled in planned]  # whatever doesn't fit is said before the first video
+    rows = [
+        describe_row(name, out / name, *model_and_settings)
+        for (name, _), model_and_settings in zip(planned, opened, strict=True)
+    ]
+    notes = note_on_weights(opened[0][0], trained is not None)
+    check_writable(out, "--out")
+    complete = True
+    for row, (_, settled) in zip(rows, planned, strict=True):
+        print(f"{row.name}: {row.attention}; {row.weights}", flush=True)
+        complete &= make_videos(*settle(**settled), jobs, row.folder)
+    if not complete:
+        print("other processes still make their videos; the last one to finish writes the report", flush=True)
+        return
+    facts = {"sampler": settings.sampler, "steps": settings.steps, "guidance": settings.guidance, **facts}
+    videos = [Video(job.name, job.prompt, f"{job.prompt[:80]} (seed {job.seed})") for job in jobs]
+    write_report(out, rows, videos, facts, notes)
+
+
+def folders(reference: Path, candidate: Path, out: Path) -> None:
+    """Compare the mp4s of one folder with those of the same names in another.
+
+    Args:
+        reference: folder of what the others are compared with.
+        candidate: folder of what is compared.
+        out: folder for the report.
+    """
+    videos = [Video(name, name, name) for name in pair_folders(reference, candidate)]
+    check_writable(out, "--out")
+    write_report(out, [Row("reference", reference), Row("candidate", candidate)], videos, {}, [])
+
+
+def plan_rows(checkpoint: str, trained: str | None, attention: FPSAttention) -> list[tuple[str, str, FPSAttention]]:
+    """(row, checkpoint, attention); what would be the same as an earlier row is left out.
+
+    Raises ValueError where there is nothing to compare with dense attention.
+    """
+    if attention.step_schedule.is_dense:
+        raise ValueError(
+            "the checkpoint's attention is dense, there is nothing to compare it with: name one with "
+            "--attention.schedule fps --attention.tile [7,9,6], or a checkpoint trained with it with --trained"
+        )
+    plain = replace(attention, carrier="input")
+    rows = {
+        REFERENCE: replace(plain, schedule="dense", tile=None),
+        "quantised": replace(attention, sparse=False),
+        "sparse": replace(plain, quantize=False),
+        "joint": attention,
+    }
+    planned, schedules = [], []
+    for name, how in rows.items():
+        if how.step_schedule.regimes not in schedules and not (name != REFERENCE and how.step_schedule.is_dense):
+            planned.append((name, checkpoint, how))
+            schedules.append(how.step_schedule.regimes)
+    return planned + ([("joint-trained", trained, attention)] if trained else [])
+
+
+def describe_row(name: str, folder: Path, model: TextToVideo, settings: Settings) -> Row:
+    """density: of the attention, mean over the sampler's steps."""
+    layout = model.attention.plan(
+        model.weights.config.grid(model.codec.latent_size(settings.clip.size)), torch.zeros(1)
+    ).layout
+    of_regime = density(layout, model.attention.step_schedule.windows(layout.tiles))
+    scheduler = build_scheduler(settings.sampler, settings.steps, settings.shift)
+    mean = of_regime[list_regimes(model.attention, scheduler)].mean().item()
+    return Row(name, folder, describe_weights(model), describe_attention(model.attention), mean)
+
+
+def describe_weights(model: TextToVideo) -> str:
+    if model.weights.trained is None:
+        return "released, trained with dense attention"
+    kind = "dense" if was_trained_dense(model) else "FPS"
+    return f"trained for {model.step} steps with {kind} attention"
+
+
+def was_trained_dense(model: TextToVideo) -> bool:
+    said = model.weights.trained
+    return said is None or FPSAttention.from_dict(said["attention"]).step_schedule.is_dense
+
+
+def describe_attention(attention: FPSAttention) -> str:
+    schedule = attention.step_schedule
+    if schedule.is_dense:
+        return "dense"
+    windows = any(regime.window != (1.0, 1.0, 1.0) for regime in schedule.regimes)
+    parts = ["FP8"] * schedule.quantizes + ["windows"] * windows
+    preset = f" of {attention.schedule}" if isinstance(attention.schedule, str) else ""
+    return " and ".join(parts) + preset
+
+
+def note_on_weights(model: TextToVideo, with_trained: bool) -> list[str]:
+    """What the numbers of these weights don't say. model: that of all rows but joint-trained."""
+    notes = []
+    if not was_trained_dense(model):
+        notes.append(
+            "These weights were themselves trained with FPS attention: no row is training-free, and dense attention is "
+            "not what they were trained for."
+        )
+    if with_trained:
+        notes.append(
+            "joint-trained has other weights than dense: its numbers say how far training moved the videos, not how "
+            "good they are. Quality after training is a question for VBench."
+        )
+    return notes
+
+
+def pair_folders(reference: Path, candidate: Path) -> list[str]:
+    """Names, less .mp4, that both folders have. Raises ValueError where they don't pair, ClipError for broken files."""
+    names = []
+    for folder in (reference, candidate):
+        if not folder.is_dir():
+            raise ValueError(f"{folder} is no folder: expected one with mp4s")
+        names.append({path.stem for path in folder.glob("*.mp4")})
+        if not names[-1]:
+            raise ValueError(f"{folder} holds no .mp4")
+    alone = [(folder, sorted(here - there)) for folder, here, there in
+             ((reference, *names), (candidate, *reversed(names))) if here - there]  # fmt: skip
+    if alone:
+        said = "; ".join(
+            f"only {folder} has {', '.join(f'{name}.mp4' for name in found[:5])}"
+            + (f" and {len(found) - 5} more" if len(found) > 5 else "")
+            for folder, found in alone
+        )
+        raise ValueError(f"the folders don't pair: {said}; expected the same names in both")
+    for name in sorted(names[0]):
+        check_sizes(candidate / f"{name}.mp4", reference / f"{name}.mp4")
+    return sorted(names[0])
+
+
+def command(args: list[str] | None = None) -> None:
+    """args: the command line, without the command; by default this process's own."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("fps_flex").setLevel(logging.INFO)
+    try:
+        auto_cli(
+            [models, folders],
+            args=args,
+            as_positional=False,
+            exit_on_error=False,
+            description=__doc__.splitlines()[0],
+        )
+    except (ValueError, ArgumentError) as error:
+        stop(one_line(error), code=2)
+    except KeyboardInterrupt:
+        stop("stopped; the same command goes on with what is missing", code=130)
+
+
+if __name__ == "__main__":
+    command()
