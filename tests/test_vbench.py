@@ -305,7 +305,7 @@ def test_no_total_without_all_sixteen(absent):
     del scores[absent]
     found = combine(scores)
     assert found.total is None and getattr(found, DIMENSIONS[absent].group) is None
-    assert found.reasons == (f"{absent} is missing",)
+    assert found.reasons == (f"{absent}: missing",)
     other = "semantic" if DIMENSIONS[absent].group == "quality" else "quality"
     assert getattr(found, other) == getattr(combine(scores_of([0.5] * 16)), other)
     assert normalise("dynamic_degree", 0.5) == 0.5 and normalise("scene", 0.8222) == 1.0
@@ -360,9 +360,9 @@ def test_what_is_wrong_with_results_is_named_and_the_totals_are_withheld(tmp_pat
     command(["aggregate", str(tmp_path)])
     out = capsys.readouterr().out
     for line in (
-        "Withheld: Total and Quality and Semantic", "- scene is not complete: only 429 of 430 videos",
-        "- human_action is not complete: its score is nan, not a number", "- motion_smoothness is not scored",
-        "- temporal_style is not complete: its score is 23.1, expected at most 1", "- object_class is not scored",
+        "Withheld: Total, Quality, Semantic", "- scene: only 429 of 430 videos",
+        "- human_action: not scored: its score is nan, not a number", "- motion_smoothness, object_class: not scored\n",
+        "- temporal_style: not scored: its score is 23.1, expected at most 1",
         "object_class_eval_results.json can't be read, and is left out", "both score dynamic_degree, differently",
         "scores beauty, which is no dimension of VBench", "7 of 425 videos: the others were not scored, or",
     ):  # fmt: skip
@@ -379,7 +379,7 @@ def test_files_without_scores(tmp_path, capsys, content):
     else:
         path.write_text(content)
         command(["aggregate", str(path)])
-        assert "Withheld: Total and Quality and Semantic" in capsys.readouterr().out
+        assert "Withheld: Total, Quality, Semantic" in capsys.readouterr().out
 
 
 def write_score(out, name, score, complete=True, **more):
@@ -394,7 +394,7 @@ def write_score(out, name, score, complete=True, **more):
     [
         (None, False, None),
         (4, False, "a quick run has 4 prompts a dimension"),
-        (None, True, "scene is not complete: 2 of its 3 videos can't count (1 missing, 1 of one frame)"),
+        (None, True, "scene: 2 of its 3 videos can't count (1 missing, 1 of one frame)"),
     ],
 )
 def test_a_runs_plan_and_check_decide_whether_it_has_a_total(tmp_path, capsys, quick, faulty, reason):
@@ -481,7 +481,7 @@ def test_the_papers_five_rows(tmp_path, capsys):
     assert said.strip() == capsys.readouterr().out.split("\nwrote ")[0].strip()
     rows = [line.split(" | ")[0] for line in said.splitlines()[4:9]]
     assert rows == ["| dense", "| quantised", "| sparse", "| joint training-free", "| joint trained"]
-    assert "joint training-free has no Total: scene is not scored." in said and "| 63.25 |" in said.splitlines()[7]
+    assert "joint training-free has no Total: scene: not scored." in said and "| 63.25 |" in said.splitlines()[7]
     assert said.count(" | worse |") > 30
     figures = json.loads((tmp_path / "out/compare.json").read_text())["differences"]
     assert "total" not in figures["joint training-free"] and figures["sparse"]["total"]["high"] < 0
@@ -543,14 +543,19 @@ def test_a_report_of_a_complete_run(tmp_path, capsys):
     assert contents(out, *REPORTS[:4], "leaderboard.zip") == before
 
 
-def test_a_report_goes_to_wandb(whole, tmp_path, monkeypatch, capsys):
-    out = tmp_path / "run"
+def test_a_report_goes_to_wandb(whole, tmp_path, monkeypatch):
+    import wandb
+
+    out, logged = tmp_path / "run", {}
     shutil.copytree(whole, out)
+    log = wandb.Run.log
+    monkeypatch.setattr(wandb.Run, "log", lambda run, data: (logged.update(data), log(run, data)))
     monkeypatch.setenv("WANDB_MODE", "offline")
     command(["report", f"--out={out}", "--wandb=vbench-test"])
-    (file,) = (out / "wandb").glob("offline-run-*/*.wandb")
-    data = file.read_bytes()
-    assert b"vbench/temporal_flickering" in data and b"vbench/report" in data and b"vbench/total" not in data
+    assert [*logged] == ["vbench/temporal_flickering", "vbench/videos", "vbench/report"]  # totals are withheld
+    (kept,) = (out / "wandb").glob("offline-run-*")
+    (page,) = kept.glob("files/media/html/vbench/*.html")
+    assert "In a still frame, a lamp" in page.read_text() and len(list(kept.rglob("videos_*.png"))) == 11
 
 
 # ----------------------------------------------------------------------------------------------- the whole chain

@@ -40,8 +40,15 @@ def combine(scores: Mapping[str, float]) -> Totals:
     total = None
     if quality is not None and semantic is not None:
         total = (QUALITY_WEIGHT * quality + SEMANTIC_WEIGHT * semantic) / (QUALITY_WEIGHT + SEMANTIC_WEIGHT)
-    missing = tuple(f"{name} is missing" for name in DIMENSIONS if name not in scores)
-    return Totals(quality, semantic, total, missing)
+    return Totals(quality, semantic, total, _list_reasons({x: "missing" for x in DIMENSIONS if x not in scores}))
+
+
+def _list_reasons(reasons: Mapping[str, str]) -> tuple[str, ...]:
+    """What is the same for several dimensions is said once."""
+    names: dict[str, list[str]] = {}
+    for name, why in reasons.items():
+        names.setdefault(why, []).append(name)
+    return tuple(f"{', '.join(those)}: {why}" for why, those in names.items())
 
 
 def _mean(scores: Mapping[str, float], group: str) -> float | None:
@@ -59,7 +66,7 @@ def aggregate(results: Results, plan: Plan | None = None, findings: Findings | N
     """
     reasons = find_reasons(results, plan, findings)
     totals = combine({name: result.score for name, result in results.scores.items() if name not in reasons})
-    said = tuple(f"{name} {why}" for name, why in reasons.items())
+    said = _list_reasons(reasons)
     warnings = list(results.problems)
     flicker = results.scores.get(FLICKER)
     if flicker and flicker.filtered is False:
@@ -77,16 +84,17 @@ def find_reasons(results: Results, plan: Plan | None = None, findings: Findings 
     for name in DIMENSIONS:
         result = results.scores.get(name)
         if plan and name not in plan.dimensions:
-            reasons[name] = "was not asked for"
+            reasons[name] = "not asked for"
         elif result is None:
-            reasons[name] = "is not scored"
+            reasons[name] = "not scored"
         elif faults.get(name):
             count = sum(faults[name].values())
             kinds = ", ".join(f"{number} {kind}" for kind, number in faults[name].items())
-            reasons[name] = f"is not complete: {count} of its {len(plan.expected(name))} videos can't count ({kinds})"
+            reasons[name] = f"{count} of its {len(plan.expected(name))} videos can't count ({kinds})"
         elif not result.complete:
-            many = f"{len(result.missing)} videos have no score" if result.missing else ""
-            reasons[name] = f"is not complete: {'; '.join(filter(None, (many, result.note))) or 'it has no score'}"
+            many = f"{len(result.missing)} of its videos have no score" if result.missing else ""
+            why = "; ".join(filter(None, (many, result.note))) or "not complete"
+            reasons[name] = why if result.score is not None else f"not scored: {why}"
     return reasons
 
 

@@ -112,7 +112,7 @@ def _describe_totals(runs: list[Run]) -> list[str]:
 
 
 def _describe_pair(first: Run, other: Run, differences: dict[str, Difference]) -> list[str]:
-    lines = _head(["percent", first.label, other.label, "paired difference", "95 % interval", "videos", ""])
+    lines = _head(["percent", first.label, other.label, "paired difference", "95 % interval", "pairs", ""])
     for name in (*DIMENSIONS, "quality", "semantic", "total"):
         if name not in differences:
             continue
@@ -124,7 +124,7 @@ def _describe_pair(first: Run, other: Run, differences: dict[str, Difference]) -
         lines.append(_row([name, *(percent(x) for x in scores), mean, interval, f"{found.videos:,}", verdict]))
     if not differences:
         lines = ["They have no scored video in common."]
-    lines += ["", f"The mean over the videos that both have; the interval from {RESAMPLES:,} draws of prompts."]
+    lines += ["", f"Paired by video; the interval from {RESAMPLES:,} draws of prompts."]
     mismatches = list_mismatches(first, other)
     return [*lines, "", f"Not the model's alone: {'; '.join(mismatches)}."] if mismatches else lines
 
@@ -162,7 +162,7 @@ def draw_differences(path: Path, first: str, found: dict[str, dict[str, Differen
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlabel(f"paired difference from {first}, in percent points, with 95 % intervals")
     axes.grid(axis="x", alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside upper center", ncols=4)
     save_figure(figure, path)
 
 

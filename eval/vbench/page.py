@@ -58,7 +58,7 @@ def _list_totals(report: Report) -> Iterator[str]:
     there = "".join(f"<b>{name} {100 * value:.2f}</b>" for name, value in named.items() if value is not None)
     if there:
         yield f'<p class="totals">{there}</p>'
-    absent = " and ".join(name for name, value in named.items() if value is None)
+    absent = ", ".join(name for name, value in named.items() if value is None)
     if absent:
         reasons = "".join(f"<li>{escape(reason)}</li>" for reason in totals.reasons)
         yield f'<div class="partial"><b>Withheld: {absent}</b>, because<ul>{reasons}</ul></div>'

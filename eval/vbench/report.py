@@ -99,7 +99,7 @@ def describe_totals(totals: Totals) -> list[str]:
     """The three figures, or what is missing for them, in words."""
     named = (("Total", totals.total), ("Quality", totals.quality), ("Semantic", totals.semantic))
     there = ", ".join(f"{name} {100 * value:.2f}" for name, value in named if value is not None)
-    absent = " and ".join(name for name, value in named if value is None)
+    absent = ", ".join(name for name, value in named if value is None)
     lines = [f"**{there}** (percent)" if there else ""]
     lines += [f"**Withheld: {absent}**, because:", "", *(f"- {reason}" for reason in totals.reasons)] if absent else []
     lines += ["", *(f"- note: {warning}" for warning in totals.warnings)] if totals.warnings else []
@@ -122,11 +122,12 @@ def list_rows(report: Report) -> list[list[str]]:
         score = None if result is None else result.score
         figures = ["-", "-"] if score is None else [f"{100 * score:.2f}", f"{100 * normalise(name, score):.2f}"]
         expected = len(report.plan.expected(name)) if report.plan else dimension.prompts * SEEDS
-        said = [report.reasons.get(name, "")]
-        if result and result.filtered is False:
-            said.append("unfiltered")
-        if result and result.note and result.note not in said[0]:
+        why = report.reasons.get(name, "")
+        said = [why.partition(":")[0] if score is None else why]  # the whole of it is said with the totals
+        if result and score is not None and result.note not in why:
             said.append(result.note)
+        if result and result.filtered is False and "unfiltered" not in result.note:
+            said.append("unfiltered")
         count = f"{len(result.videos) if result else 0:,} of {expected:,}"
         rows.append([name, dimension.group, *figures, count, "; ".join(filter(None, said))])
     return rows
@@ -147,15 +148,16 @@ def draw_scores(path: Path, report: Report) -> None:
             continue
         value, counts = 100 * normalise(name, result.score), name not in report.reasons
         axes.barh(row, value, color=COLOURS[dimension.group], alpha=1.0 if counts else 0.35)
-        label = f"{value:.1f}" if counts else f"{value:.1f}, not complete"
+        label = f"{value:.1f}" if counts else f"{value:.1f}, partial"
         axes.text(max(value, 0) + 1, row, label, va="center", fontsize=8)
     axes.set_yticks(range(len(DIMENSIONS)), [name.replace("_", " ") for name in DIMENSIONS])
     axes.set_ylim(len(DIMENSIONS) - 0.4, -0.6)
-    axes.set_xlim(min(0, axes.get_xlim()[0]), 112)
+    axes.set_xlim(min(0, axes.get_xlim()[0]), max(115, 1.08 * axes.get_xlim()[1]))
     axes.set_xlabel("normalised score, percent")
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
-    axes.legend(handles=[Patch(color=colour, label=group) for group, colour in COLOURS.items()], loc="lower right")
+    handles = [Patch(color=colour, label=group) for group, colour in COLOURS.items()]
+    figure.legend(handles=handles, loc="outside upper center", ncols=2)
     save_figure(figure, path)
 
 
