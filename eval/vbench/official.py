@@ -66,7 +66,9 @@ def open_scorer(python: Path, device: Device) -> Scorer:
         raise ValueError(wrong.format((done.stderr.strip().splitlines() or [f"code {done.returncode}"])[-1]))
     said = json.loads(done.stdout)
     if device == "cuda" and not said["has_gpu"]:
-        raise ValueError(f"--device cuda, but the torch of {python} sees no GPU: choose --device cpu, or another torch")
+        raise ValueError(
+            f"--scorer_device is cuda, but the torch of {python} sees no GPU: choose cpu, or another torch"
+        )
     device = "cuda" if said["has_gpu"] else "cpu"
     return Scorer(python, said["versions"], said["packages"], said["suite"], device)
 

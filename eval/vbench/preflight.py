@@ -120,7 +120,7 @@ NEEDS: dict[str, tuple[tuple[str, ...], tuple[Weight, ...]]] = {
     "overall_consistency": (("clip",), VICLIP),
     STATIC_FILTER: ((), (RAFT,)),
 }
-DETECTRON2 = "missing package detectron2 (setup-scorer --help says how to install it)"
+DETECTRON2 = "-m pip install --no-build-isolation git+https://github.com/facebookresearch/detectron2"
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,8 @@ def check(dimension: str, scorer: Scorer | None, weights: Path) -> Readiness:
     packages, files = NEEDS[dimension]
     absent = [name for name in (*EVERY, *packages) if not scorer.packages.get(name)]
     problems = [
-        DETECTRON2 if name == "detectron2" else f"missing package {name} in the environment of {scorer.python}"
+        f"missing package {name} in the environment of {scorer.python}"
+        + (f" (its installation is up to you: {scorer.python} {DETECTRON2})" if name == "detectron2" else "")
         for name in absent
     ]
     wrong = [(file, problem) for file in files if (problem := file.find_problem(weights))]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from .official import RUNNER
+from .preflight import DETECTRON2
 
 Torch = Literal["cpu", "cu118", "cu121", "cu124", "pip"]
 CONSTRAINTS = Path(__file__).with_name("scorer-constraints.txt")
@@ -22,8 +23,7 @@ TRY = "import torch, torchvision, cv2, decord, clip, vbench; torchvision.ops.nms
 def setup_command(folder: Path, python: str = "python3.11", torch: Torch = "cpu") -> None:
     """Make an environment for the official VBench package, by pip; one that was begun is gone on with.
 
-    No weights are downloaded. detectron2, which object_class, multiple_objects, color and spatial_relationship need,
-    is left to you: FOLDER/bin/pip install --no-build-isolation git+https://github.com/facebookresearch/detectron2
+    No weights are downloaded. detectron2, which four dimensions need, is left to you, since it is built from source.
 
     Args:
         folder: where the environment goes.
@@ -45,7 +45,10 @@ def setup_command(folder: Path, python: str = "python3.11", torch: Torch = "cpu"
     _run([str(own), "-I", "-W", "ignore", "-c", TRY])
     said = json.loads(_run([str(own), "-I", str(RUNNER), "describe", "auto"], capture=True))
     versions = ", ".join(f"{name} {number}" for name, number in said["versions"].items())
-    print(f"{versions}; {'a GPU' if said['has_gpu'] else 'no GPU'}\nready: --scorer_python {own}")
+    print(f"{versions}; {'a GPU' if said['has_gpu'] else 'no GPU'}")
+    if not said["packages"]["detectron2"]:
+        print(f"object_class, multiple_objects, color and spatial_relationship also need: {own} {DETECTRON2}")
+    print(f"ready: --scorer_python {own}")
 
 
 def check_python(python: str) -> None:
