@@ -12,6 +12,7 @@ as ours, or in slots; bfloat16 and float8 arrays as JAX saves them, e4m3 codes a
 import argparse
 import sys
 import zipfile
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -98,14 +99,15 @@ def load(path):
 
 def compare(case, expected, got, precision=None):
     """A Result for each array of `got`, in the order of the rules; `expected`: the golden arrays of that case."""
+    bounds = cache(lambda form, precision: error_bounds(expected, form, precision))
     results = []
     for name in sorted(got, key=lambda name: ORDER.index(rule_of(name))):
-        problem, detail = _compare_one(name, expected, got[name], precision)
+        problem, detail = _compare_one(name, expected, got[name], precision, bounds)
         results.append(Result(case, name, rule_of(name), problem, detail))
     return results
 
 
-def _compare_one(name, golden, got, precision):
+def _compare_one(name, golden, got, precision, bounds):
     rule, expected = rule_of(name), golden[name]
     got, dtype = widen(got, name)
     got = in_raster_order(got, expected, golden)
@@ -115,8 +117,7 @@ def _compare_one(name, golden, got, precision):
         form = name.rsplit("_", 1)[-1]
         if precision is None:
             precision = "bfloat16" if dtype == "float32" and exact_in_bfloat16(got) else dtype
-        bound = error_bounds(golden, form, precision)[name]
-        return within(got, expected, bound, precision)
+        return within(got, expected, bounds(form, precision)[name], precision)
     if rule in ("schedule", "windows") and expected.dtype.kind == "f":
         return within(got, expected, np.full(expected.shape, 1e-6), "1e-6")
     if "bits" in name:
