@@ -197,7 +197,8 @@ def test_file_systems_that_ignore_case_are_noticed(suite, tmp_path, capsys, monk
     monkeypatch.setattr(eval.vbench.plan, "ignores_case", lambda folder: True)
     line = refused(capsys, ["plan", f"--suite={suite}", f"--out={tmp_path}"])
     assert "ignores case, where 'a quiet harbour-0.mp4' and 'A quiet harbour-0.mp4' and 4 more pairs are one" in line
-    command(["plan", f"--suite={suite}", "--dimensions=[scene]", f"--out={tmp_path}"])
+    command(["plan", f"--suite={suite}", "--dimensions", "scene,color", f"--out={tmp_path}"])
+    assert read_plan(tmp_path / "plan.json").dimensions == ("color", "scene")
 
 
 # ----------------------------------------------------------------------------------------------- check
@@ -247,9 +248,8 @@ def test_everything_wrong_with_a_folder_is_named_and_counted(tmp_path, capsys):
         "two_words-0.mp4": "may be meant as 'two words-0.mp4'",
     }  # fmt: skip
     out = capsys.readouterr().out
-    assert (
-        "7 of 8 videos are there\n1 missing:\n  two words-0.mp4\n2 unreadable:" in out and "4 stray, not scored" in out
-    )
+    assert "7 of 8 videos are there\n1 missing:\n  two words-0.mp4\n2 unreadable:" in out
+    assert "4 not in the plan, not scored" in out
 
 
 def test_only_what_changed_is_decoded_again(tmp_path, monkeypatch):
@@ -262,6 +262,26 @@ def test_only_what_changed_is_decoded_again(tmp_path, monkeypatch):
     assert first.complete and check_videos(tmp_path, plan) == first and seen == []
     save(tmp_path / "videos/b-0.mp4", frames=5)
     assert check_videos(tmp_path, plan).wrong and seen == ["b-0.mp4"]
+
+
+def test_an_interrupted_check_keeps_what_it_has_seen(tmp_path, monkeypatch):
+    names = [f"{i}-0.mp4" for i in range(9)]
+    for name in names:
+        save(tmp_path / "videos" / name)
+    see, seen = eval.vbench.check.see, []
+
+    def interrupt(path):
+        seen.append(path.name)
+        if path.name == "5-0.mp4":
+            raise KeyboardInterrupt
+        return see(path)
+
+    monkeypatch.setattr(eval.vbench.check, "see", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        check_videos(tmp_path, plan_of(*names))
+    seen.clear()
+    monkeypatch.setattr(eval.vbench.check, "see", lambda path: (seen.append(path.name), see(path))[1])
+    assert check_videos(tmp_path, plan_of(*names)).complete and sorted(seen) == names[5:]
 
 
 def test_in_a_folder_from_elsewhere_most_videos_say_how_all_should_be(suite, tmp_path, capsys):
@@ -610,7 +630,10 @@ def test_two_shares_merged_give_the_report_of_one_process(whole, suite, trained,
     here, there = tmp_path / "here/run", tmp_path / "there/run"
     for share, out in (("1/2", here), ("2/2", there)):
         command([*options(suite, trained, out), "--shard", share])
-        assert "videos of the other shares are missing" in capsys.readouterr().out
+        said = capsys.readouterr()
+        assert f"share {share[0]} of 2: {6 if share == '1/2' else 5} of 11 videos" in said.out
+        assert "the first video took" in said.err and "CPU-hours to go" in said.err
+        assert "videos of the other shares are missing" in said.out
         assert not (out / "report.md").exists()
     assert len(list((here / "videos").iterdir())) == 6 and len(list((there / "videos").iterdir())) == 5
     for name in ("videos", "records"):

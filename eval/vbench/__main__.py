@@ -146,16 +146,16 @@ def build_parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
 
 
 def spell_options(args: list[str]) -> list[str]:
-    """--prompt-map for --prompt_map, and --config=FILE for --config FILE."""
+    """--prompt-map for --prompt_map, --config=FILE for --config FILE, --dimensions=[a,b] for --dimensions a,b."""
     spelled: list[str] = []
     for text in args:
-        if spelled and spelled[-1] == "--config":
-            spelled[-1] = f"--config={text}"
-        elif text.startswith("--"):
-            option, equals, value = text[2:].partition("=")
-            spelled.append(f"--{option.replace('-', '_')}{equals}{value}")
-        else:
-            spelled.append(text)
+        if spelled and spelled[-1] in ("--config", "--dimensions"):
+            text = f"{spelled.pop()}={text}"
+        option, equals, value = text.partition("=")
+        if option == "--dimensions" and value and not value.startswith("["):
+            value = f"[{value}]"
+        option = f"--{option[2:].replace('-', '_')}" if option.startswith("--") else option
+        spelled.append(option + equals + value)
     return spelled
 
 

@@ -109,16 +109,17 @@ def _see_all(folder: Path, names: list[str], cache: Path) -> dict[str, Seen]:
     seen = {name: Seen(**known[name]["seen"]) for name in names if known.get(name, {}).get("file") == keys[name]}
     todo = [name for name in names if name not in seen]
     columns = (TextColumn("check"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with (
-        ThreadPoolExecutor(os.cpu_count()) as pool,
-        Progress(*columns, console=Console(stderr=True), disable=not todo) as progress,
-    ):
-        bar = progress.add_task("check", total=len(todo))
-        for name, found in zip(todo, pool.map(lambda name: see(folder / name), todo), strict=True):
-            seen[name] = found
-            progress.advance(bar)
-    held = {name: {"file": keys[name], "seen": asdict(seen[name])} for name in names}
-    write_text(cache, json.dumps(held, ensure_ascii=False, indent=1) + "\n")
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        with Progress(*columns, console=Console(stderr=True), disable=not todo) as progress:
+            bar = progress.add_task("check", total=len(todo))
+            for name, found in zip(todo, pool.map(lambda name: see(folder / name), todo), strict=True):
+                seen[name] = found
+                progress.advance(bar)
+    finally:  # also when interrupted
+        pool.shutdown(cancel_futures=True)
+        held = {name: {"file": keys[name], "seen": asdict(found)} for name, found in seen.items()}
+        write_text(cache, json.dumps(held, ensure_ascii=False, indent=1) + "\n")
     return {name: seen[name] for name in names}
 
 
@@ -183,7 +184,7 @@ def describe_findings(findings: Findings, shown: int = SHOWN) -> list[str]:
         ("unreadable", findings.unreadable),
         ("of another length, size or rate", findings.wrong),
         ("of one frame, which have no score where frames are compared", dict.fromkeys(findings.one_frame, "")),
-        ("stray, not scored", findings.stray),
+        ("not in the plan, not scored", findings.stray),
     ):
         if names:
             lines.append(f"{len(names):,} {title}:")

@@ -58,7 +58,10 @@ def plan(
         held = read_plan(file)
         other = [name for name in vars(wanted) if name != "clip" and getattr(held, name) != getattr(wanted, name)]
         if other:
-            raise ValueError(f"{file} is of a run with other {', '.join(other)}: choose another --out")
+            raise ValueError(
+                f"{file} is of a run with other {', '.join(other)}: choose another --out, or remove it to plan anew "
+                "(videos that are there are kept)"
+            )
         wanted = held
     elif place()[0] == 0:
         write_plan(file, wanted)
@@ -88,8 +91,9 @@ def generate(out: Path, shard: str | None = None, planned: Plan | None = None, *
     if place()[1] > 1 and not dist.is_initialized():
         dist.init_process_group("gloo", timeout=timedelta(days=7))  # shares of a long run end hours apart
     jobs = [Job(video.name.removesuffix(".mp4"), video.long or video.prompt, video.seed) for video in planned.videos]
-    say(f"{len(jobs):,} videos" + (f", of which this is share {share} of {shares}" if shard else ""))
-    make_videos(model, settings, jobs[share - 1 :: shares], out / "videos", out / "records")
+    mine = jobs[share - 1 :: shares]
+    say(f"share {share} of {shares}: {len(mine):,} of {len(jobs):,} videos" if shard else "")
+    make_videos(model, settings, mine, out / "videos", out / "records")
     wait_for_all()
     missing = sum(not (out / f"records/{job.name}.json").is_file() for job in jobs)
     if place()[0] == 0 and not missing:
