@@ -1,12 +1,14 @@
 """How far FPS attention moves videos from those of dense attention: the same prompts and seeds, or two folders.
 
 python -m eval.fidelity models --checkpoint DENSE --trained FPS.ckpt --prompts FILE --out fidelity
+torchrun --nproc-per-node 8 -m eval.fidelity models ...
 python -m eval.fidelity folders --reference FOLDER --candidate FOLDER --out fidelity
 """
 
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -67,12 +69,15 @@ def models(
     ]
     notes = note_on_weights(opened[0][0], trained is not None)
     check_writable(out, "--out")
+    finished = all((row.folder / f"{job.name}.json").is_file() for row in rows for job in jobs)
     complete = True
     for row, (_, settled) in zip(rows, planned, strict=True):
         print(f"{row.name}: {row.attention}; {row.weights}", flush=True)
         complete &= make_videos(*settle(**settled), jobs, row.folder)
-    if not complete:
-        print("other processes still make their videos; the last one to finish writes the report", flush=True)
+    if not complete or finished and int(os.environ.get("RANK", 0)) > 0:
+        print(
+            "the last process to finish its videos writes the report, or the first one where all are there", flush=True
+        )
         return
     facts = {"sampler": settings.sampler, "steps": settings.steps, "guidance": settings.guidance, **facts}
     videos = [Video(job.name, job.prompt, f"{job.prompt[:80]} (seed {job.seed})") for job in jobs]

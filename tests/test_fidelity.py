@@ -295,6 +295,18 @@ def test_started_again_it_makes_and_measures_nothing(report, checkpoints, monkey
     assert "was made with steps 4 (now 5)" in line
 
 
+def test_of_several_processes_the_last_to_finish_writes_the_report(checkpoints, tmp_path, monkeypatch, capsys):
+    arguments = [*five(checkpoints, tmp_path)[:-1], f"--out={tmp_path}", "--steps=1"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, written in (("0", False), ("1", True)):
+        monkeypatch.setenv("RANK", rank)
+        command(arguments)
+        assert (tmp_path / "fidelity.md").exists() == written
+    monkeypatch.setattr("eval.fidelity.write_report", None)
+    command(arguments)
+    assert "the first one where all are there" in capsys.readouterr().out
+
+
 def test_weights_that_were_trained_for_it_are_not_called_training_free(checkpoints, tmp_path, capsys):
     command(
         ["models", f"--checkpoint={checkpoints[1]}", "--prompt=a", "--steps=1", "--guidance=1", f"--out={tmp_path}"]
