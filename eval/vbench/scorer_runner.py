@@ -15,6 +15,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import socket
 import sys
 import threading
@@ -45,7 +46,7 @@ def describe(device):
 def score(job, send):
     """job: dimension, device, info (entries of the suite), videos (folder), work (folder), items (see filter_static)"""
     refuse_network()
-    die_with_parent()
+    die_with_parent(job["work"])
     os.chdir(job["work"])
     torch = importlib.import_module("torch")
     load_like_torch_2_5(torch)
@@ -183,11 +184,12 @@ def refuse_network():
     socket.getaddrinfo = socket.create_connection = socket.socket.connect = socket.socket.connect_ex = refuse
 
 
-def die_with_parent():
+def die_with_parent(work):
     """The parent keeps the other end of standard input open as long as it lives, even if it is killed."""
 
     def wait():
         os.read(0, 1)  # not sys.stdin, whose lock a thread may not hold at exit
+        shutil.rmtree(work, ignore_errors=True)
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
