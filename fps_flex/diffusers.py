@@ -9,10 +9,9 @@ on the transformer read both and plan each forward pass, and every layer orders 
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from itertools import count
 from pathlib import Path
+from threading import local
 from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary
 
 import torch
 from einops import rearrange
@@ -81,20 +80,29 @@ def uninstall(transformer: WanTransformer3DModel) -> None:
     del wan._fps_processor
 
 
+class ForwardPass(local):
+    """The forward pass under way in this thread, which the hooks open and close and all its layers share.
+
+    Kept out of the processor and so out of compiled graphs: another step or schedule compiles nothing.
+    """
+
+    attention: FPSAttention | None = None
+    plan: Plan | None = None
+
+
+forward_pass = ForwardPass()
+
+
 class FPSProcessor:
     """The attention processor that all self-attention layers of one transformer share.
 
-    plan: of the forward pass under way; None outside of one. replaced: the stock processors, a layer each.
+    replaced: the stock processors, a layer each. hooks: on the transformer.
     """
-
-    _numbers = count()
 
     def __init__(self, attention: FPSAttention, patch: Triple) -> None:
         self.attention, self.patch = attention, patch
-        self.plan: Plan | None = None
         self.replaced: list[Any] = []
         self.hooks: list[torch.utils.hooks.RemovableHandle] = []
-        self.number = next(self._numbers)
 
     def __call__(
         self,
@@ -115,19 +123,8 @@ class FPSProcessor:
         cos, sin = rotary_emb
         rope = cos[..., 0::2], sin[..., 1::2]
         q, k = (rotate(x, rope).type_as(v) for x in (q, k))  # a GPU's autocast norms in fp32
-        out = _attend_opaquely(q, k, v, self.number) if torch.compiler.is_compiling() else self.attend(q, k, v)
+        out = _attend_opaquely(q, k, v) if torch.compiler.is_compiling() else attend_raster(q, k, v)
         return attn.to_out[1](attn.to_out[0](rearrange(out, "b s h d -> b s (h d)")))
-
-    def attend(
-        self, q: Float[Tensor, "b s h d"], k: Float[Tensor, "b s h d"], v: Float[Tensor, "b s h d"]
-    ) -> Float[Tensor, "b s h d"]:
-        """Attention over raster tokens, through tile order and back."""
-        if self.plan is None:
-            raise ValueError("FPS attention ran outside a forward pass of its transformer: call the transformer itself")
-        layout = self.plan.layout
-        q, k, v = (rearrange(layout.order(x, dim=1), "b s h d -> b h s d") for x in (q, k, v))
-        out = self.attention(q, k, v, self.plan)
-        return layout.unorder(rearrange(out, "b h s d -> b s h d"), dim=1)
 
     @torch.compiler.disable
     def before_forward(self, transformer: WanTransformer3DModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -138,12 +135,37 @@ class FPSProcessor:
         latents, timestep = given["hidden_states"], given["timestep"]
         t, h, w = (size // p for size, p in zip(latents.shape[2:], self.patch, strict=True))
         sigma = noise_level(timestep).to(latents.device).expand(len(latents))
-        _processors[self.number] = self
-        self.plan = cut_tile(self.attention, (t, h, w)).plan((t, h, w), sigma)
+        forward_pass.attention = cut_tile(self.attention, (t, h, w))
+        forward_pass.plan = forward_pass.attention.plan((t, h, w), sigma)
 
     @torch.compiler.disable
     def after_forward(self, *_: Any) -> None:
-        self.plan = None
+        forward_pass.attention = forward_pass.plan = None
+
+
+def attend_raster(
+    q: Float[Tensor, "b s h d"], k: Float[Tensor, "b s h d"], v: Float[Tensor, "b s h d"]
+) -> Float[Tensor, "b s h d"]:
+    """Attention over raster tokens by the plan of the pass under way, through tile order and back."""
+    attention, plan = forward_pass.attention, forward_pass.plan
+    if plan is None:
+        raise ValueError("FPS attention ran outside a forward pass of its transformer: call the transformer itself")
+    q, k, v = (rearrange(plan.layout.order(x, dim=1), "b s h d -> b h s d") for x in (q, k, v))
+    return plan.layout.unorder(rearrange(attention(q, k, v, plan), "b h s d -> b s h d"), dim=1)
+
+
+@torch.library.custom_op("fps_flex::attend_opaquely", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
+def _attend_opaquely(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """`attend_raster` as one node of a compiled block's graph, so that no step replays another's plan.
+
+    The engine inside is compiled by itself, as everywhere.
+    """
+    return attend_raster(q, k, v)
+
+
+@_attend_opaquely.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return q.new_empty(q.shape)
 
 
 def noise_level(timestep: Float[Tensor, "b ..."]) -> Float[Tensor, " b"]:
@@ -157,24 +179,6 @@ def cut_tile(attention: FPSAttention, grid: Triple) -> FPSAttention:
         return attention
     t, h, w = map(min, attention.tile, grid)
     return replace(attention, tile=(t, h, w))
-
-
-_processors: WeakValueDictionary[int, FPSProcessor] = WeakValueDictionary()
-
-
-@torch.library.custom_op("fps_flex::attend_opaquely", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
-def _attend_opaquely(q: Tensor, k: Tensor, v: Tensor, processor: int) -> Tensor:
-    """`FPSProcessor.attend` as one node of a compiled block's graph, found by the processor's number.
-
-    The plan, which changes at each step, stays out of the graph: no step compiles anything, and none can be replayed
-    with another's plan. The engine inside is compiled by itself, as everywhere.
-    """
-    return _processors[processor].attend(q, k, v)
-
-
-@_attend_opaquely.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, processor: int) -> Tensor:
-    return q.new_empty(q.shape)
 
 
 def _install(wan: WanTransformer3DModel, attention: FPSAttention) -> None:

@@ -2,7 +2,9 @@
 
 import copy
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from threading import Barrier
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from eval import bench_diffusers
 from eval.sampling import build_scheduler, sample_latents
 from fps_flex import FPSAttention, Regime, StepSchedule, Wan, WanConfig
-from fps_flex.diffusers import _attend_opaquely, install, install_trained, uninstall
+from fps_flex.diffusers import _attend_opaquely, attend_raster, install, install_trained, uninstall
 from fps_flex.names import to_official
 from fps_flex.weights import SETTINGS, export, load_wan, open_weights
 from fps_flex.weights import main as weights
@@ -336,16 +338,46 @@ def test_a_transformer_compiled_whole_gives_the_same(fresh_compiler):
     torch.testing.assert_close(call(whole), stock, rtol=0, atol=1e-5)
 
 
+def test_another_schedule_compiles_nothing(fresh_compiler):
+    transformer = tiny_transformer()
+    transformer.compile_repeated_blocks(fullgraph=True, backend="eager")
+    for schedule in ("fps", THREE, "sta", "uniform"):
+        install(transformer, schedule, **SMALL)
+        call(transformer)
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_each_thread_has_its_own_forward_pass():
+    """Two threads share a transformer at different noise levels, and each waits in its first layer for the other."""
+    transformer = tiny_transformer()
+    install(transformer, THREE, **SMALL)
+    sigmas = ((0.98,), (0.2,))
+    expected = [call(transformer, sigma) for sigma in sigmas]
+    both = Barrier(2)
+
+    def meet(module, args):
+        both.wait(timeout=30)
+
+    transformer.blocks[0].attn1.norm_k.register_forward_pre_hook(meet)
+    with ThreadPoolExecutor(2) as pool:
+        got = list(pool.map(lambda sigma: call(transformer, sigma), sigmas))
+    for latents, alone in zip(got, expected, strict=True):
+        assert relative_error(latents, alone) < SAME
+
+
 def test_the_compiled_op_returns_what_it_says():
     transformer = tiny_transformer()
     install(transformer, THREE, **SMALL)
     processor = transformer.blocks[0].attn1.processor
-    latents, timestep, text = inputs((0.95, 0.4))
-    processor.before_forward(transformer, (latents,), {"timestep": timestep})
+    latents, timestep, _ = inputs((0.95, 0.4))
     q, k, v = torch.randn(3, 2, 105, 2, 24)
-    torch.library.opcheck(_attend_opaquely, (q, k, v, processor.number), test_utils=("test_schema", "test_faketensor"))
-    out = torch.ops.fps_flex.attend_opaquely(q, k, v, processor.number)
-    assert out.is_contiguous() and torch.equal(out, processor.attend(q, k, v))
+    processor.before_forward(transformer, (latents,), {"timestep": timestep})
+    try:
+        torch.library.opcheck(_attend_opaquely, (q, k, v), test_utils=("test_schema", "test_faketensor"))
+        out = _attend_opaquely(q, k, v)
+        assert out.is_contiguous() and torch.equal(out, attend_raster(q, k, v))
+    finally:
+        processor.after_forward()
     assert torch.Tag.cudagraph_unsafe in torch.ops.fps_flex.attend_opaquely.default.tags
 
 
