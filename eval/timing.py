@@ -6,16 +6,19 @@ import gc
 import json
 import platform
 import resource
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 
 from train.whole import write_text
+
+PACKAGES = ("triton", "lightning", "flash-attn-4", "torchao", "diffusers", "sageattention")
 
 
 def find_device() -> torch.device:
@@ -35,6 +38,26 @@ def time_once(work: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
+def clock(work: Callable[[], Any], repeats: int, warmup: float = 0.0) -> list[float]:
+    """Seconds of each of `repeats` calls, after one that compiles and as many as take `warmup` seconds.
+
+    On a GPU by its own events, with nothing between the calls.
+    """
+    started = time.perf_counter()
+    time_once(work)
+    while time.perf_counter() - started < warmup:
+        time_once(work)
+    if not torch.cuda.is_available():
+        return [time_once(work) for _ in range(repeats)]
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
+    events[0].record()
+    for event in events[1:]:
+        work()
+        event.record()
+    wait()
+    return [a.elapsed_time(b) / 1000 for a, b in zip(events, events[1:], strict=False)]
+
+
 def forget_peak() -> None:
     gc.collect()
     if torch.cuda.is_available():
@@ -51,18 +74,43 @@ def peak_gb(device: torch.device) -> float:
 
 def report(rows: Iterator[dict[str, Any]], out: Path | None, columns: tuple[str, ...]) -> None:
     """Print a Markdown table and write all as JSON, row by row as they are measured."""
-    print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns), flush=True)
+    print(head_of(columns), flush=True)
     measured: list[dict[str, Any]] = []
     for row in rows:
         measured.append(row)
         row["speedup"] = measured[0]["step_seconds"] / row["step_seconds"]
-        cells = (f"{row[name]:.3g}" if isinstance(row[name], float) else str(row[name]) for name in columns)
-        print("| " + " | ".join(cells) + " |", flush=True)
+        print(line_of(row, columns), flush=True)
         if out:
-            write_text(out, json.dumps({**_describe_machine(), "rows": measured}, indent=1) + "\n")
+            write_json(out, {"rows": measured})
 
 
-def _describe_machine() -> dict[str, str]:
+def head_of(columns: tuple[str, ...]) -> str:
+    return "| " + " | ".join(columns) + " |\n|" + "---|" * len(columns)
+
+
+def line_of(row: dict[str, Any], columns: tuple[str, ...]) -> str:
+    cells = (row.get(name, "") for name in columns)
+    return "| " + " | ".join(f"{x:.3g}" if isinstance(x, float) else str(x) for x in cells) + " |"
+
+
+def write_json(out: Path, measured: dict[str, Any]) -> None:
+    """With the command, the device and the versions."""
+    write_text(out, json.dumps({**describe_machine(), **measured}, indent=1) + "\n")
+
+
+def describe_machine() -> dict[str, str]:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    command = "python -m eval.bench " + " ".join(sys.argv[1:])
-    return {"command": command, "device": device, "torch": torch.__version__, "lightning": L.__version__}
+    versions = {name: _version(name) for name in PACKAGES}
+    return {
+        "command": "python " + shlex.join(sys.orig_argv[1:]),
+        "device": device,
+        "torch": torch.__version__,
+        **{name: version for name, version in versions.items() if version},
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

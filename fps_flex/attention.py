@@ -115,12 +115,14 @@ class FPSAttention:
 
     def _run(self, q: Tensor, k: Tensor, v: Tensor, plan: Plan, in_tile_order: bool) -> Tensor:
         """On a GPU everything around the kernel is compiled with it; on a CPU the kernel alone can be."""
-        float8 = self.carrier == "float8"
-        engine = choose_engine(
-            self.engine, q.device, FLOAT8 if float8 else q.dtype, q.shape[-1], self.block, self._has_score_mod
-        )
+        engine = self.engine_for(q)
         inline = torch.compiler.is_compiling() or engine == "eager" or not q.is_cuda
         return (_compute if inline else _compiled_compute)(self, engine, q, k, v, plan, in_tile_order)
+
+    def engine_for(self, q: Float[Tensor, "b h s d"]) -> Chosen:
+        """The engine that a call with such tensors gets. Raises ValueError where none can run it."""
+        dtype = FLOAT8 if self.carrier == "float8" else q.dtype
+        return choose_engine(self.engine, q.device, dtype, q.shape[-1], self.block, self._has_score_mod)
 
     @property
     def _has_score_mod(self) -> bool:
@@ -152,9 +154,8 @@ def _compute(
 
 def _attend_slots(attention: FPSAttention, engine: Chosen, q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:
     """Paper, Algorithm 1: scales, codes, attention over kept tiles, scales undone."""
-    mask = plan.block_mask if engine == "eager" else plan.kernel_mask
     coded = encode(attention, q, k, v, plan)
-    out = attend(coded.q, coded.k, coded.v, mask, coded.score_mod, engine, coded.scale)
+    out = attend(coded.q, coded.k, coded.v, plan.mask_for(engine), coded.score_mod, engine, coded.scale)
     if coded.v_scale is None:
         return out
     out = out.to(q.dtype)  # float8 does not multiply; every e4m3 value is exact in q's dtype
@@ -218,6 +219,9 @@ class Plan:
     kernel_mask: BlockMask
     groups: Int[Tensor, "b tiles"]
     quantized: Bool[Tensor, " b"]
+
+    def mask_for(self, engine: Chosen) -> BlockMask:
+        return self.block_mask if engine == "eager" else self.kernel_mask
 
 
 @dataclass(frozen=True)

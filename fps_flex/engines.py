@@ -41,7 +41,7 @@ MEASURED: dict[tuple[torch.dtype, bool], dict[Chosen, int]] = {
 }
 FLASH_HEAD_DIMS = (64, 128)
 
-# Block sizes and pipelining of the Triton kernel by (dtype, head dim); where none is named FlexAttention's own are best.
+# Block sizes and pipelining of the Triton kernel by (dtype, head dim), where FlexAttention's own are not the best.
 TRITON_OPTIONS: dict[tuple[torch.dtype, int], dict[str, int]] = {
     (FLOAT8, 128): {"fwd_BLOCK_M": 64, "fwd_BLOCK_N": 128, "fwd_num_warps": 4, "fwd_num_stages": 3},
 }

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Extent = int | float
 
+ON_BOUND = 1e-5
+
 
 @dataclass(frozen=True)
 class Regime:
@@ -101,11 +103,14 @@ class StepSchedule:
         return 1 - unshift_noise(sigma.double(), self.shift)
 
     def regime(self, sigma: Float[Tensor, " b"]) -> Int[Tensor, " b"]:
-        """The index of the regime in force at each noise level; a bound belongs to the regime it begins."""
+        """The index of the regime in force at each noise level; a bound belongs to the regime it begins.
+
+        A sampler of 50 steps would meet bounds like 0.3 exactly, were sigma not rounded: ON_BOUND below counts as on.
+        """
         progress = self.progress(sigma)
         regime = torch.zeros_like(sigma, dtype=torch.int64)
         for bound in self.bounds:
-            regime = regime + (progress >= bound)
+            regime = regime + (progress >= bound - ON_BOUND)
         return regime
 
     def windows(self, tiles: Triple) -> list[Triple]:

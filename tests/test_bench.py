@@ -1,26 +1,119 @@
 """The bench in small, on whatever is here; and what importing the library brings along."""
 
 import json
+import re
 import subprocess
 import sys
 
 import pytest
+import torch
+from cases import relative_error
 
-from eval import bench
+from eval.bench.__main__ import command
+from eval.bench.exact import exact_rows
+from eval.bench.kernel import kernel
+from eval.bench.length import exponent
+from eval.bench.model import model
+from eval.bench.train import train
+from eval.timing import clock
+from fps_flex import FPSAttention, Regime, StepSchedule
 
 
-@pytest.mark.parametrize(("measure", "rows"), [(bench.train, 3), (bench.model, 5)], ids=["train", "model"])
-def test_the_bench_runs_in_small_and_writes_what_it_measured(tmp_path, capsys, measure, rows):
-    counted = {"steps": 2, "warmup": 1} if measure is bench.train else {"repeats": 2}
-    measure("tiny", layers=1, out=tmp_path / "out/bench.json", **counted)
-    held = json.loads((tmp_path / "out/bench.json").read_text())
-    assert {"command", "device", "torch"} <= set(held) and len(held["rows"]) == rows
-    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-    assert len(table) == rows + 2
-    for row in held["rows"]:
+def read(path):
+    held = json.loads(path.read_text())
+    assert {"command", "device", "torch"} <= set(held)
+    return held["rows"]
+
+
+def test_train_measures_each_schedule(tmp_path, capsys):
+    train("tiny", layers=1, out=tmp_path / "out/bench.json", steps=2, warmup=1)
+    rows = read(tmp_path / "out/bench.json")
+    assert len(rows) == 3 and len([x for x in capsys.readouterr().out.splitlines() if x.startswith("|")]) == 5
+    for row in rows:
         assert len(row["all_step_seconds"]) == 2 and row["step_seconds"] > 0 and row["tokens"] == 320
         assert row["density"] == 1 if row["schedule"] in ("sdpa", "dense") else 0 < row["density"] < 1
-    assert held["rows"][0]["schedule"] == "sdpa" and held["rows"][0]["speedup"] == 1
+    assert rows[0]["schedule"] == "sdpa" and rows[0]["speedup"] == 1
+
+
+def test_model_measures_stock_and_ours_and_adds_up_a_video(tmp_path):
+    model("tiny", ("stock", "sdpa", "fps"), layers=1, repeats=2, out=tmp_path / "model.json")
+    rows = read(tmp_path / "model.json")
+    assert [row["model"] for row in rows] == ["stock"] + ["sdpa, bf16"] * 2 + ["fps, bf16"] * 4
+    early, middle, late, video = rows[3:]
+    assert [row["regime"] for row in rows[3:]] == ["early", "middle", "late", "50 steps x 2"]
+    counts = FPSAttention("fps").step_schedule.regime(
+        torch.linspace(1, 0, 51)[:-1] * 5 / (1 + 4 * torch.linspace(1, 0, 51)[:-1])
+    )
+    expected = 2 * sum((counts == i).sum().item() * row["step_seconds"] for i, row in enumerate((early, middle, late)))
+    assert video["video_seconds"] == pytest.approx(expected) and rows[0]["speedup"] == 1
+
+
+def test_kernel_measures_rivals_and_ours_with_errors(tmp_path, capsys):
+    kernel("tiny", windows=((5, 2, 1), (5, 2, 2)), rounds=2, repeats=2, out=tmp_path / "kernel.json")
+    rows = read(tmp_path / "kernel.json")
+    assert [row["method"] for row in rows] == ["SDPA"] + ["sparse only", "power-of-two scales", "fp32 scales"] * 2
+    for row in rows[1:]:
+        assert row["module_ms"] > 0 and row["kernel_ms"] > 0 and row["module_speedup"] > 0
+        assert row["density"] == (0.5 if row["window"] == [5, 2, 1] else 1)
+        assert row["error"] < 1e-5 if row["method"] == "sparse only" else 0.02 < row["error"] < 0.08
+    table = (tmp_path / "kernel.md").read_text()
+    assert table.strip() in capsys.readouterr().out and table.count("\n") == 9
+    assert (tmp_path / "kernel.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_exact_rows_are_those_of_the_oracle():
+    attention = FPSAttention(StepSchedule((), (Regime((1, 2, 2), None),)), (2, 3, 3), 16)
+    plan = attention.plan((4, 7, 9), torch.tensor([0.5]))
+    q, k, v = (torch.randn(1, 2, plan.layout.tokens, 16) for _ in range(3))
+    rows, expected = exact_rows(q, k, v, plan.layout, (1, 2, 2), [0, 5, 17])
+    assert relative_error(attention.over_tokens(q, k, v, plan)[:, :, rows], expected) < 1e-5
+    assert relative_error(attention.over_tokens(q, k, v.flip(2), plan)[:, :, rows], expected) > 0.1
+
+
+def test_the_exponent_of_a_power_law():
+    rows = [{"tokens": n, "module_ms": 3 * n**1.25} for n in (100, 200, 1000)]
+    assert exponent(rows) == pytest.approx(1.25)
+
+
+def test_the_clock_calls_as_often_as_it_says():
+    calls = []
+    assert len(clock(lambda: calls.append(0), repeats=3)) == 3 and len(calls) == 4
+
+
+def test_length_profile_and_accuracy_run(tmp_path, capsys):
+    command(["length", "--size=tiny", "--tile=[1,4,4]", "--window=[5,2,1]", "--widths=[8,16]", "--repeats=2",
+             f"--out={tmp_path / 'length.json'}"])  # fmt: skip
+    assert [row["density"] for row in read(tmp_path / "length.json")] == [0.5, 0.25]
+    command(["profile", "--size=tiny", "--window=[5,2,1]", f"--out={tmp_path / 'profile.json'}"])
+    rows = read(tmp_path / "profile.json")
+    assert sum(row["share"] for row in rows) == pytest.approx(1) and rows[0]["ms"] >= rows[-1]["ms"]
+    command(["accuracy", "--grid=[4,8,8]", "--tile=[2,4,4]", f"--out={tmp_path / 'accuracy.json'}"])
+    rows = read(tmp_path / "accuracy.json")
+    errors = {
+        tuple(row[name] for name in ("inputs", "k_mean", "granularity", "scales", "p")): row["error"] for row in rows
+    }
+    assert len(errors) == 4 * 3 * 2 * 3 and all(0.01 < error < 0.5 for error in errors.values())
+    assert errors["gaussian", "kept", 1, "fp32", "fp32"] < errors["gaussian", "kept", 1, "fp32", "e4m3"]
+    assert errors["outliers", "taken off", 1, "fp32", "fp32"] < errors["outliers", "kept", 1, "fp32", "fp32"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["profile", "--size=tiny", "--window=[5,2,1]", "--method=magic"], "method is 'magic', expected one of sparse"),
+        (["kernel", "--size=9B"], "9B"),
+        (["kernel", "--size=tiny", "--tile=[9,9,9]"], "tile .9, 9, 9. is larger than the grid"),
+        (["model", "--size=tiny", "--linears=[fp8]", "--schedules=[fps]"], "linears fp8 need a GPU with float8"),
+    ],
+    ids=["method", "size", "tile", "linears"],
+)
+def test_bad_input_gets_one_line(args, message, capsys):
+    if args[0] == "model" and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(SystemExit) as stopped:
+        command(args)
+    said = capsys.readouterr().err.strip().splitlines()
+    assert stopped.value.code == 2 and re.search(message, said[-1])
 
 
 def test_importing_the_library_brings_torch_and_einops_only():

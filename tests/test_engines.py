@@ -4,7 +4,19 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import flex_attention
 
-from fps_flex import WAN_TINY, FPSAttention, Regime, StepSchedule, TileLayout, Wan, attention, block_mask, dequantize, engines, wan
+from fps_flex import (
+    WAN_TINY,
+    FPSAttention,
+    Regime,
+    StepSchedule,
+    TileLayout,
+    Wan,
+    attention,
+    block_mask,
+    dequantize,
+    engines,
+    wan,
+)
 from fps_flex.engines import attend, choose_engine
 from fps_flex.reference import reference_attention
 

@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from fps_flex import Regime, StepSchedule, preset
-from fps_flex.flow import shift_noise
+from fps_flex.flow import sampling_levels, shift_noise
 
 
 def test_the_default_is_the_fps_preset():
@@ -28,6 +30,12 @@ def test_regimes_follow_progress_and_a_bound_belongs_to_what_it_begins():
     schedule = StepSchedule(bounds=(0.25, 0.75), shift=1.0)
     progress = torch.tensor([0.0, 0.125, 0.25, 0.5, 0.75, 1.0])
     assert schedule.regime(1 - progress).tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_a_sampler_that_meets_the_bounds_exactly_starts_their_regimes_there():
+    for shift in (1.0, 3.0, 5.0, 8.0):
+        schedule = replace(preset("fps"), shift=shift)
+        assert schedule.regime(sampling_levels(50, shift)[:-1]).tolist() == [0] * 15 + [1] * 20 + [2] * 15
 
 
 def test_the_same_noise_level_meets_the_same_regime_whatever_the_samplers_shift():

@@ -287,6 +287,9 @@ def compute_numbers(case):
     return {"codes": codes, "bits": encode(codes), **scales}
 
 
+ON_BOUND = 1e-5  # a progress so little below a bound counts as on it: sigma is rounded
+
+
 def progress_of(sigma, shift):
     """Denoising done: 1 - u, where sigma = shift * u / (1 + (shift - 1) * u). In float64, from the fp32 sigma."""
     sigma = np.float64(sigma)
@@ -303,7 +306,8 @@ def compute_schedule(case):
     got = {"progress": progress_of(case["sigma"], float(case["shift"]))}
     for name in ("fps", "sta", "uniform"):
         bounds, extents = case[f"{name}_bounds"], case[f"{name}_extents"].tolist()
-        got[f"{name}_regime"] = sum((got["progress"] >= bound for bound in bounds), np.zeros(len(case["sigma"]), int))
+        reached = (got["progress"] >= bound - ON_BOUND for bound in bounds)
+        got[f"{name}_regime"] = sum(reached, np.zeros(len(case["sigma"]), int))
         got[f"{name}_windows"] = np.array(
             [[[window_in_tiles(e, n) for e, n in zip(regime, axes, strict=True)] for regime in extents]
              for axes in case["tiles"].tolist()]

@@ -1,0 +1,43 @@
+"""Measure on the machine at hand, with random weights and inputs in the real sizes.
+
+python -m eval.bench kernel --size 14B       one layer's attention beside every dense rival that is installed
+python -m eval.bench profile --size 14B      where that time goes, kernel by kernel
+python -m eval.bench length                  the same over growing grids
+python -m eval.bench model --size 14B        a forward pass of the transformer beside stock diffusers'
+python -m eval.bench train --size 1.3B       training steps
+python -m eval.bench data                    reading a prepared data set
+python -m eval.bench accuracy                what FP8 costs in accuracy, at each granularity
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+from jsonargparse import ArgumentError, auto_cli
+
+from train.console import one_line, stop
+
+from .accuracy import accuracy
+from .data import data
+from .kernel import kernel
+from .length import length
+from .model import model
+from .profile import profile
+from .train import train
+
+
+def command(args: list[str] | None = None) -> None:
+    """args: the command line, without the command; by default this process's own."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("fps_flex").setLevel(logging.INFO)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    try:
+        auto_cli([kernel, profile, length, model, train, data, accuracy], args=args, exit_on_error=False)
+    except (ValueError, ArgumentError) as error:
+        stop(one_line(error), code=2)
+
+
+if __name__ == "__main__":
+    command()

@@ -1,0 +1,111 @@
+"""What FP8 costs in accuracy: relative error of attention's output against exact attention, no sparsity."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from fps_flex import FPSAttention, Regime, StepSchedule
+from fps_flex.attention import encode
+from fps_flex.quant import ScaleFormat
+from fps_flex.reference import Precision, reference_attention
+
+from ..timing import find_device, head_of, line_of, write_json
+from .exact import relative_error
+from .sizes import Triple
+
+COLUMNS = ("inputs", "k_mean", "granularity", "scales", "p", "error")
+
+
+def accuracy(
+    grid: Triple = (12, 16, 24),
+    tile: Triple = (6, 8, 8),
+    heads: int = 2,
+    dim: int = 128,
+    seed: int = 0,
+    out: Path | None = None,
+) -> None:
+    """Errors of quantising Q, K and V at each granularity, with each form of scales and each precision of P.
+
+    Inputs are Gaussian; `smooth`, alike in space and time as a video's are; or with `outliers`: four of K's channels
+    have a mean of 20 and all others one of up to a few. Taking K's mean over tokens off K changes no softmax.
+
+    Args:
+        grid: tokens on (T, H, W).
+        tile: tokens of a tile on (T, H, W).
+        heads: attention heads.
+        dim: channels of a head.
+        seed: of the inputs.
+        out: JSON file to write.
+    """
+    device = find_device()
+    everything = torch.ones((), dtype=torch.bool, device=device)
+    rows: list[dict[str, Any]] = []
+    print(head_of(COLUMNS), flush=True)
+    for name, centred in (("gaussian", False), ("smooth", False), ("outliers", False), ("outliers", True)):
+        q, k, v = _inputs(name, grid, heads, dim, seed, device)
+        exact = reference_attention(q, k, v, lambda b, h, i, j: everything)
+        keys = k - k.mean(2, keepdim=True) if centred else k
+        for granularity, scales in product((1, 2, "head"), get_args(ScaleFormat)):
+            for p in get_args(Precision):
+                got = _quantised(q, keys, v, grid, tile, granularity, scales, p)
+                row = {
+                    "inputs": name,
+                    "k_mean": "taken off" if centred else "kept",
+                    "granularity": granularity,
+                    "scales": scales,
+                    "p": p,
+                    "error": relative_error(got, exact),
+                }
+                rows.append(row)
+                print(line_of(row, COLUMNS), flush=True)
+    if out:
+        write_json(out, {"grid": grid, "tile": tile, "heads": heads, "head_dim": dim, "seed": seed, "rows": rows})
+
+
+def _quantised(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    grid: Triple,
+    tile: Triple,
+    granularity: int | str,
+    scales: ScaleFormat,
+    p: Precision,
+) -> Tensor:
+    regime = Regime((1.0, 1.0, 1.0), granularity)
+    attention = FPSAttention(StepSchedule((), (regime,)), tile, scale_format=scales)
+    plan = attention.plan(grid, torch.full((1,), 0.5, device=q.device))
+    coded = encode(attention, *(plan.layout.order(x, dim=2) for x in (q, k, v)), plan)
+    out = reference_attention(coded.q, coded.k, coded.v, plan.block_mask.mask_mod, coded.score_mod, coded.scale, p)
+    return plan.layout.unorder(out if coded.v_scale is None else out * coded.v_scale, dim=2)
+
+
+def _inputs(name: str, grid: Triple, heads: int, dim: int, seed: int, device: torch.device) -> tuple[Tensor, ...]:
+    generator = torch.Generator(device).manual_seed(seed)
+    tokens = grid[0] * grid[1] * grid[2]
+
+    def draw() -> Tensor:
+        return torch.randn(1, heads, tokens, dim, device=device, generator=generator)
+
+    q, k, v = draw(), draw(), draw()
+    if name == "smooth":
+        q, k, v = (_smooth(x, grid) for x in (q, k, v))
+    if name == "outliers":
+        mean = torch.randn(1, heads, 1, dim, device=device, generator=generator)
+        mean[..., torch.randperm(dim, device=device, generator=generator)[:4]] = 20
+        k = k + mean
+    return q, k, v
+
+
+def _smooth(x: Tensor, grid: Triple) -> Tensor:
+    """Noise at a quarter of the grid's resolution, and half as much of the full one; of unit variance."""
+    volume = x.mT.reshape(-1, 1, *grid)
+    coarse = torch.nn.functional.avg_pool3d(volume, 4, 4) * 8
+    coarse = torch.nn.functional.interpolate(coarse, size=grid, mode="trilinear")
+    mixed = coarse + 0.5 * volume
+    return (mixed / mixed.std()).reshape(x.mT.shape).mT

@@ -1,0 +1,58 @@
+"""Reading a prepared data set."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from safetensors.torch import save_file
+
+from train.cached import CachedClip, Index, write_index
+from train.data import VideoData
+
+from ..timing import report
+from .sizes import TEXT_TOKENS, Size, sized
+
+
+def data(size: Size = "1.3B", clips: int = 32, seconds: float = 10.0, out: Path | None = None) -> None:
+    """Reading a prepared data set of random latents and text states, in this process, on one core.
+
+    Args:
+        size: of the model whose latents are read.
+        clips: in the set.
+        seconds: to read for.
+        out: JSON file to write.
+    """
+    torch.set_num_threads(1)
+    config, grid = sized(size, None)
+    frames, rows, columns = (g * p for g, p in zip(grid, config.patch, strict=True))
+    with TemporaryDirectory() as folder:
+        _write_random_set(Path(folder), clips, (config.channels, frames, rows, columns), config.text_dim)
+        held = VideoData(folder, batch_size=1, workers=0)
+        held.setup()
+        batches = iter(held.train_dataloader())
+        read, started = 0, time.perf_counter()
+        while time.perf_counter() - started < seconds:
+            read += len(next(batches)["latents"])
+        taken = (time.perf_counter() - started) / read
+    row = {
+        "model": size,
+        "clips_read": read,
+        "step_seconds": taken,
+        "tokens_per_second": grid[0] * grid[1] * grid[2] / taken,
+    }
+    report(iter([row]), out, ("model", "clips_read", "step_seconds", "tokens_per_second"))
+
+
+def _write_random_set(folder: Path, clips: int, latents: tuple[int, ...], text_dim: int) -> None:
+    """One shard, with prompts as long as they can be."""
+    (folder / "shards").mkdir()
+    names = [f"clip{i}" for i in range(clips)]
+    tensors = {f"{name}/latents": torch.randn(latents, dtype=torch.bfloat16) for name in names}
+    tensors |= {f"{name}/text": torch.randn(TEXT_TOKENS, text_dim, dtype=torch.bfloat16) for name in names}
+    save_file(tensors, folder / "shards/0.safetensors")
+    save_file({"text": torch.zeros(1, text_dim)}, folder / "empty_prompt.safetensors")
+    cached = [CachedClip(name, "shards/0.safetensors", (81, 480, 832), "", name == "clip0") for name in names]
+    write_index(Index(folder, 16.0, {}, {}, TEXT_TOKENS, cached))

@@ -1,0 +1,241 @@
+"""Attention alone: ours, from raster order to raster order and the kernel by itself, and every dense rival present."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fps_flex import FPSAttention, Regime, StepSchedule, density
+from fps_flex.attention import encode
+from fps_flex.engines import attend
+from fps_flex.masks import as_windows, tile_mask
+
+from ..timing import clock, find_device, forget_peak, head_of, line_of, peak_gb, write_json
+from .exact import exact_rows, relative_error
+from .plot import draw_speed
+from .rivals import dense_rivals
+from .sizes import CONFIGS, GRIDS, TILES, Size, Triple, block_of
+
+Work = Callable[[], Any]
+
+WINDOWS: dict[Size, tuple[Triple, ...]] = {
+    "tiny": ((5, 2, 1),),
+    "1.3B": ((3, 4, 1), (3, 4, 2), (3, 4, 4)),
+    "14B": ((6, 6, 1), (6, 6, 3), (6, 6, 5)),
+}
+COLUMNS = (
+    "method", "window", "density", "tile_share", "work_share", "pad_share", "kernel_ms", "kernel_tflops",
+    "kernel_speedup", "module_ms", "module_speedup", "peak_gb", "error",
+)  # fmt: skip
+
+logger = logging.getLogger(__name__)
+
+
+def kernel(
+    size: Size = "14B",
+    tile: Triple | None = None,
+    windows: tuple[Triple, ...] | None = None,
+    backward: bool = False,
+    rounds: int = 3,
+    repeats: int = 5,
+    out: Path | None = None,
+) -> None:
+    """One layer's attention: dense rivals, and ours under several windows of tiles.
+
+    Each is measured in every round, so that what changes over time meets all alike; the figures are medians over all.
+    Speed-ups are over the fastest dense bf16 rival of the run.
+
+    Args:
+        size: of the model whose heads and grid are taken: 1.3B at 480p, 14B at 720p, 81 frames each, or tiny.
+        tile: tokens of a tile on (T, H, W); none takes (6, 8, 8) for 14B and (7, 9, 6) for 1.3B.
+        windows: tiles that a query tile sees on (T, H, W); none takes three of falling sparsity.
+        backward: the backward pass too; float8 has none.
+        rounds: over all that is measured.
+        repeats: calls a round.
+        out: JSON file to write; a Markdown table and a plot go beside it.
+    """
+    device = find_device()
+    heads, dim, grid = CONFIGS[size].heads, CONFIGS[size].head_dim, GRIDS[size]
+    tile = tile or tile_for(size)
+    bench = Bench(device, heads, dim, grid, tile, block_of(size), backward)
+    cases = [*bench.dense(), *(case for window in windows or WINDOWS[size] for case in bench.ours(window))]
+    measure(cases, rounds, repeats)
+    settle(cases)
+    rows = [case.row() for case in cases]
+    print("\n" + table_of(rows))
+    if out:
+        shape = {"size": size, "grid": grid, "tile": tile, "heads": heads, "head_dim": dim, "tokens": bench.tokens}
+        write_json(out, {**shape, "backward": backward, "rounds": rounds, "repeats": repeats, "rows": rows})
+        out.with_suffix(".md").write_text(table_of(rows) + "\n")
+        draw_speed(rows, out.with_suffix(".png"), f"Wan2.1 {size}, {bench.tokens:,} tokens, tile {tile}")
+
+
+def tile_for(size: Size) -> Triple:
+    """The paper's tile for 14B."""
+    return (6, 8, 8) if size == "14B" else TILES[size]
+
+
+@dataclass
+class Case:
+    """One thing to measure. prepare: makes the call of the kernel alone, where the module is more than that."""
+
+    method: str
+    module: Work
+    flops: float
+    facts: dict[str, Any]
+    prepare: Callable[[], Work] | None = None
+    check: Callable[[], float] | None = None
+    window: Triple | None = None
+    seconds: dict[str, list[float]] = field(default_factory=lambda: {"kernel": [], "module": []})
+    results: dict[str, Any] = field(default_factory=dict)
+
+    def row(self) -> dict[str, Any]:
+        said = {"method": self.method, "window": self.window, **self.facts, **self.results}
+        for name, seconds in self.seconds.items():
+            if seconds:
+                said[f"{name}_ms"] = 1000 * median(seconds)
+                said[f"{name}_ms_range"] = [1000 * min(seconds), 1000 * max(seconds)]
+        if self.seconds["kernel"]:
+            said["kernel_tflops"] = self.flops / median(self.seconds["kernel"]) / 1e12
+        return said
+
+
+class Bench:
+    """Random q, k, v of one layer in the memory order in which a linear layer leaves them, and calls over them."""
+
+    def __init__(
+        self, device: torch.device, heads: int, dim: int, grid: Triple, tile: Triple, block: int, backward: bool
+    ) -> None:
+        self.device, self.grid, self.tile, self.block, self.backward = device, grid, tile, block, backward
+        self.tokens = grid[0] * grid[1] * grid[2]
+        self.pair = 4 * heads * dim * (3.5 if backward else 1)  # operations a (query, key) pair
+        generator = torch.Generator(device).manual_seed(0)
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        self.q, self.k, self.v, self.grad = (
+            torch.randn(1, self.tokens, heads, dim, device=device, dtype=dtype, generator=generator).transpose(1, 2)
+            for _ in range(4)
+        )
+
+    def dense(self) -> Iterator[Case]:
+        for name, attention in dense_rivals(self.device, self.backward).items():
+            facts = {"density": 1.0, "tile_share": 1.0, "work_share": 1.0, "pad_share": 0.0}
+            work = self._call(attention, self.q, self.k, self.v, self.grad)
+            yield Case(name, work, self.pair * self.tokens**2, facts)
+
+    def ours(self, window: Triple) -> Iterator[Case]:
+        for name, attention in self._methods(window).items():
+            yield self._case(name, attention, window)
+
+    def _methods(self, window: Triple) -> dict[str, FPSAttention]:
+        def fps(granularity: int | str | None, **options: Any) -> FPSAttention:
+            return FPSAttention(StepSchedule((), (Regime(window, granularity),)), self.tile, self.block, **options)
+
+        methods = {
+            "sparse only": fps(None),
+            "power-of-two scales": fps(1, scale_format="pow2"),
+            "fp32 scales": fps(1),
+        }
+        if self.device.type == "cuda":
+            methods["sparse only, Triton"] = fps(None, engine="triton")
+            if not self.backward:
+                methods["float8, both scales"] = fps(1, carrier="float8")
+                methods["float8, a scale a head"] = fps("head", carrier="float8")
+        return methods
+
+    def _case(self, name: str, attention: FPSAttention, window: Triple) -> Case:
+        plan = attention.plan(self.grid, torch.full((1,), 0.5, device=self.device))
+        layout = plan.layout
+        blocks = (plan.kernel_mask.kv_num_blocks + plan.kernel_mask.full_kv_num_blocks).sum().item()
+        pairs = blocks * self.block**2
+        facts = {
+            "density": density(layout, window).item(),
+            "tile_share": tile_mask(layout, as_windows(window, layout)).float().mean().item(),
+            "work_share": pairs / self.tokens**2,
+            "pad_share": layout.pad_share,
+            "engine": attention.engine_for(self.q),
+        }
+
+        def module(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return attention.over_tokens(q, k, v, plan)
+
+        def prepare() -> Work:
+            with torch.no_grad():
+                coded = encode(attention, *(layout.order(x, dim=2) for x in (self.q, self.k, self.v)), plan)
+            mask = plan.mask_for(facts["engine"])
+
+            def alone(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+                return attend(q, k, v, mask, coded.score_mod, facts["engine"], coded.scale)
+
+            return self._call(alone, coded.q, coded.k, coded.v, layout.order(self.grad, dim=2))
+
+        def check() -> float:
+            tiles = layout.tile_of_slot[-1].item() + 1
+            rows, expected = exact_rows(self.q, self.k, self.v, layout, window, [0, tiles // 2, tiles - 1])
+            with torch.no_grad():
+                return relative_error(module(self.q, self.k, self.v)[:, :, rows], expected)
+
+        work = self._call(module, self.q, self.k, self.v, self.grad)
+        return Case(name, work, self.pair * pairs, facts, prepare, check, window)
+
+    def _call(self, attention: Callable, q: Tensor, k: Tensor, v: Tensor, grad: Tensor) -> Work:
+        def forward() -> Tensor:
+            with torch.no_grad():
+                return attention(q, k, v)
+
+        def both() -> tuple[Tensor, ...]:
+            leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+            return torch.autograd.grad(attention(*leaves), leaves, grad)
+
+        return both if self.backward else forward
+
+
+def measure(cases: list[Case], rounds: int, repeats: int) -> None:
+    """Fill in each case's seconds. One that fails says so in its row, and the rest go on."""
+    warmup = 0.5 if torch.cuda.is_available() else 0.0
+    for round_ in range(rounds):
+        for case in cases:
+            if "failed" in case.results:
+                continue
+            try:
+                if round_ == 0:
+                    _look_once(case)
+                case.seconds["module"] += clock(case.module, repeats, warmup)
+                if case.prepare is not None:
+                    work = case.prepare()
+                    case.seconds["kernel"] += clock(work, repeats, warmup)
+                    del work
+            except (RuntimeError, ValueError, TypeError) as error:
+                case.results["failed"] = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+                logger.warning("%s: %s", case.method, case.results["failed"])
+            if round_ == 0:
+                print(line_of(case.row(), COLUMNS), flush=True)
+
+
+def _look_once(case: Case) -> None:
+    """Error, and memory beyond what lies there before."""
+    case.module()
+    if case.check is not None:
+        case.results["error"] = case.check()
+    forget_peak()
+    case.module()
+    case.results["peak_gb"] = peak_gb(find_device())
+
+
+def settle(cases: list[Case]) -> None:
+    """Speed-ups over the fastest dense rival."""
+    dense = [median(case.seconds["module"]) for case in cases if case.window is None and case.seconds["module"]]
+    for case in cases:
+        for name, seconds in case.seconds.items():
+            if seconds and dense:
+                case.results[f"{name}_speedup"] = min(dense) / median(seconds)
+
+
+def table_of(rows: list[dict[str, Any]]) -> str:
+    return "\n".join([head_of(COLUMNS), *(line_of(row, COLUMNS) for row in rows)])

@@ -1,0 +1,69 @@
+"""Where a layer's attention spends its time, kernel by kernel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity
+from torch.profiler import profile as torch_profile
+
+from ..timing import find_device, head_of, line_of, write_json
+from .kernel import Bench, tile_for
+from .sizes import CONFIGS, GRIDS, Size, Triple, block_of
+
+COLUMNS = ("ms", "share", "calls", "kernel")
+
+
+def profile(
+    size: Size = "14B",
+    window: Triple = (6, 6, 1),
+    method: str = "power-of-two scales",
+    tile: Triple | None = None,
+    backward: bool = False,
+    top: int = 20,
+    out: Path | None = None,
+) -> None:
+    """The kernels of one call, raster to raster, after two that compile and warm up.
+
+    Args:
+        size: of the model whose heads and grid are taken.
+        window: tiles that a query tile sees on (T, H, W).
+        method: as `kernel` names them.
+        tile: tokens of a tile on (T, H, W); as `kernel`'s.
+        backward: the backward pass too.
+        top: kernels listed, the slowest first.
+        out: JSON file to write.
+    """
+    device, config = find_device(), CONFIGS[size]
+    bench = Bench(device, config.heads, config.head_dim, GRIDS[size], tile or tile_for(size), block_of(size), backward)
+    cases = {case.method: case for case in bench.ours(window)}
+    if method not in cases:
+        raise ValueError(f"method is {method!r}, expected one of {', '.join(cases)}")
+    work = cases[method].module
+    work()
+    work()
+    on_gpu = device.type == "cuda"
+    with torch_profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as record:
+        work()
+        if on_gpu:
+            torch.cuda.synchronize()
+    rows = _rows(record, on_gpu)
+    print(head_of(COLUMNS))
+    for row in rows[:top]:
+        print(line_of(row, COLUMNS))
+    if out:
+        write_json(out, {"size": size, "window": window, "method": method, "backward": backward, "rows": rows})
+
+
+def _rows(record: Any, on_gpu: bool) -> list[dict[str, Any]]:
+    taken = [
+        (event.self_device_time_total if on_gpu else event.self_cpu_time_total, event.count, event.key)
+        for event in record.key_averages()
+    ]
+    total = sum(microseconds for microseconds, _, _ in taken)
+    return [
+        {"ms": microseconds / 1000, "share": microseconds / total, "calls": calls, "kernel": name[:100]}
+        for microseconds, calls, name in sorted(taken, reverse=True)
+    ]

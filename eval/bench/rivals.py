@@ -1,0 +1,61 @@
+"""What others offer for the same attention: dense, over [B, H, N, D] in bf16, in raster order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from fps_flex.engines import compiled, flash_is_installed
+
+Dense = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def dense_rivals(device: torch.device, backward: bool) -> dict[str, Dense]:
+    """Those that are installed and run on the device."""
+    if device.type == "cpu":
+        return {"SDPA": F.scaled_dot_product_attention}
+    rivals = {
+        "SDPA, cuDNN": _sdpa(SDPBackend.CUDNN_ATTENTION),
+        "SDPA, FlashAttention-2": _sdpa(SDPBackend.FLASH_ATTENTION),
+    }
+    if flash_is_installed():
+        rivals["FlashAttention-4"] = _flash_attention_4
+    rivals["FlexAttention, Triton"] = _flex
+    if find_spec("sageattention") and not backward:
+        rivals["SageAttention (int8)"] = _sage
+    return rivals
+
+
+def _sdpa(backend: SDPBackend) -> Dense:
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with sdpa_kernel(backend):
+            return F.scaled_dot_product_attention(q, k, v)
+
+    return attend
+
+
+def _flash_attention_4(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    from flash_attn.cute.interface import flash_attn_func
+
+    out = flash_attn_func(*(x.transpose(1, 2) for x in (q, k, v)))
+    return (out[0] if isinstance(out, tuple) else out).transpose(1, 2)
+
+
+def _sage(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    from sageattention import sageattn
+
+    return sageattn(q, k, v, tensor_layout="HND", is_causal=False)
+
+
+def _flex_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return flex_attention(q, k, v)
+
+
+_flex = compiled(_flex_attention)
