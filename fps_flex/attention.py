@@ -109,7 +109,10 @@ class FPSAttention:
     def over_tokens(
         self, q: Float[Tensor, "b h n d"], k: Float[Tensor, "b h n d"], v: Float[Tensor, "b h n d"], plan: Plan
     ) -> Float[Tensor, "b h n d"]:
-        """The same over tokens in raster order, for models whose blocks work in it. Raises as a call does."""
+        """The same over tokens in raster order, for models whose blocks work in it.
+
+        The output lies in memory as [B, N, H, D], ready for the layer that takes all heads. Raises as a call does.
+        """
         _check_inputs(q, k, v, plan, plan.layout.tokens, "tokens")
         return self._run(q, k, v, plan, in_tile_order=False)
 
@@ -148,8 +151,9 @@ def _compute(
 ) -> Tensor:
     if in_tile_order:
         return _attend_slots(attention, engine, q, k, v, plan)
-    q, k, v = (plan.layout.order(x, dim=2) for x in (q, k, v))
-    return plan.layout.unorder(_attend_slots(attention, engine, q, k, v, plan), dim=2)
+    q, k, v = (plan.layout.order(x.transpose(1, 2)).transpose(1, 2) for x in (q, k, v))
+    out = _attend_slots(attention, engine, q, k, v, plan)
+    return plan.layout.unorder(out.transpose(1, 2)).transpose(1, 2)
 
 
 def _attend_slots(attention: FPSAttention, engine: Chosen, q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:

@@ -150,8 +150,8 @@ def attend_raster(
     attention, plan = forward_pass.attention, forward_pass.plan
     if plan is None:
         raise ValueError("FPS attention ran outside a forward pass of its transformer: call the transformer itself")
-    q, k, v = (rearrange(plan.layout.order(x, dim=1), "b s h d -> b h s d") for x in (q, k, v))
-    return plan.layout.unorder(rearrange(attention(q, k, v, plan), "b h s d -> b s h d"), dim=1)
+    q, k, v = (rearrange(x, "b s h d -> b h s d") for x in (q, k, v))
+    return rearrange(attention.over_tokens(q, k, v, plan), "b h s d -> b s h d")
 
 
 @torch.library.custom_op("fps_flex::attend_opaquely", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))

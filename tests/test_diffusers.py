@@ -292,9 +292,9 @@ def test_blocks_compiled_to_machine_code_give_the_same(fresh_compiler):
 def test_a_pass_is_planned_once_and_every_layer_attends_by_its_plan(monkeypatch, compiled, fresh_compiler):
     """Compiled or not: another step compiles nothing, and no layer is left to dense attention."""
     plans, used = [], []
-    plan, attend = FPSAttention.plan, FPSAttention.__call__
+    plan, attend = FPSAttention.plan, FPSAttention.over_tokens
     monkeypatch.setattr(FPSAttention, "plan", lambda *args: plans.append(plan(*args)) or plans[-1])
-    monkeypatch.setattr(FPSAttention, "__call__", lambda *args: used.append(args[-1]) or attend(*args))
+    monkeypatch.setattr(FPSAttention, "over_tokens", lambda *args: used.append(args[-1]) or attend(*args))
     transformer = tiny_transformer()
     install(transformer, "fps", **SMALL)
     if compiled:
