@@ -3,8 +3,8 @@
 eager: the oracle; any device, differentiable, holds all scores; P (the softmax weights) in fp32.
 triton: compiled FlexAttention; forward and backward on a GPU, forward only on a CPU (where Inductor writes C++ in
 place of Triton). P is rounded to the carrier: to bf16, or to e4m3 unscaled, and so is the output.
-flash: FlexAttention's FLASH backend, which is flash-attn-4 with our mods in it; forward and backward on Hopper and
-newer; P is rounded to bf16. No float8.
+flash: FlexAttention's FLASH backend, which is flash-attn-4 with our mask_mod in it; forward and backward on Hopper and
+newer; P is rounded to bf16. No float8 and no score_mod, so scales are powers of two, or there are none.
 """
 
 from __future__ import annotations
@@ -32,12 +32,11 @@ Function = TypeVar("Function", bound=Callable)
 FLOAT8 = torch.float8_e4m3fn
 
 # TFLOP/s of work done on an H100 with (dtype, whether there is a score_mod): `python -m eval.bench kernel`, heads of
-# 128, a tenth of the tile pairs at 720p. `auto` takes the first that can run.
+# 128, a tenth of the tile pairs at 720p (eval/results/kernel-14b-720p-h100.json). `auto` takes the first that can run.
 MEASURED: dict[tuple[torch.dtype, bool], dict[Chosen, int]] = {
-    (torch.bfloat16, False): {"flash": 610, "triton": 430},
-    (torch.bfloat16, True): {"triton": 400, "flash": 260},
-    (FLOAT8, False): {"triton": 640},
-    (FLOAT8, True): {"triton": 550},
+    (torch.bfloat16, False): {"flash": 634, "triton": 427},
+    (torch.bfloat16, True): {"triton": 385},
+    (FLOAT8, True): {"triton": 627},
 }
 FLASH_HEAD_DIMS = (64, 128)
 
@@ -121,7 +120,7 @@ def choose_engine(
     """
     if engine not in ("auto", "eager", "triton", "flash"):
         raise ValueError(f"engine is {engine!r}, expected auto, eager, triton or flash")
-    what = (device, dtype, head_dim, block)
+    what = (device, dtype, head_dim, block, score_mod)
     if engine == "auto" and device.type != "cuda" and dtype != FLOAT8:
         _say_once("eager", device.type, dtype, "the dense oracle, which also has gradients")
         return "eager"
@@ -136,7 +135,9 @@ def choose_engine(
     raise ValueError(f"no engine for this call ({reasons}); engines that would work: {', '.join(others) or 'none'}")
 
 
-def obstacle(engine: Chosen, device: torch.device, dtype: torch.dtype, head_dim: int, block: int) -> str | None:
+def obstacle(
+    engine: Chosen, device: torch.device, dtype: torch.dtype, head_dim: int, block: int, score_mod: bool
+) -> str | None:
     """Why an engine can't run such a call, in a few words; None if it can."""
     name = str(dtype).removeprefix("torch.")
     if engine == "eager":
@@ -158,6 +159,8 @@ def obstacle(engine: Chosen, device: torch.device, dtype: torch.dtype, head_dim:
         return "flash-attn-4 isn't installed (pip install flash-attn-4)"
     if dtype not in (torch.bfloat16, torch.float16):
         return f"{name}, expected bfloat16"
+    if score_mod:
+        return "fp32 scales need a score_mod, which is used with triton only: take scale_format 'pow2'"
     if head_dim not in FLASH_HEAD_DIMS:
         return f"heads of {head_dim}, expected {' or '.join(map(str, FLASH_HEAD_DIMS))}"
     return f"blocks of {block} slots, expected 128" if block != 128 else None
