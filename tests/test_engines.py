@@ -1,5 +1,7 @@
 """The compiled path on a CPU: what compiles again, what raises, and that it is never dense in silence."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.attention.flex_attention import flex_attention
@@ -134,6 +136,19 @@ def test_the_compiled_cpu_kernel_equals_the_oracle():
     torch.testing.assert_close(got, reference_attention(q, k, v, bm.mask_mod, score_mod))
 
 
+def test_block_lists_with_pads_masked_alone_are_the_whole_mask_to_a_kernel():
+    """Real code on a CPU follows the lists; without them, the same mask is far off."""
+    schedule = StepSchedule(bounds=(0.5,), regimes=(Regime((2, 1, 2), 2), Regime((1, 2, 1), 1)))
+    sizes = {"schedule": schedule, "tile": (2, 3, 3), "block": 32}
+    kernel, oracle = FPSAttention(engine="triton", **sizes), FPSAttention(engine="eager", **sizes)
+    plan = kernel.plan((4, 6, 7), torch.tensor([0.99, 0.1]))
+    x = [torch.randn(2, 2, plan.layout.tokens, 16) for _ in range(3)]
+    expected = oracle.over_tokens(*x, plan)
+    torch.testing.assert_close(kernel.over_tokens(*x, plan), expected)
+    without_lists = oracle.over_tokens(*x, replace(plan, block_mask=plan.kernel_mask))
+    assert (without_lists - expected).abs().max() > 0.1
+
+
 def test_the_oracle_ignores_autocast():
     layout = TileLayout((2, 4, 4), (2, 2, 2), 8)
     q, k, v = qkv(1, layout)
@@ -198,7 +213,10 @@ def test_auto_takes_the_fastest_that_can_run(hopper, caplog):
         (("flash", GPU, FLOAT8, 64, 128, True), "flash: float8_e4m3fn, expected bfloat16.*would work: triton"),
         (("flash", GPU, BF16, 96, 128, False), "heads of 96, expected 64 or 128.*would work: triton, eager"),
         (("flash", GPU, BF16, 64, 256, False), "blocks of 256 slots, expected 128.*would work: triton, eager"),
-        (("flash", GPU, BF16, 64, 128, True), "fp32 scales need a score_mod.*take scale_format 'pow2'.*: triton, eager"),
+        (
+            ("flash", GPU, BF16, 64, 128, True),
+            "fp32 scales need a score_mod.*take scale_format 'pow2'.*: triton, eager",
+        ),
         (("triton", GPU, BF16, 64, 64, True), "blocks of 64 slots, expected a multiple of 128.*would work: eager"),
         (("triton", GPU, BF16, 8, 128, True), "heads of 8, expected 16 to 256 in bfloat16.*would work: eager"),
         (("triton", GPU, FLOAT8, 16, 128, True), "heads of 16, expected 32 to 256 in float8_e4m3fn.*would work: none"),
