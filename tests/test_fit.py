@@ -229,7 +229,7 @@ def test_a_checkpoint_of_another_shape_and_a_run_that_is_there_are_refused(run, 
 
 @pytest.mark.parametrize(
     "config",
-    sorted(set(ROOT.glob("configs/*.yaml")) - {ROOT / f"configs/{name}.yaml" for name in ("generate", "prepare", "vbench")}),
+    sorted(path for path in ROOT.glob("configs/*.yaml") if path.stem not in ("generate", "prepare", "vbench")),
     ids=lambda path: path.name,
 )
 def test_every_config_of_training_parses(config, capsys):
