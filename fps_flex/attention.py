@@ -7,8 +7,9 @@ A StepSchedule (schedule.py) turns the noise level into their strength.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -18,7 +19,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from .engines import FLOAT8, Chosen, Engine, attend, choose_engine, compiled
 from .masks import BlockMaskBank, kernel_mask
 from .mods import ScoreMod, dequantize, dequantize_heads
-from .quant import ScaleFormat, channel_scales, quantize, realize, tile_groups, tile_scales
+from .quant import ScaleFormat, channel_scales, quantize, realize, snap, tile_groups, tile_scales
 from .schedule import Regime, StepSchedule, preset
 from .tiles import TileLayout, Triple, plan_tile
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
 
 CARRIED = (torch.bfloat16, torch.float32, torch.float64)
+Rounding = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -135,15 +137,20 @@ class FPSAttention:
     def _one_scale_a_head(self) -> bool:
         return all(regime.granularity == "head" for regime in self.step_schedule.regimes)
 
-    def _quantize(
-        self, x: Float[Tensor, "b h s d"], scale: Float[Tensor, "b h ..."], plan: Plan
-    ) -> tuple[Float[Tensor, "b h s d"], Float[Tensor, "b h ..."]]:
-        """Codes and scales; samples in an unquantised regime keep their values, with scales of 1."""
-        codes = quantize(x, scale, FLOAT8 if self.carrier == "float8" else x.dtype)
-        if all(regime.granularity is not None for regime in self.step_schedule.regimes):
-            return codes, scale
-        quantized = plan.quantized[:, None, None, None]
-        return torch.where(quantized, codes, x), torch.where(quantized, scale, 1.0)
+    @property
+    def _some_unquantized(self) -> bool:
+        return any(regime.granularity is None for regime in self.step_schedule.regimes)
+
+    def _round(
+        self, rounding: Rounding, x: Float[Tensor, "b h s d"], scale: Float[Tensor, "b h ..."], plan: Plan
+    ) -> Float[Tensor, "b h s d"]:
+        """Samples in an unquantised regime keep their values.
+
+        In memory the result lies as [B, S, H, D], which is how linear layers leave q, k and v: reads and writes then
+        run side by side.
+        """
+        rounded = rounding(x.transpose(1, 2), scale.transpose(1, 2)).transpose(1, 2)
+        return torch.where(plan.quantized[:, None, None, None], rounded, x) if self._some_unquantized else rounded
 
 
 def _compute(
@@ -192,19 +199,23 @@ def encode(
     if not attention.step_schedule.quantizes:
         return Coded(q, k, v)
     form = attention.scale_format
-    q_codes, q_scale = attention._quantize(q, tile_scales(q, plan.layout, plan.groups, form), plan)
-    k_codes, k_scale = attention._quantize(k, tile_scales(k, plan.layout, plan.groups, form), plan)
-    v_codes, v_scale = attention._quantize(v, channel_scales(v, plan.layout, form), plan)
+    q_scale, k_scale = (tile_scales(x, plan.layout, plan.groups, form) for x in (q, k))
+    v_scale = channel_scales(v, plan.layout, form)
     if not attention._has_score_mod:
-        pairs = (q_codes, q_scale), (k_codes, k_scale), (v_codes, v_scale)
-        return Coded(*(codes * scale.to(codes.dtype) for codes, scale in pairs))
+        return Coded(*(attention._round(snap, x, s, plan) for x, s in ((q, q_scale), (k, k_scale), (v, v_scale))))
 
+    carrier = FLOAT8 if attention.carrier == "float8" else q.dtype
+    coded = partial(quantize, carrier=carrier)
+    q, k, v = (attention._round(coded, x, s, plan) for x, s in ((q, q_scale), (k, k_scale), (v, v_scale)))
+    if attention._some_unquantized:
+        quantized = plan.quantized[:, None, None, None]
+        q_scale, k_scale, v_scale = (torch.where(quantized, s, 1.0) for s in (q_scale, k_scale, v_scale))
     k_scale = k_scale * q.shape[-1] ** -0.5
     if attention._one_scale_a_head:
         score_mod = dequantize_heads(realize((q_scale * k_scale)[:, :, 0, 0]))
     else:
         score_mod = dequantize(realize(q_scale.squeeze(-1)), realize(k_scale.squeeze(-1)))
-    return Coded(q_codes, k_codes, v_codes, score_mod, 1.0, v_scale)
+    return Coded(q, k, v, score_mod, 1.0, v_scale)
 
 
 _compiled_compute = compiled(_compute)

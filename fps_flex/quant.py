@@ -61,7 +61,8 @@ class _Quantize(torch.autograd.Function):
     def forward(ctx, x: Tensor, scale: Tensor, carrier: torch.dtype) -> Tensor:
         ctx.save_for_backward(scale)
         ctx.dtype = x.dtype
-        return round_e4m3(x.float() / scale).to(carrier)
+        codes = (x.float() / scale).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
+        return codes.to(carrier)  # torch 2.11 compiles zero gradients where the last step changes nothing
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
@@ -81,10 +82,37 @@ def quantize(
     return _Quantize.apply(x, scale.detach(), carrier or x.dtype)
 
 
+class _Snap(torch.autograd.Function):
+    """Codes times scale at once; the backward sees neither (straight-through)."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, scale: Tensor) -> Tensor:
+        # where the scale is infinite or NaN, so is the product
+        return round_e4m3(x.float() * _invert_pow2(scale)).to(x.dtype) * scale.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+def snap(x: Float[Tensor, "..."], scale: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """x moved to the grid of a power-of-two scale: quantize(x, scale) times scale, exact in x's dtype.
+
+    scale: fp32 powers of two, as scale_format "pow2" makes them; broadcasts against x. Gradients pass straight through.
+    """
+    return _Snap.apply(x, scale.detach())
+
+
+def _invert_pow2(scale: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """1 / scale through the bits, which is exact and needs no division; anything for infinity and NaN."""
+    return (0x7F000000 - scale.view(torch.int32)).view(torch.float32)
+
+
 def tile_amax(x: Float[Tensor, "b h s d"], layout: TileLayout) -> Float[Tensor, "b h tiles"]:
     """The largest magnitude in each tile, pads left out."""
-    amax = x.detach().abs().amax(-1).float().masked_fill(~layout.valid, 0.0)
-    amax = rearrange(amax, "b h (blocks slot) -> b h blocks slot", slot=layout.block).amax(-1)
+    of_slot = x.detach().transpose(1, 2).abs().amax(-1).float()
+    of_slot = of_slot.masked_fill(~layout.valid[:, None], 0.0)
+    amax = rearrange(of_slot, "b (blocks slot) h -> b h blocks slot", slot=layout.block).amax(-1)
     tiles = amax.new_zeros(*amax.shape[:2], layout.coords_of_tile.shape[1])
     return tiles.scatter_reduce(-1, layout.tile_of_block.expand_as(amax), amax, "amax")
 
@@ -130,5 +158,6 @@ def channel_scales(
     x: Float[Tensor, "b h s d"], layout: TileLayout, scale_format: ScaleFormat = "fp32"
 ) -> Float[Tensor, "b h 1 d"]:
     """The scale of each channel of V, pads left out. fp32."""
-    amax = x.detach().abs().masked_fill(~layout.valid[:, None], 0.0).amax(-2, keepdim=True)
-    return realize(scale_of(amax, scale_format))
+    tokens = x.detach().abs().masked_fill(~layout.valid[:, None], 0.0)
+    of_block = rearrange(tokens, "b h (blocks slot) d -> b blocks slot h d", slot=layout.block).amax(2)
+    return realize(scale_of(of_block.amax(1).unsqueeze(2), scale_format))

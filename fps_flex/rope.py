@@ -17,12 +17,15 @@ if TYPE_CHECKING:
 Rope = tuple[Tensor, Tensor]
 
 
-def rotate(x: Float[Tensor, "b h s d"], rope: Rope) -> Float[Tensor, "b h s d"]:
-    """Rotary position embedding of interleaved pairs of channels, in fp32; returns x's dtype."""
+def rotate(x: Float[Tensor, "b s h d"], rope: Rope) -> Float[Tensor, "b s h d"]:
+    """Rotary position embedding of interleaved pairs of channels, in fp32; returns x's dtype.
+
+    rope: broadcasts against [B, S, H, D / 2].
+    """
     cos, sin = rope
-    even, odd = rearrange(x.float(), "b h s (half pair) -> pair b h s half", pair=2)
-    rotated = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
-    return rearrange(rotated, "b h s half pair -> b h s (half pair)").type_as(x)
+    even, odd = rearrange(x.float(), "b s h (half pair) -> pair b s h half", pair=2)
+    rotated = torch.stack([(even * cos - odd * sin).type_as(x), (even * sin + odd * cos).type_as(x)], dim=-1)
+    return rearrange(rotated, "b s h half pair -> b s h (half pair)")
 
 
 def rope_angles(grid: Triple, head_dim: int) -> Float[Tensor, "tokens half"]:
@@ -50,7 +53,7 @@ def rope_angles(grid: Triple, head_dim: int) -> Float[Tensor, "tokens half"]:
 @lru_cache(maxsize=16)
 @torch.inference_mode(False)
 def ordered_rope(layout: TileLayout, head_dim: int) -> Rope:
-    """cos and sin of each slot's angles, [S, D / 2] in fp32 on the layout's device."""
-    angles = rope_angles(layout.grid, head_dim)
+    """cos and sin of each slot's angles, [S, 1, D / 2] in fp32 on the layout's device."""
+    angles = rope_angles(layout.grid, head_dim).unsqueeze(1)
     cos, sin = (layout.order(x.float().to(layout.device), dim=0) for x in (angles.cos(), angles.sin()))
     return cos, sin

@@ -87,13 +87,13 @@ class TileLayout:
         first_slot = self._slots_of_tile.cumsum(0) - self._slots_of_tile
         slot = torch.empty_like(tile)
         slot[tile_major] = first_slot[tile] + rank_in_tile
-        return slot.to(self.device)
+        return slot.to(torch.int32).to(self.device)
 
     @cached_property
     def token_of_slot(self) -> Int[Tensor, " slots"]:
         """The token that each slot holds; 0 for a pad."""
-        token = torch.zeros(self.slots, dtype=torch.int64, device=self.device)
-        token[self.slot_of_token] = torch.arange(self.tokens, device=self.device)
+        token = torch.zeros(self.slots, dtype=torch.int32, device=self.device)
+        token[self.slot_of_token] = torch.arange(self.tokens, dtype=torch.int32, device=self.device)
         return token
 
     @cached_property
@@ -111,11 +111,12 @@ class TileLayout:
     @cached_property
     def tile_of_slot(self) -> Int[Tensor, " slots"]:
         """The tile that owns each slot, pads included."""
-        return torch.arange(prod(self.tiles)).repeat_interleave(self._slots_of_tile).to(self.device)
+        tiles = torch.arange(prod(self.tiles), dtype=torch.int32)
+        return tiles.repeat_interleave(self._slots_of_tile).to(self.device)
 
     @cached_property
     def tile_of_block(self) -> Int[Tensor, " blocks"]:
-        return self.tile_of_slot[:: self.block].contiguous()
+        return self.tile_of_slot[:: self.block].long()
 
     @cached_property
     def coords_of_tile(self) -> Int[Tensor, "3 tiles"]:

@@ -176,15 +176,16 @@ class Attention(nn.Module):
     def forward(self, x: Float[Tensor, "b s d"], rope: Rope, attend: Attend) -> Float[Tensor, "b s d"]:
         """Self-attention of the video's tokens, in tile order."""
         q, k, v = self._project(x, x)
-        return self._merge(attend(rotate(q, rope), rotate(k, rope), v))
+        return self._merge(attend(*(y.transpose(1, 2) for y in (rotate(q, rope), rotate(k, rope), v))))
 
     def over_text(self, x: Float[Tensor, "b s d"], text: Float[Tensor, "b l d"]) -> Float[Tensor, "b s d"]:
-        return self._merge(F.scaled_dot_product_attention(*self._project(x, text)))
+        q, k, v = (y.transpose(1, 2) for y in self._project(x, text))
+        return self._merge(F.scaled_dot_product_attention(q, k, v))
 
     def _project(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k, v of shape [B, H, S, D] and of one dtype; the norms span all heads."""
+        """q, k, v of shape [B, S, H, D] and of one dtype; the norms span all heads."""
         q, k, v = self.norm_q(self.q(x)), self.norm_k(self.k(source)), self.v(source)
-        q, k, v = (rearrange(y, "b s (h d) -> b h s d", h=self.heads) for y in (q, k, v))
+        q, k, v = (rearrange(y, "b s (h d) -> b s h d", h=self.heads) for y in (q, k, v))
         return q, k, v
 
     def _merge(self, x: Float[Tensor, "b h s d"]) -> Float[Tensor, "b s d"]:

@@ -81,18 +81,21 @@ def test_all_that_is_around_the_kernel_is_one_graph_for_every_mix_of_regimes(com
     assert len(compiled) == 1
 
 
-@pytest.mark.parametrize("scale_format", ["fp32", "pow2"])
-def test_gradients_through_the_one_graph_are_the_oracles(monkeypatch, scale_format):
-    """Traced with its backward, as AOTAutograd does it for a GPU; the kernel's place takes the oracle."""
-    ours = FPSAttention(engine="eager", tile=(2, 2, 2), block=8, scale_format=scale_format)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("options", [{}, {"scale_format": "pow2"}, {"schedule": "sta"}, {"schedule": "dense"}], ids=str)
+def test_gradients_through_the_one_graph_are_the_oracles(options, dtype):
+    """Traced with its backward, as AOTAutograd does it for a GPU; the oracle takes the kernel's place."""
+    ours = FPSAttention(engine="eager", tile=(2, 2, 2), block=8, **options)
     plan = ours.plan((4, 4, 7), torch.tensor([0.99, 0.5]))
     one_graph = torch.compile(attention._compute, fullgraph=True, dynamic=False, backend="aot_eager")
+    values = torch.randn(3, 2, 2, 112, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
     results = []
     for compute in (attention._compute, one_graph):
-        leaves = [x.requires_grad_() for x in torch.randn(3, 2, 2, 112, 8, generator=torch.Generator().manual_seed(0))]
+        leaves = [x.clone().requires_grad_() for x in values]
         out = compute(ours, "eager", *leaves, plan, False)
         results.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
     for got, expected in zip(*results, strict=True):
+        assert expected.abs().max() > 0.1
         torch.testing.assert_close(got, expected)
 
 
