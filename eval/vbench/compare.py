@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from textwrap import shorten
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -106,7 +107,8 @@ def _describe_totals(runs: list[Run]) -> list[str]:
         lines.append(_row([*cells, percent(PAPER_TOTALS.get(run.label))] if paper else cells))
     for run in runs:
         if run.totals.total is None:
-            lines += ["", f"{run.label} has no Total: {'; '.join(run.totals.reasons)}."]
+            reasons = (shorten(reason.split(";")[0], 90, placeholder=" ...") for reason in run.totals.reasons)
+            lines += ["", f"{run.label} has no Total: {'; '.join(reasons)}."]
         lines += ["", f"{run.label}: {'; '.join(run.totals.warnings)}."] if run.totals.warnings else []
     return lines
 
