@@ -7,19 +7,18 @@ A StepSchedule (schedule.py) turns the noise level into their strength.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask
 
-from .engines import FLOAT8, Chosen, Engine, attend, choose_engine, compiled
+from . import algorithm
+from .algorithm import Plan, Recipe
+from .engines import FLOAT8, Chosen, Engine, choose_engine
 from .masks import BlockMaskBank, kernel_mask
-from .mods import ScoreMod, dequantize, dequantize_heads
-from .quant import ScaleFormat, channel_scales, quantize, realize, snap, tile_groups, tile_scales
+from .quant import ScaleFormat, tile_groups
 from .schedule import Regime, StepSchedule, preset
 from .tiles import TileLayout, Triple, plan_tile
 
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
 
 CARRIED = (torch.bfloat16, torch.float32, torch.float64)
-Rounding = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -63,8 +61,7 @@ class FPSAttention:
         for name, known in (("scale_format", ("fp32", "pow2")), ("carrier", ("input", "float8"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(known)}")
-        regimes = self.step_schedule.regimes
-        if self.carrier == "float8" and any(regime.granularity is None for regime in regimes):
+        if self.recipe.float8 and self.recipe.some_unquantized:
             raise ValueError("the float8 carrier needs every regime of the schedule quantised: use carrier 'input'")
 
     @classmethod
@@ -122,121 +119,25 @@ class FPSAttention:
         """On a GPU everything around the kernel is compiled with it; on a CPU the kernel alone can be."""
         engine = self.engine_for(q)
         inline = torch.compiler.is_compiling() or engine == "eager" or not q.is_cuda
-        return (_compute if inline else _compiled_compute)(self, engine, q, k, v, plan, in_tile_order)
+        run = algorithm.compute if inline else algorithm.compiled_compute
+        return run(self.recipe, engine, q, k, v, plan, in_tile_order)
 
     def engine_for(self, q: Float[Tensor, "b h s d"]) -> Chosen:
         """The engine that a call with such tensors gets. Raises ValueError where none can run it."""
         dtype = FLOAT8 if self.carrier == "float8" else q.dtype
-        return choose_engine(self.engine, q.device, dtype, q.shape[-1], self.block, self._has_score_mod)
+        return choose_engine(self.engine, q.device, dtype, q.shape[-1], self.block, self.recipe.has_score_mod)
 
-    @property
-    def _has_score_mod(self) -> bool:
-        return self.step_schedule.quantizes and not (self.scale_format == "pow2" and self.carrier == "input")
-
-    @property
-    def _one_scale_a_head(self) -> bool:
-        return all(regime.granularity == "head" for regime in self.step_schedule.regimes)
-
-    @property
-    def _some_unquantized(self) -> bool:
-        return any(regime.granularity is None for regime in self.step_schedule.regimes)
-
-    def _round(
-        self, rounding: Rounding, x: Float[Tensor, "b h s d"], scale: Float[Tensor, "b h ..."], plan: Plan
-    ) -> Float[Tensor, "b h s d"]:
-        """Samples in an unquantised regime keep their values.
-
-        In memory the result lies as [B, S, H, D], which is how linear layers leave q, k and v: reads and writes then
-        run side by side.
-        """
-        rounded = rounding(x.transpose(1, 2), scale.transpose(1, 2)).transpose(1, 2)
-        return torch.where(plan.quantized[:, None, None, None], rounded, x) if self._some_unquantized else rounded
-
-
-def _compute(
-    attention: FPSAttention, engine: Chosen, q: Tensor, k: Tensor, v: Tensor, plan: Plan, in_tile_order: bool
-) -> Tensor:
-    if in_tile_order:
-        return _attend_slots(attention, engine, q, k, v, plan)
-    q, k, v = (plan.layout.order(x.transpose(1, 2)).transpose(1, 2) for x in (q, k, v))
-    out = _attend_slots(attention, engine, q, k, v, plan)
-    return plan.layout.unorder(out.transpose(1, 2)).transpose(1, 2)
-
-
-def _attend_slots(attention: FPSAttention, engine: Chosen, q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:
-    """Paper, Algorithm 1: scales, codes, attention over kept tiles, scales undone."""
-    coded = encode(attention, q, k, v, plan)
-    out = attend(coded.q, coded.k, coded.v, plan.mask_for(engine), coded.score_mod, engine, coded.scale)
-    if coded.v_scale is None:
-        return out
-    out = out.to(q.dtype)  # float8 does not multiply; every e4m3 value is exact in q's dtype
-    return (out * coded.v_scale).to(q.dtype)
-
-
-@dataclass(frozen=True)
-class Coded:
-    """What an engine gets: values of q, k and v, how to make scores of them, and what is left to do to the output."""
-
-    q: Float[Tensor, "b h s d"]
-    k: Float[Tensor, "b h s d"]
-    v: Float[Tensor, "b h s d"]
-    score_mod: ScoreMod | None = None
-    scale: float | None = None
-    v_scale: Float[Tensor, "b h 1 d"] | None = None
-
-
-def encode(
-    attention: FPSAttention,
-    q: Float[Tensor, "b h s d"],
-    k: Float[Tensor, "b h s d"],
-    v: Float[Tensor, "b h s d"],
-    plan: Plan,
-) -> Coded:
-    """Put q, k, v on the e4m3 grid, with the scales in the score_mod, or in the values where they are powers of two.
-
-    The softmax's 1 / √d goes with K's scales, which saves the kernel a product a score.
-    """
-    if not attention.step_schedule.quantizes:
-        return Coded(q, k, v)
-    form = attention.scale_format
-    q_scale, k_scale = (tile_scales(x, plan.layout, plan.groups, form) for x in (q, k))
-    v_scale = channel_scales(v, plan.layout, form)
-    if not attention._has_score_mod:
-        return Coded(*(attention._round(snap, x, s, plan) for x, s in ((q, q_scale), (k, k_scale), (v, v_scale))))
-
-    carrier = FLOAT8 if attention.carrier == "float8" else q.dtype
-    coded = partial(quantize, carrier=carrier)
-    q, k, v = (attention._round(coded, x, s, plan) for x, s in ((q, q_scale), (k, k_scale), (v, v_scale)))
-    if attention._some_unquantized:
-        quantized = plan.quantized[:, None, None, None]
-        q_scale, k_scale, v_scale = (torch.where(quantized, s, 1.0) for s in (q_scale, k_scale, v_scale))
-    k_scale = k_scale * q.shape[-1] ** -0.5
-    if attention._one_scale_a_head:
-        score_mod = dequantize_heads(realize((q_scale * k_scale)[:, :, 0, 0]))
-    else:
-        score_mod = dequantize(realize(q_scale.squeeze(-1)), realize(k_scale.squeeze(-1)))
-    return Coded(q, k, v, score_mod, 1.0, v_scale)
-
-
-_compiled_compute = compiled(_compute)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What all layers of one forward pass share.
-
-    layout: orders tokens into slots. block_mask: of each sample's windows, complete on its own. kernel_mask: the same
-    blocks, for kernels. groups: the tiles that share a scale. quantized: whether the sample is quantised at all.
-    """
-
-    layout: TileLayout
-    block_mask: BlockMask
-    kernel_mask: BlockMask
-    groups: Int[Tensor, "b tiles"]
-    quantized: Bool[Tensor, " b"]
-
-    def mask_for(self, engine: Chosen) -> BlockMask:
-        return self.block_mask if engine == "eager" else self.kernel_mask
+    @cached_property
+    def recipe(self) -> Recipe:
+        schedule = self.step_schedule
+        granularities = [regime.granularity for regime in schedule.regimes]
+        return Recipe(
+            scale_format=self.scale_format,
+            float8=self.carrier == "float8",
+            quantizes=schedule.quantizes,
+            some_unquantized=None in granularities,
+            one_scale_a_head=all(granularity == "head" for granularity in granularities),
+        )
 
 
 @dataclass(frozen=True)

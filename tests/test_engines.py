@@ -13,6 +13,7 @@ from fps_flex import (
     StepSchedule,
     TileLayout,
     Wan,
+    algorithm,
     attention,
     block_mask,
     dequantize,
@@ -21,6 +22,8 @@ from fps_flex import (
 )
 from fps_flex.engines import attend, choose_engine
 from fps_flex.reference import reference_attention
+
+OTHER = StepSchedule(regimes=(Regime((1, 2, 3), 2), Regime((2, 2, 4), 1), Regime((1, 1, 1), "head")))
 
 
 @pytest.fixture
@@ -40,7 +43,7 @@ def compiled(monkeypatch):
 
     torch._dynamo.reset()
     monkeypatch.setattr(engines, "_compiled_flex_attention", count(flex_attention))
-    monkeypatch.setattr(attention, "_compiled_compute", count(attention._compute))
+    monkeypatch.setattr(algorithm, "compiled_compute", count(algorithm.compute))
     monkeypatch.setattr(wan, "_compiled_run", count(wan._run))
     monkeypatch.setattr(attention, "kernel_mask", lambda block_mask, layout: block_mask)
     yield graphs
@@ -70,14 +73,16 @@ def test_new_regimes_scales_and_mixes_compile_nothing(compiled):
 
 @pytest.mark.parametrize("options", [{}, {"scale_format": "pow2"}, {"schedule": "sta"}, {"schedule": "dense"}], ids=str)
 def test_all_that_is_around_the_kernel_is_one_graph_for_every_mix_of_regimes(compiled, options):
-    """As a GPU compiles it: from raster order to raster order."""
+    """As a GPU compiles it, from raster order to raster order; another schedule of the same kind compiles nothing."""
     sizes = {"tile": (2, 2, 2), "block": 8, **options}
-    ours, oracle = FPSAttention(engine="triton", **sizes), FPSAttention(engine="eager", **sizes)
-    for sigma in ([0.99, 0.99], [0.99, 0.5], [0.1, 0.7]):
-        plan = ours.plan((4, 4, 7), torch.tensor(sigma))
-        x = [torch.randn(2, 2, plan.layout.tokens, 8) for _ in range(3)]
-        got = attention._compiled_compute(ours, "triton", *x, plan, False)
-        torch.testing.assert_close(got, oracle.over_tokens(*x, plan))
+    ours = FPSAttention(engine="triton", **sizes)
+    for own in (ours.step_schedule, OTHER if "schedule" not in options else ours.step_schedule):
+        ours, oracle = (FPSAttention(**{**sizes, "schedule": own}, engine=engine) for engine in ("triton", "eager"))
+        for sigma in ([0.99, 0.99], [0.99, 0.5], [0.1, 0.7]):
+            plan = ours.plan((4, 4, 7), torch.tensor(sigma))
+            x = [torch.randn(2, 2, plan.layout.tokens, 8) for _ in range(3)]
+            got = algorithm.compiled_compute(ours.recipe, "triton", *x, plan, False)
+            torch.testing.assert_close(got, oracle.over_tokens(*x, plan))
     assert len(compiled) == 1
 
 
@@ -87,12 +92,12 @@ def test_gradients_through_the_one_graph_are_the_oracles(options, dtype):
     """Traced with its backward, as AOTAutograd does it for a GPU; the oracle takes the kernel's place."""
     ours = FPSAttention(engine="eager", tile=(2, 2, 2), block=8, **options)
     plan = ours.plan((4, 4, 7), torch.tensor([0.99, 0.5]))
-    one_graph = torch.compile(attention._compute, fullgraph=True, dynamic=False, backend="aot_eager")
+    one_graph = torch.compile(algorithm.compute, fullgraph=True, dynamic=False, backend="aot_eager")
     values = torch.randn(3, 2, 2, 112, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
     results = []
-    for compute in (attention._compute, one_graph):
+    for compute in (algorithm.compute, one_graph):
         leaves = [x.clone().requires_grad_() for x in values]
-        out = compute(ours, "eager", *leaves, plan, False)
+        out = compute(ours.recipe, "eager", *leaves, plan, False)
         results.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
     for got, expected in zip(*results, strict=True):
         assert expected.abs().max() > 0.1

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fps_flex import FPSAttention, Regime, StepSchedule
-from fps_flex.attention import encode
+from fps_flex.algorithm import encode
 from fps_flex.quant import ScaleFormat
 from fps_flex.reference import Precision, reference_attention
 
@@ -80,7 +80,7 @@ def _quantised(
     regime = Regime((1.0, 1.0, 1.0), granularity)
     attention = FPSAttention(StepSchedule((), (regime,)), tile, scale_format=scales)
     plan = attention.plan(grid, torch.full((1,), 0.5, device=q.device))
-    coded = encode(attention, *(plan.layout.order(x, dim=2) for x in (q, k, v)), plan)
+    coded = encode(attention.recipe, *(plan.layout.order(x, dim=2) for x in (q, k, v)), plan)
     out = reference_attention(coded.q, coded.k, coded.v, plan.block_mask.mask_mod, coded.score_mod, coded.scale, p)
     return plan.layout.unorder(out if coded.v_scale is None else out * coded.v_scale, dim=2)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fps_flex import FPSAttention, Regime, StepSchedule, density
-from fps_flex.attention import encode
+from fps_flex.algorithm import encode
 from fps_flex.engines import attend
 from fps_flex.masks import as_windows, tile_mask
 
@@ -167,7 +167,7 @@ class Bench:
 
         def prepare() -> Work:
             with torch.no_grad():
-                coded = encode(attention, *(layout.order(x, dim=2) for x in (self.q, self.k, self.v)), plan)
+                coded = encode(attention.recipe, *(layout.order(x, dim=2) for x in (self.q, self.k, self.v)), plan)
             mask = plan.mask_for(facts["engine"])
 
             def alone(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
