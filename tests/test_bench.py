@@ -102,10 +102,11 @@ def test_length_profile_and_accuracy_run(tmp_path, capsys):
     [
         (["profile", "--size=tiny", "--window=[5,2,1]", "--method=magic"], "method is 'magic', expected one of sparse"),
         (["kernel", "--size=9B"], "9B"),
+        (["kernel", "--size=tiny", "--rounds=0"], "rounds is 0 and repeats 5, expected at least 1"),
         (["kernel", "--size=tiny", "--tile=[9,9,9]"], "tile .9, 9, 9. is larger than the grid"),
         (["model", "--size=tiny", "--linears=[fp8]", "--schedules=[fps]"], "linears fp8 need a GPU with float8"),
     ],
-    ids=["method", "size", "tile", "linears"],
+    ids=["method", "size", "rounds", "tile", "linears"],
 )
 def test_bad_input_gets_one_line(args, message, capsys):
     if args[0] == "model" and torch.cuda.is_available():

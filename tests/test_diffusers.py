@@ -16,7 +16,8 @@ from tiny_wan import tiny_transformer as flat_transformer
 from transformers import CLIPVisionConfig, CLIPVisionModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from eval import bench_diffusers
+from eval.bench.__main__ import command as bench
+from eval.bench.pipeline import pipeline
 from eval.sampling import build_scheduler, sample_latents
 from fps_flex import FPSAttention, Regime, StepSchedule, Wan, WanConfig
 from fps_flex.diffusers import _attend_opaquely, attend_raster, install, install_trained, uninstall
@@ -595,7 +596,7 @@ def test_released_weights_are_exported_without_settings(wan_folder, tmp_path):
 
 
 def test_the_bench_runs_in_small_and_writes_what_it_measured(tmp_path, capsys):
-    bench_diffusers.main("tiny", steps=5, compiled=False, layers=1, out=tmp_path / "out/bench.json")
+    pipeline("tiny", steps=5, compiled=False, layers=1, out=tmp_path / "out/bench.json")
     stock, fps = json.loads((tmp_path / "out/bench.json").read_text())["rows"]
     assert (stock["attention"], stock["density"], stock["layers"]) == ("stock", 1, 1)
     assert fps["attention"] == "fps" and 0 < fps["density"] < 1 and set(fps["regimes"]) == {0, 1, 2}
@@ -603,5 +604,5 @@ def test_the_bench_runs_in_small_and_writes_what_it_measured(tmp_path, capsys):
     assert fps["over_stock"] == stock["step_seconds"] / fps["step_seconds"]
     for option, message in (("--attention.tile=null", "name a tile"), ("--steps=0", "expected at least 1")):
         with pytest.raises(SystemExit) as stopped:
-            bench_diffusers.command(["--size=tiny", option])
+            bench(["pipeline", "--size=tiny", option])
         assert stopped.value.code == 2 and message in capsys.readouterr().err

@@ -4,6 +4,7 @@ python -m eval.bench kernel --size 14B       one layer's attention beside every 
 python -m eval.bench profile --size 14B      where that time goes, kernel by kernel
 python -m eval.bench length                  the same over growing grids
 python -m eval.bench model --size 14B        a forward pass of the transformer beside stock diffusers'
+python -m eval.bench pipeline --size 1.3B    a step of a stock diffusers pipeline, before and after `install`
 python -m eval.bench train --size 1.3B       training steps
 python -m eval.bench data                    reading a prepared data set
 python -m eval.bench accuracy                what FP8 costs in accuracy, at each granularity
@@ -23,6 +24,7 @@ from .data import data
 from .kernel import kernel
 from .length import length
 from .model import model
+from .pipeline import pipeline
 from .profile import profile
 from .train import train
 
@@ -34,9 +36,11 @@ def command(args: list[str] | None = None) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     try:
-        auto_cli([kernel, profile, length, model, train, data, accuracy], args=args, exit_on_error=False)
+        auto_cli([kernel, profile, length, model, pipeline, train, data, accuracy], args=args, exit_on_error=False)
     except (ValueError, ArgumentError) as error:
         stop(one_line(error), code=2)
+    except KeyboardInterrupt:
+        stop("stopped; what was measured before is written", code=130)
 
 
 if __name__ == "__main__":

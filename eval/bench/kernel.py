@@ -16,6 +16,7 @@ from fps_flex import FPSAttention, Regime, StepSchedule, density
 from fps_flex.algorithm import encode
 from fps_flex.engines import attend
 from fps_flex.masks import as_windows, tile_mask
+from train.whole import write_text
 
 from ..timing import clock, find_device, forget_peak, head_of, line_of, peak_gb, write_json
 from .exact import exact_rows, relative_error
@@ -59,22 +60,26 @@ def kernel(
         backward: the backward pass too; float8 has none.
         rounds: over all that is measured.
         repeats: calls a round.
-        out: JSON file to write; a Markdown table and a plot go beside it.
+        out: JSON file to write after every round; a Markdown table and a plot go beside it.
+
+    Raises ValueError for less than one round or call.
     """
+    if min(rounds, repeats) < 1:
+        raise ValueError(f"rounds is {rounds} and repeats {repeats}, expected at least 1 of each")
     device = find_device()
     heads, dim, grid = CONFIGS[size].heads, CONFIGS[size].head_dim, GRIDS[size]
     tile = tile or tile_for(size)
     bench = Bench(device, heads, dim, grid, tile, block_of(size), backward)
     cases = [*bench.dense(), *(case for window in windows or WINDOWS[size] for case in bench.ours(window))]
-    measure(cases, rounds, repeats)
-    settle(cases)
-    rows = [case.row() for case in cases]
+    shape = {"size": size, "grid": grid, "tile": tile, "heads": heads, "head_dim": dim, "tokens": bench.tokens}
+    for finished in range(1, rounds + 1):
+        measure(cases, repeats, first=finished == 1)
+        rows = settle(cases)
+        if out:
+            write_json(out, {**shape, "backward": backward, "rounds": finished, "repeats": repeats, "rows": rows})
+            write_text(out.with_suffix(".md"), table_of(rows) + "\n")
+            draw_speed(rows, out.with_suffix(".png"), f"Wan2.1 {size}, {bench.tokens:,} tokens, tile {tile}")
     print("\n" + table_of(rows))
-    if out:
-        shape = {"size": size, "grid": grid, "tile": tile, "heads": heads, "head_dim": dim, "tokens": bench.tokens}
-        write_json(out, {**shape, "backward": backward, "rounds": rounds, "repeats": repeats, "rows": rows})
-        out.with_suffix(".md").write_text(table_of(rows) + "\n")
-        draw_speed(rows, out.with_suffix(".png"), f"Wan2.1 {size}, {bench.tokens:,} tokens, tile {tile}")
 
 
 def tile_for(size: Size) -> Triple:
@@ -196,26 +201,25 @@ class Bench:
         return both if self.backward else forward
 
 
-def measure(cases: list[Case], rounds: int, repeats: int) -> None:
-    """Fill in each case's seconds. One that fails says so in its row, and the rest go on."""
+def measure(cases: list[Case], repeats: int, first: bool) -> None:
+    """One round over all cases. One that fails says so in its row, and the rest go on."""
     warmup = 0.5 if torch.cuda.is_available() else 0.0
-    for round_ in range(rounds):
-        for case in cases:
-            if "failed" in case.results:
-                continue
-            try:
-                if round_ == 0:
-                    _look_once(case)
-                case.seconds["module"] += clock(case.module, repeats, warmup)
-                if case.prepare is not None:
-                    work = case.prepare()
-                    case.seconds["kernel"] += clock(work, repeats, warmup)
-                    del work
-            except (RuntimeError, ValueError, TypeError) as error:
-                case.results["failed"] = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-                logger.warning("%s: %s", case.method, case.results["failed"])
-            if round_ == 0:
-                print(line_of(case.row(), COLUMNS), flush=True)
+    for case in cases:
+        if "failed" in case.results:
+            continue
+        try:
+            if first:
+                _look_once(case)
+            case.seconds["module"] += clock(case.module, repeats, warmup)
+            if case.prepare is not None:
+                work = case.prepare()
+                case.seconds["kernel"] += clock(work, repeats, warmup)
+                del work
+        except (RuntimeError, ValueError, TypeError) as error:
+            case.results["failed"] = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            logger.warning("%s: %s", case.method, case.results["failed"])
+        if first:
+            print(line_of(case.row(), COLUMNS), flush=True)
 
 
 def _look_once(case: Case) -> None:
@@ -228,13 +232,14 @@ def _look_once(case: Case) -> None:
     case.results["peak_gb"] = peak_gb(find_device())
 
 
-def settle(cases: list[Case]) -> None:
-    """Speed-ups over the fastest dense rival."""
+def settle(cases: list[Case]) -> list[dict[str, Any]]:
+    """All rows, with speed-ups over the fastest dense rival."""
     dense = [median(case.seconds["module"]) for case in cases if case.window is None and case.seconds["module"]]
     for case in cases:
         for name, seconds in case.seconds.items():
             if seconds and dense:
                 case.results[f"{name}_speedup"] = min(dense) / median(seconds)
+    return [case.row() for case in cases]
 
 
 def table_of(rows: list[dict[str, Any]]) -> str:

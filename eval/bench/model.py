@@ -16,6 +16,7 @@ from fps_flex.quant import ScaleFormat
 
 from ..timing import clock, find_device, forget_peak, head_of, line_of, peak_gb, write_json
 from .sizes import SIGMAS, TEXT_TOKENS, Size, attention_of, densities, random_wan, regime_at, sized
+from .stock import random_stock
 
 COLUMNS = ("model", "regime", "density", "step_seconds", "speedup", "peak_gb")
 STEPS, SHIFT, PASSES = 50, 5.0, 2  # the paper's sampling: 50 steps, each with and without the prompt
@@ -137,24 +138,7 @@ def _ours(config: Any, attention: FPSAttention, linears: Linears, compiled: bool
 
 def _stock(config: Any, device: torch.device, compiled: bool, inputs: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     """diffusers' own transformer, with its blocks compiled as its documentation does it."""
-    from diffusers import WanTransformer3DModel
-
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    with torch.device(device):
-        stock = WanTransformer3DModel(
-            patch_size=config.patch,
-            num_attention_heads=config.heads,
-            attention_head_dim=config.head_dim,
-            in_channels=config.channels,
-            out_channels=config.channels,
-            text_dim=config.text_dim,
-            freq_dim=config.freq_dim,
-            ffn_dim=config.ffn_dim,
-            num_layers=config.layers,
-        )
-    kept = tuple(stock._keep_in_fp32_modules)
-    for name, parameter in stock.named_parameters():
-        parameter.data = parameter.data.to(torch.float32 if any(part in name for part in kept) else dtype)
+    stock = random_stock(config, device)
     if compiled:
         stock.compile_repeated_blocks(fullgraph=True)
     latents, text = inputs

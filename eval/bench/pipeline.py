@@ -1,42 +1,35 @@
-"""Time a diffusers WanPipeline of random weights, stock and after `install(pipe.transformer, "fps")`.
-
-python -m eval.bench_diffusers --size 1.3B --out eval/results/diffusers.json
-"""
+"""A denoising step of a stock diffusers pipeline, before and after `install(pipe.transformer, ...)`."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from statistics import mean
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
-from jsonargparse import ArgumentError, auto_cli
 
-from fps_flex import WAN_1_3B, WAN_14B, WAN_TINY, FPSAttention, density
+from fps_flex import FPSAttention, density
 from fps_flex.diffusers import cut_tile, install, uninstall
-from fps_flex.tiles import Triple
-from train.console import check_writable, one_line, stop
+from train.console import check_writable
 
-from .sampling import build_scheduler, list_regimes
-from .timing import find_device, forget_peak, peak_gb, report, wait
+from ..sampling import build_scheduler, list_regimes
+from ..timing import find_device, forget_peak, peak_gb, report, wait
+from .sizes import CONFIGS, TEXT_TOKENS, Size, Triple
+from .stock import random_stock
 
 if TYPE_CHECKING:
     from diffusers import WanPipeline
 
-Size = Literal["tiny", "1.3B", "14B"]
-
-CONFIGS = {"tiny": WAN_TINY, "1.3B": WAN_1_3B, "14B": WAN_14B}
 VIDEOS = {"tiny": (17, 64, 96), "1.3B": (81, 480, 832), "14B": (81, 720, 1280)}  # frames, rows, columns
 SHIFTS = {"tiny": 3.0, "1.3B": 3.0, "14B": 5.0}  # diffusers' at 480p and at 720p
 ATTENTIONS = {"tiny": FPSAttention(tile=(2, 2, 3), block=16), "1.3B": FPSAttention(), "14B": FPSAttention()}
-TEXT_TOKENS = 512
 COLUMNS = ("attention", "blocks", "density", "step_seconds", "over_stock", "peak_gb", "warmup_seconds")
 
 
-def main(
+def pipeline(
     size: Size = "1.3B",
     attention: FPSAttention | None = None,
     steps: int = 10,
@@ -45,7 +38,7 @@ def main(
     layers: int | None = None,
     out: Path | None = None,
 ) -> None:
-    """Seconds of a denoising step inside the pipeline's own call; with guidance, a step is two forward passes.
+    """A step inside a stock diffusers pipeline, before and after `install`; with guidance it is two forward passes.
 
     The steps of a whole run are measured, early, middle and late, after two that compile. Text states are random.
 
@@ -69,27 +62,10 @@ def main(
 
 
 def random_pipeline(size: Size, layers: int | None) -> WanPipeline:
-    """On the GPU in bf16, with what diffusers keeps in fp32; on a CPU all in fp32."""
-    from diffusers import WanPipeline, WanTransformer3DModel
+    from diffusers import WanPipeline
 
-    device, c = find_device(), CONFIGS[size]
-    with device:
-        transformer = WanTransformer3DModel(
-            patch_size=c.patch,
-            num_attention_heads=c.heads,
-            attention_head_dim=c.head_dim,
-            in_channels=c.channels,
-            out_channels=c.channels,
-            text_dim=c.text_dim,
-            freq_dim=c.freq_dim,
-            ffn_dim=c.ffn_dim,
-            num_layers=layers or c.layers,
-        )
-    if device.type == "cuda":
-        for name, parameter in transformer.named_parameters():
-            if not any(kept in name for kept in transformer._keep_in_fp32_modules):
-                parameter.data = parameter.data.to(torch.bfloat16)
-    pipe = WanPipeline(None, None, None, build_scheduler("unipc", 1, SHIFTS[size]), transformer.eval())
+    config = replace(CONFIGS[size], layers=layers or CONFIGS[size].layers)
+    pipe = WanPipeline(None, None, None, build_scheduler("unipc", 1, SHIFTS[size]), random_stock(config, find_device()))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -185,17 +161,3 @@ class _Run:
 
 def _name(attention: FPSAttention) -> str:
     return attention.schedule if isinstance(attention.schedule, str) else "own schedule"
-
-
-def command(args: list[str] | None = None) -> None:
-    """args: the command line, without the command; by default this process's own."""
-    try:
-        auto_cli(main, args=args, as_positional=False, exit_on_error=False, description=__doc__.splitlines()[0])
-    except (ValueError, ArgumentError) as error:
-        stop(one_line(error), code=2)
-    except KeyboardInterrupt:
-        stop("stopped; the rows measured so far are written", code=130)
-
-
-if __name__ == "__main__":
-    command()

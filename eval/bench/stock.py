@@ -1,0 +1,35 @@
+"""diffusers' own transformer, of random weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from fps_flex import WanConfig
+
+if TYPE_CHECKING:
+    from diffusers import WanTransformer3DModel
+
+
+def random_stock(config: WanConfig, device: torch.device) -> WanTransformer3DModel:
+    """On a GPU in bf16, with what diffusers keeps in fp32; on a CPU all in fp32."""
+    from diffusers import WanTransformer3DModel
+
+    with device:
+        stock = WanTransformer3DModel(
+            patch_size=config.patch,
+            num_attention_heads=config.heads,
+            attention_head_dim=config.head_dim,
+            in_channels=config.channels,
+            out_channels=config.channels,
+            text_dim=config.text_dim,
+            freq_dim=config.freq_dim,
+            ffn_dim=config.ffn_dim,
+            num_layers=config.layers,
+        )
+    if device.type == "cuda":
+        for name, parameter in stock.named_parameters():
+            if not any(kept in name for kept in stock._keep_in_fp32_modules):
+                parameter.data = parameter.data.to(torch.bfloat16)
+    return stock.eval()
