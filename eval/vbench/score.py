@@ -1,63 +1,20 @@
-"""A score for each dimension, with every video's own: whatever is missing or fails is named, and the rest goes on."""
+"""A score for each dimension: whatever is missing or fails is named, and the rest goes on."""
 
 from __future__ import annotations
 
-import json
-import logging
 import os
-from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from train.console import check_writable
-from train.videos import ClipError
-from train.whole import write_text
 
-from . import flicker
-from .cache import Cache, hash_file, hash_text
-from .official import Device, Outcome, Scorer, open_scorer, score_official
-from .preflight import NEEDS, STATIC_FILTER, Readiness, check, draw_table
-from .suite import FLICKER, Plan, Planned, read_plan
-
-log = logging.getLogger("fps_flex")
-STATIC = 5  # videos of a prompt that the static filter keeps
-
-
-@dataclass
-class Score:
-    """A dimension's score as it is kept in scores/{dimension}.json.
-
-    score: as the official script prints it, 0 to 1 in most dimensions; None without any video. videos: value of each
-    that counts, as the official package gives it: imaging_quality is 0 to 100 here. complete: no video was missing.
-    missing: those absent or unusable; errors says of the latter why. filtered: whether flicker's videos went through
-    the static filter, None elsewhere. digest: of what the videos were.
-    """
-
-    dimension: str
-    score: float | None = None
-    videos: dict[str, float] = field(default_factory=dict)
-    complete: bool = False
-    missing: list[str] = field(default_factory=list)
-    errors: dict[str, str] = field(default_factory=dict)
-    filtered: bool | None = None
-    scorer: dict[str, Any] = field(default_factory=dict)
-    note: str = ""
-    digest: str = ""
-
-
-@dataclass(frozen=True)
-class Stock:
-    """The videos that are there: sha256 by name; what is wrong with those that can't be scored; unplanned files."""
-
-    hashes: dict[str, str]
-    problems: dict[str, str]
-    stray: list[str]
+from .dimensions import Score, Scoring
+from .official import Device, open_scorer
+from .preflight import STATIC_FILTER, Readiness, check, draw_table
+from .stock import say_stock, take_stock
+from .suite import FLICKER, Plan, read_plan
 
 
 def score_command(
@@ -109,8 +66,8 @@ def score(
     console = Console()
     console.print(draw_table(checked.values(), static_filter))
     stock = take_stock(videos, [video for video in plan.videos if set(video.dimensions) & set(chosen)], plan)
-    _say_stock(stock)
-    run = _Run(videos, plan, out / "scores", stock, scorer, weights)
+    say_stock(stock)
+    run = Scoring(videos, plan, out / "scores", stock, scorer, weights)
     results = {}
     for name in chosen:
         if name == FLICKER:
@@ -131,206 +88,6 @@ def find_weights(weights: Path | None) -> Path:
     return Path(os.path.abspath(found.expanduser()))
 
 
-def take_stock(folder: Path, wanted: Iterable[Planned], plan: Plan) -> Stock:
-    """Look at every video wanted; one of a single frame can't be scored, since the official code gives it nonsense."""
-    hashes, problems = {}, {}
-    present = {file.name for file in folder.iterdir() if not file.name.startswith(".")}
-    names = [video.name for video in wanted if video.name in present]
-    with _progress() as progress:
-        for name in progress.track(names, description="looking at videos"):
-            try:
-                frames = flicker.count_frames(folder / name)
-                if frames < 2:
-                    problems[name] = "has one frame, expected at least two"
-                else:
-                    hashes[name] = hash_file(folder / name)
-            except (ClipError, OSError) as error:
-                problems[name] = str(error).removeprefix(f"{folder / name}: ")
-    planned = {video.name for video in plan.videos}
-    stray = sorted(name for name in present - planned if Path(name).suffix.lower() in (".mp4", ".gif", ".png", ".jpg"))
-    return Stock(hashes, problems, stray)
-
-
-class _Run:
-    """What the dimensions of a run share."""
-
-    def __init__(self, videos: Path, plan: Plan, out: Path, stock: Stock, scorer: Scorer | None, weights: Path):
-        self.videos, self.plan, self.out, self.stock = videos, plan, out, stock
-        self.scorer, self.weights = scorer, weights
-
-    def score_official(self, dimension: str) -> Score:
-        said = self._describe_scorer(dimension)
-        wanted = self.plan.expected(dimension)
-        outcome = self._ask(dimension, [{"name": v.name, "prompt": v.prompt} for v in self._usable(wanted)], said)
-        scale = 100 if dimension == "imaging_quality" else 1
-        left_out = sum(value is None for value, _ in outcome.results.values())
-        note = [outcome.failure] if outcome.failure else []
-        if left_out:
-            note.append(f"videos that officially count for nothing, since no such object was seen: {left_out}")
-        return self._finish(dimension, wanted, outcome, said, note, scale=scale)
-
-    def score_flicker(self, static_filter: Readiness) -> Score:
-        said = {"name": "native", "version": flicker.VERSION, "av": version("av")}
-        wanted, outcome, note = self.plan.expected(FLICKER), Outcome(), []
-        filtered = static_filter.ready
-        if filtered:
-            every = [video for video in self.plan.videos if FLICKER in video.dimensions]
-            kept, errors, failure = self._choose_static(every)
-            if failure:
-                filtered, note = False, [f"the static filter failed: {failure}"]
-            else:
-                wanted, outcome.errors = every, errors
-                said["static_filter"] = self._describe_scorer(STATIC_FILTER)
-                short = sum(len(names) < STATIC for names in kept.values())
-                note = [f"prompts with fewer than {STATIC} static videos: {short}"] if short else []
-        names = [name for names in kept.values() for name in names] if filtered else [
-            video.name for video in self._usable(wanted)]  # fmt: skip
-        self._score_native(names, {name: said[name] for name in ("name", "version", "av")}, outcome)
-        if not filtered:
-            note.append("unfiltered: the official score is of static videos only")
-        deep = sum(flicker.bits(self.videos / name) > 8 for name in outcome.results)
-        if deep:
-            note.append(f"videos of more than 8 bits, whose official score differs from the third digit on: {deep}")
-        return self._finish(FLICKER, wanted, outcome, said, note, filtered)
-
-    def score_nothing(self, readiness: Readiness) -> Score:
-        """What was scored before stays, as long as the videos are the same."""
-        dimension = readiness.dimension
-        wanted, before = self.plan.expected(dimension), self._read_before(dimension)
-        if before and before.score is not None and before.digest == self._digest(wanted):
-            log.warning("%s can't be scored now, but was before, of the same videos: that score stays", dimension)
-            return before
-        failed = Outcome(failure="; ".join(readiness.problems))
-        return self._finish(dimension, wanted, failed, {}, [failed.failure])
-
-    def _choose_static(self, every: list[Planned]) -> tuple[dict[str, list[str]], dict[str, str], str | None]:
-        """The first five static videos of each prompt, in the order of their names: "-10" before "-2", as officially.
-
-        Also what went wrong, by name, and why the filter ended early, if it did.
-        """
-        said = self._describe_scorer(STATIC_FILTER)
-        cache, usable = self._cache(STATIC_FILTER, said), sorted(self._usable(every), key=lambda video: video.name)
-        items, counts = [], Counter()
-        for video in usable:
-            static, _ = cache.find(video.name, self.stock.hashes[video.name]) or (None, 1)
-            if counts[video.prompt] < STATIC:
-                items.append({"name": video.name, "prompt": video.prompt, "static": static})
-            counts[video.prompt] += bool(static)
-        outcome = self._ask(STATIC_FILTER, items, said)
-        kept: dict[str, list[str]] = {video.prompt: [] for video in every}
-        for video in usable:
-            value, _ = outcome.results.get(video.name, (0.0, 1))
-            if value and len(kept[video.prompt]) < STATIC:
-                kept[video.prompt].append(video.name)
-        return kept, outcome.errors, outcome.failure
-
-    def _ask(self, dimension: str, items: list[dict[str, Any]], said: dict[str, Any]) -> Outcome:
-        """The official package's values: those known, and what it says of the other videos now."""
-        cache, hashes = self._cache(dimension, said), self.stock.hashes
-        known = {item["name"]: cache.find(item["name"], hashes[item["name"]]) for item in items}
-        known = {name: found for name, found in known.items() if found is not None}
-        if dimension != STATIC_FILTER:  # which skips videos by what it knows of the others
-            items = [item for item in items if item["name"] not in known]
-        outcome = Outcome()
-        if any(item["name"] not in known for item in items):
-            with _progress() as progress:
-                bar = progress.add_task(dimension, total=len(items))
-
-                def keep(name: str, value: float | None, weight: float) -> None:
-                    cache.add(name, hashes[name], value, weight)
-                    progress.advance(bar)
-
-                log_file = self.out / "logs" / f"{dimension}.log"
-                outcome = score_official(self.scorer, dimension, items, self.videos, self.weights, log_file, keep)
-        outcome.results = {**known, **outcome.results}
-        return outcome
-
-    def _score_native(self, names: list[str], said: dict[str, Any], outcome: Outcome) -> None:
-        cache = self._cache(FLICKER, said)
-        with _progress() as progress:
-            for name in progress.track(names, description=FLICKER):
-                found = cache.find(name, self.stock.hashes[name])
-                try:
-                    if found is None:
-                        found = flicker.score_flicker(self.videos / name), 1
-                        cache.add(name, self.stock.hashes[name], *found)
-                    outcome.results[name] = found
-                except ClipError as error:
-                    outcome.errors[name] = str(error).removeprefix(f"{self.videos / name}: ")
-
-    def _finish(
-        self,
-        dimension: str,
-        wanted: list[Planned],
-        outcome: Outcome,
-        said: dict[str, Any],
-        note: list[str],
-        filtered: bool | None = None,
-        scale: float = 1,
-    ) -> Score:
-        """The mean over videos, each with its weight, as the official function takes it; written whole."""
-        names = dict.fromkeys(video.name for video in wanted)
-        errors = {name: reason for name, reason in {**self.stock.problems, **outcome.errors}.items() if name in names}
-        if dimension != FLICKER and outcome.failure is None:
-            unseen = self.stock.hashes.keys() & names.keys() - outcome.results.keys() - errors.keys()
-            errors |= dict.fromkeys(sorted(unseen), "the official code did not look at it")
-        counted = {name: outcome.results[name] for name in names if outcome.results.get(name, (None,))[0] is not None}
-        total = sum(weight for _, weight in counted.values())
-        missing = [name for name in names if name not in self.stock.hashes or name in errors]
-        result = Score(
-            dimension,
-            sum(value * weight for value, weight in counted.values()) / total / scale if total else None,
-            {name: value for name, (value, _) in counted.items()},
-            bool(total) and not missing and outcome.failure is None,
-            missing,
-            errors,
-            filtered,
-            said,
-            "; ".join(note),
-            self._digest(wanted),
-        )
-        write_text(self._file(dimension), json.dumps(asdict(result), ensure_ascii=False, indent=1) + "\n")
-        return result
-
-    def _usable(self, wanted: Iterable[Planned]) -> list[Planned]:
-        return [video for video in wanted if video.name in self.stock.hashes]
-
-    def _cache(self, dimension: str, said: dict[str, Any]) -> Cache:
-        return Cache(self.out / "cache" / f"{dimension}.jsonl", said)
-
-    def _describe_scorer(self, dimension: str) -> dict[str, Any]:
-        """All that a value depends on besides the video; what is cached is known by it."""
-        files = {weight.path: hash_file(self.weights / weight.path) for weight in NEEDS[dimension][1]}
-        versions = {name: number for name, number in self.scorer.versions.items() if name != "vbench"}
-        return {"name": "vbench", "version": self.scorer.versions.get("vbench"), "device": self.scorer.device,
-                "versions": versions, "weights": files}  # fmt: skip
-
-    def _digest(self, wanted: Iterable[Planned]) -> str:
-        return hash_text(json.dumps([[video.name, self.stock.hashes.get(video.name)] for video in wanted]))
-
-    def _read_before(self, dimension: str) -> Score | None:
-        try:
-            return Score(**json.loads(self._file(dimension).read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, TypeError) as error:
-            log.warning("%s can't be read (%s): it is written again", self._file(dimension), error)
-            return None
-
-    def _file(self, dimension: str) -> Path:
-        return self.out / f"{dimension}.json"
-
-
-def _say_stock(stock: Stock) -> None:
-    for name, reason in stock.problems.items():
-        log.warning("%s: %s", name, reason)
-    if stock.problems:
-        log.warning("videos that can't be scored: %s", len(stock.problems))
-    if stock.stray:
-        some = ", ".join(stock.stray[:3]) + (", ..." if len(stock.stray) > 3 else "")
-        log.warning("videos that are not in the plan, and are left alone: %s (%s)", len(stock.stray), some)
-
-
 def _describe(result: Score) -> str:
     if not result.scorer:
         return f"{result.dimension:<24}{'-':>8}  not scored: {result.note.split('; ')[0]}"
@@ -341,10 +98,3 @@ def _describe(result: Score) -> str:
     parts += [result.note] if result.note else []
     parts += [f"{name}: {reason}" for name, reason in list(result.errors.items())[:3]]
     return "; ".join(parts)
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
-        TimeRemainingColumn(), console=Console(stderr=True), transient=True,
-    )  # fmt: skip
