@@ -156,7 +156,7 @@ def obstacle(
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (9, 0):
         return "needs a Hopper GPU or later"
     if not flash_is_installed():
-        return "flash-attn-4 isn't installed (pip install flash-attn-4)"
+        return "flash-attn-4 isn't installed (pip install --pre flash-attn-4)"
     if dtype not in (torch.bfloat16, torch.float16):
         return f"{name}, expected bfloat16"
     if score_mod:

@@ -245,5 +245,5 @@ def test_a_gpu_without_float8_or_flash_says_so(hopper):
     with pytest.raises(ValueError, match="flash: needs a Hopper GPU or later.*would work: triton, eager"):
         choose_engine("flash", GPU, BF16, 128, 128, False)
     hopper(flash=False)
-    with pytest.raises(ValueError, match=r"flash-attn-4 isn't installed \(pip install flash-attn-4\)"):
+    with pytest.raises(ValueError, match=r"flash-attn-4 isn't installed \(pip install --pre flash-attn-4\)"):
         choose_engine("flash", GPU, BF16, 128, 128, False)
