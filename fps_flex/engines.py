@@ -144,7 +144,11 @@ def obstacle(
         return "the oracle has no float8 carrier: use carrier 'input'" if dtype == FLOAT8 else None
     if engine == "triton":
         if device.type != "cuda":
-            return "the float8 carrier needs a GPU: use carrier 'input'" if dtype == FLOAT8 else None
+            if dtype == FLOAT8:
+                return "the float8 carrier needs a GPU: use carrier 'input'"
+            if torch.__version__ < (2, 13) and torch.get_num_threads() > 1:
+                return "PyTorch before 2.13 crashes there with several threads on a CPU: torch.set_num_threads(1)"
+            return None
         if dtype == FLOAT8 and torch.cuda.get_device_capability(device) < (8, 9):
             return "this GPU has no float8 (compute capability 8.9 or later has): use carrier 'input'"
         if dtype == torch.float64:

@@ -26,6 +26,15 @@ from fps_flex.reference import reference_attention
 OTHER = StepSchedule(regimes=(Regime((1, 2, 3), 2), Regime((2, 2, 4), 1), Regime((1, 1, 1), "head")))
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """With more, the CPU kernel of PyTorch 2.11 crashes, and is refused."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def compiled(monkeypatch):
     """The same wrappers with a backend that only counts: what torch.compile traces anew, without generating code.
@@ -236,6 +245,14 @@ def test_an_engine_that_can_not_run_a_call_says_why_and_which_can(hopper, call, 
     hopper()
     with pytest.raises(ValueError, match=message):
         choose_engine(*call)
+
+
+def test_a_cpu_kernel_that_would_crash_is_refused(monkeypatch):
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.11.0"))
+    assert choose_engine("triton", CPU, torch.float32, 64, 16, True) == "triton"
+    torch.set_num_threads(2)
+    with pytest.raises(ValueError, match="crashes there with several threads on a CPU.*would work: eager"):
+        choose_engine("triton", CPU, torch.float32, 64, 16, True)
 
 
 def test_a_gpu_without_float8_or_flash_says_so(hopper):
