@@ -115,7 +115,7 @@ def encode(
         return Coded(*(_round(snap, x, scale, recipe, plan) for x, scale in pairs))
 
     to_codes = partial(quantize, carrier=FLOAT8 if recipe.float8 else q.dtype)
-    codes = (_round(to_codes, x, scale, recipe, plan) for x, scale in pairs)
+    codes = [_round(to_codes, x, scale, recipe, plan) for x, scale in pairs]
     if recipe.some_unquantized:
         quantized = plan.quantized[:, None, None, None]
         q_scale, k_scale, v_scale = (torch.where(quantized, scale, 1.0) for _, scale in pairs)

@@ -161,7 +161,7 @@ def obstacle(
         return "needs a Hopper GPU or later"
     if not flash_is_installed():
         return "flash-attn-4 isn't installed (pip install --pre flash-attn-4)"
-    if dtype not in (torch.bfloat16, torch.float16):
+    if dtype != torch.bfloat16:
         return f"{name}, expected bfloat16"
     if score_mod:
         return "fp32 scales need a score_mod, which is used with triton only: take scale_format 'pow2'"

@@ -77,10 +77,10 @@ def pad_mask(layout: TileLayout) -> MaskMod:
     three times the whole (an H100, float8), and so does loading booleans.
     Anything that doesn't read the lists needs `sliding_tile_mask`.
     """
-    share = layout.holds_token
+    holds_token = layout.holds_token
 
     def is_token(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        return share[kv_idx] > 0
+        return holds_token[kv_idx] > 0
 
     return is_token
 

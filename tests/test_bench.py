@@ -103,10 +103,17 @@ def test_length_profile_and_accuracy_run(tmp_path, capsys):
         (["profile", "--size=tiny", "--window=[5,2,1]", "--method=magic"], "method is 'magic', expected one of sparse"),
         (["kernel", "--size=9B"], "9B"),
         (["kernel", "--size=tiny", "--rounds=0"], "rounds is 0 and repeats 5, expected at least 1"),
+        (["length", "--size=tiny", "--widths=[8]"], r"widths are \[8\], expected at least two"),
+        (
+            ["length", "--size=tiny", "--tile=[1,4,4]", "--window=[5,2,1]", "--widths=[8,16]", "--methods=[magic]"],
+            "methods are magic, expected some of sparse only",
+        ),
+        (["model", "--size=tiny", "--schedules=[stocks]"], "stocks"),
+        (["kernel", "--size=tiny", "--out=/proc/none/k.json"], "/proc/none"),
         (["kernel", "--size=tiny", "--tile=[9,9,9]"], "tile .9, 9, 9. is larger than the grid"),
         (["model", "--size=tiny", "--linears=[fp8]", "--schedules=[fps]"], "linears fp8 need a GPU with float8"),
     ],
-    ids=["method", "size", "rounds", "tile", "linears"],
+    ids=["method", "size", "rounds", "widths", "methods", "schedule", "out", "tile", "linears"],
 )
 def test_bad_input_gets_one_line(args, message, capsys):
     if args[0] == "model" and torch.cuda.is_available():

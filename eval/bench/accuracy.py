@@ -13,6 +13,7 @@ from fps_flex import FPSAttention, Regime, StepSchedule
 from fps_flex.algorithm import encode
 from fps_flex.quant import ScaleFormat
 from fps_flex.reference import Precision, reference_attention
+from train.console import check_writable
 
 from ..timing import find_device, head_of, line_of, write_json
 from .exact import relative_error
@@ -42,6 +43,8 @@ def accuracy(
         seed: of the inputs.
         out: JSON file to write.
     """
+    if out:
+        check_writable(out.parent, "--out")
     device = find_device()
     everything = torch.ones((), dtype=torch.bool, device=device)
     rows: list[dict[str, Any]] = []

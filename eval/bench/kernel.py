@@ -16,6 +16,7 @@ from fps_flex import FPSAttention, Regime, StepSchedule, density
 from fps_flex.algorithm import encode
 from fps_flex.engines import attend
 from fps_flex.masks import as_windows, tile_mask
+from train.console import check_writable
 from train.whole import write_text
 
 from ..timing import clock, find_device, forget_peak, head_of, line_of, peak_gb, write_json
@@ -66,6 +67,8 @@ def kernel(
     """
     if min(rounds, repeats) < 1:
         raise ValueError(f"rounds is {rounds} and repeats {repeats}, expected at least 1 of each")
+    if out:
+        check_writable(out.parent, "--out")
     device = find_device()
     heads, dim, grid = CONFIGS[size].heads, CONFIGS[size].head_dim, GRIDS[size]
     tile = tile or tile_for(size)
@@ -223,7 +226,7 @@ def measure(cases: list[Case], repeats: int, first: bool) -> None:
 
 
 def _look_once(case: Case) -> None:
-    """Error, and memory beyond what lies there before."""
+    """Error, and peak memory; q, k, v and the output's gradient, which lie there anyway, count."""
     case.module()
     if case.check is not None:
         case.results["error"] = case.check()

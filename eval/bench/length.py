@@ -7,6 +7,8 @@ from pathlib import Path
 from statistics import linear_regression
 from typing import Any
 
+from train.console import check_writable
+
 from ..timing import clock, find_device, head_of, line_of, write_json
 from .kernel import Bench
 from .sizes import CONFIGS, Size, Triple, block_of
@@ -33,7 +35,13 @@ def length(
         widths: columns of tokens of each grid; it has 21 x 45 tokens otherwise (5 x 8 for tiny).
         repeats: calls measured.
         out: JSON file to write.
+
+    Raises ValueError for fewer than two widths, or an unknown method.
     """
+    if len(set(widths)) < 2:
+        raise ValueError(f"widths are {list(widths)}, expected at least two")
+    if out:
+        check_writable(out.parent, "--out")
     device = find_device()
     frames, rows = (5, 8) if size == "tiny" else (21, 45)
     print(head_of(COLUMNS), flush=True)
@@ -41,7 +49,12 @@ def length(
     for width in widths:
         grid, config = (frames, rows, width), CONFIGS[size]
         bench = Bench(device, config.heads, config.head_dim, grid, tile, block_of(size), backward=False)
-        for case in bench.ours(window):
+        cases = list(bench.ours(window))
+        unknown = set(methods) - {case.method for case in cases}
+        if unknown or not methods:
+            known = ", ".join(case.method for case in cases)
+            raise ValueError(f"methods are {', '.join(methods) or 'empty'}, expected some of {known}")
+        for case in cases:
             if case.method not in methods:
                 continue
             case.seconds["module"] = clock(case.module, repeats, 0.3 if device.type == "cuda" else 0.0)

@@ -9,15 +9,17 @@ from typing import Any
 
 import torch
 
-from fps_flex import FPSAttention
+from fps_flex import FPSAttention, preset
 from fps_flex.flow import sampling_levels
 from fps_flex.linears import Linears, quantize_linears
 from fps_flex.quant import ScaleFormat
+from train.console import check_writable
 
 from ..timing import clock, find_device, forget_peak, head_of, line_of, peak_gb, write_json
 from .sizes import SIGMAS, TEXT_TOKENS, Size, attention_of, densities, random_wan, regime_at, sized
 from .stock import random_stock
 
+STOCK = ("stock", "stock compiled")
 COLUMNS = ("model", "regime", "density", "step_seconds", "speedup", "peak_gb")
 STEPS, SHIFT, PASSES = 50, 5.0, 2  # the paper's sampling: 50 steps, each with and without the prompt
 
@@ -46,7 +48,14 @@ def model(
         layers: fewer blocks than the model has.
         repeats: forward passes measured, after those that compile.
         out: JSON file to write.
+
+    Raises ValueError for an unknown schedule.
     """
+    for schedule in schedules:
+        if schedule not in (*STOCK, "sdpa"):
+            preset(schedule)
+    if out:
+        check_writable(out.parent, "--out")
     device = find_device()
     inputs = _inputs(size, layers, device)
     print(head_of(COLUMNS), flush=True)
@@ -72,9 +81,10 @@ def _measure_all(
 ) -> Iterator[dict[str, Any]]:
     config, grid = sized(size, layers)
     for schedule in schedules:
-        if schedule.startswith("stock"):
+        if schedule in STOCK:
             forward = _stock(config, device, schedule == "stock compiled", inputs)
             yield from _measure(schedule, {"all": 0.8}, [1.0], forward, repeats, device)
+            del forward  # before the next model comes
             continue
         for kind in linears:
             attention = attention_of(size, schedule, scale_format=scale_format)
@@ -85,6 +95,7 @@ def _measure_all(
             rows = list(_measure(f"{schedule}, {kind}", levels, held, forward, repeats, device))
             yield from rows
             yield _whole_video(f"{schedule}, {kind}", attention, rows)
+            del forward
 
 
 def _measure(
