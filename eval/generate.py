@@ -15,6 +15,7 @@ from typing import Any
 from jsonargparse import ArgumentError, auto_cli
 
 from fps_flex import FPSAttention
+from fps_flex.linears import Linears
 from fps_flex.weights import Which
 from train.console import one_line, stop
 
@@ -55,6 +56,7 @@ def settle(
     fps: float | None = None,
     weights: Which = "average",
     attention: FPSAttention | None = None,
+    linears: Linears = "bf16",
     encoders: str | None = None,
 ) -> tuple[TextToVideo, Settings]:
     """A checkpoint, opened and checked, and how it makes videos. Raises ValueError for what doesn't fit.
@@ -72,6 +74,8 @@ def settle(
         fps: frames a second; none takes those of training, or 16.
         weights: of a .ckpt, the averaged or the live ones.
         attention: none takes that of training, or dense attention for released weights.
+        linears: the transformer's linear layers on a GPU: bf16, or faster and rounded to FP8: those of the feed-forward
+            networks (fp8-ffn), or all of its blocks' (fp8), with torchao installed.
         encoders: folder with vae/, text_encoder/ and tokenizer/; none looks beside released weights.
     """
     model = open_model(checkpoint, weights, encoders, attention)
@@ -82,7 +86,7 @@ def settle(
         shift = model.shift or (5.0 if min(clip.height, clip.width) >= 720 else 3.0)
     build_scheduler(sampler, steps, shift)
     negative = model.text.negative_prompt if negative_prompt is None else negative_prompt
-    return model, Settings(checkpoint, weights, negative, sampler, steps, guidance, shift, clip)
+    return model, Settings(checkpoint, weights, negative, sampler, steps, guidance, shift, linears, clip)
 
 
 def read_prompts(prompt: str | None, prompts: Path | None) -> list[str]:

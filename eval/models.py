@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from fps_flex import FPSAttention, Wan
+from fps_flex.linears import Linears, quantize_linears
 from fps_flex.weights import Weights, Which, build_empty, fill, open_weights
 from train.codecs import ByteText, Codec, Fixed, PixelCodec, TextEncoder
 from train.encoders import UMT5Text, WanVAE
@@ -54,10 +55,16 @@ class TextToVideo:
         except ValueError as error:
             raise ValueError(f"videos of {size} (frames, rows, columns) can't be made: {error}") from None
 
-    def load(self, device: torch.device) -> Wan:
-        """The transformer on its device: in bf16 on a GPU (norms, modulation and time embedding in fp32), else fp32."""
+    def load(self, device: torch.device, linears: Linears = "bf16") -> Wan:
+        """The transformer on its device.
+
+        On a GPU in bf16 (norms, modulation and time embedding in fp32) with compiled blocks, else in fp32.
+        Raises ValueError where `linears` can't be had.
+        """
         wan = build_empty(self.weights.config, self.attention)
         fill(wan, self.weights.stream(), device, torch.bfloat16 if device.type == "cuda" else torch.float32)
+        wan.compiled = device.type == "cuda"
+        quantize_linears(wan, linears)
         return wan.eval().requires_grad_(False)
 
 

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from fps_flex import Wan
+from fps_flex.linears import Linears, check_linears
 from fps_flex.weights import Which
 from train.console import check_writable
 from train.pictures import draw_contact_sheet
@@ -50,6 +51,7 @@ class Settings:
     steps: int
     guidance: float
     shift: float
+    linears: Linears
     clip: Clip
 
 
@@ -60,8 +62,10 @@ def make_videos(
 
     Under torchrun the jobs are dealt out to the processes, one to a GPU. Files appear whole or not at all.
     records: folder of the JSON of each video's settings; None puts them beside the videos.
-    Raises ValueError when a folder can't be written or holds videos made with other settings.
+    Raises ValueError when a folder can't be written or holds videos made with other settings, and as `check_linears`.
     """
+    device = _device()
+    check_linears(settings.linears, device)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     check_writable(out, "--out")
     records = records or out
@@ -72,10 +76,9 @@ def make_videos(
     if len(todo) < len(jobs[rank::world]):
         print(f"{len(jobs[rank::world]) - len(todo)} of {len(jobs[rank::world])} videos are there already", flush=True)
     if todo:
-        device = _device()
         model.codec.load()
         states = _encode(model, sorted({job.prompt for job in todo} | {settings.negative_prompt}), device)
-        wan = model.load(device)
+        wan = model.load(device, settings.linears)
         with _progress(enabled=rank == 0) as progress:
             bar = progress.add_task("steps", total=len(todo) * settings.steps)
             for job in todo:

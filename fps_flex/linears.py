@@ -19,17 +19,12 @@ def quantize_linears(model: Wan, linears: Linears) -> None:
 
     linears: "bf16" changes nothing, "fp8-ffn" the feed-forward networks, "fp8" the attentions' projections too.
     For inference with compiled blocks, which fuse the rounding of activations with what makes them.
-    Raises ValueError without torchao, without a GPU that has float8, or where weights aren't bf16.
+    Raises ValueError as `check_linears`, and where weights aren't bf16.
     """
+    weight = model.blocks[0].ffn[0].weight
+    check_linears(linears, weight.device)
     if linears == "bf16":
         return
-    if linears not in ("fp8-ffn", "fp8"):
-        raise ValueError(f"linears are {linears!r}, expected bf16, fp8-ffn or fp8")
-    weight = model.blocks[0].ffn[0].weight
-    if not weight.is_cuda or torch.cuda.get_device_capability(weight.device) < (8, 9):
-        raise ValueError(f"linears {linears} need a GPU with float8 (compute capability 8.9 or later): use bf16")
-    if find_spec("torchao") is None:
-        raise ValueError(f"linears {linears} need torchao: pip install torchao, or use bf16")
     if weight.dtype != torch.bfloat16:
         raise ValueError(f"linears {linears} need weights in bfloat16, got {weight.dtype}: use bf16")
 
@@ -42,3 +37,15 @@ def quantize_linears(model: Wan, linears: Linears) -> None:
             Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()),
             filter_fn=lambda module, name: isinstance(module, nn.Linear) and name.startswith(parts),
         )
+
+
+def check_linears(linears: Linears, device: torch.device) -> None:
+    """Raises ValueError for an unknown kind, and for fp8 without torchao or without a GPU that has float8."""
+    if linears not in ("bf16", "fp8-ffn", "fp8"):
+        raise ValueError(f"linears are {linears!r}, expected bf16, fp8-ffn or fp8")
+    if linears == "bf16":
+        return
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
+        raise ValueError(f"linears {linears} need a GPU with float8 (compute capability 8.9 or later): use bf16")
+    if find_spec("torchao") is None:
+        raise ValueError(f"linears {linears} need torchao: pip install torchao, or use bf16")

@@ -225,6 +225,7 @@ def refused(capsys, arguments):
         (["--steps=0"], "steps is 0"),
         (["--shift=0"], "shift 0.0, expected"),
         (["--count=0"], "count is 0, expected at least 1 video of each prompt"),
+        (["--linears=fp8"], "linears fp8 need a GPU with float8 (compute capability 8.9 or later): use bf16"),
         (["--sampler=dpm"], "Got value: dpm"),
         (["--stepz=3"], "--stepz"),
         (["--checkpoint=nowhere"], "no nowhere: expected a safetensors file"),

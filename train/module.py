@@ -46,6 +46,7 @@ class FlowModule(L.LightningModule):
         text_dropout: share of prompts replaced by an empty one in training, for guidance.
         val_levels: noise levels at which each validation clip is scored.
         checkpointing: recompute activations in the backward pass to save memory.
+        compiled: run the transformer's blocks through torch.compile; made for GPUs.
 
     Raises ValueError when codec, text or checkpoint don't fit the transformer.
     """
@@ -68,6 +69,7 @@ class FlowModule(L.LightningModule):
         text_dropout: float = 0.1,
         val_levels: int = 4,
         checkpointing: bool = False,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         for part, given, name in ((codec, codec.channels, "channels"), (text, text.dim, "text_dim")):
@@ -76,7 +78,7 @@ class FlowModule(L.LightningModule):
                     f"the {type(part).__name__} gives {given}, expected the transformer's {name} = {getattr(wan, name)}"
                 )
         self.model = _start_from(checkpoint, wan, attention) if checkpoint else Wan(wan, attention)
-        self.model.checkpointing = checkpointing
+        self.model.checkpointing, self.model.compiled = checkpointing, compiled
         self.codec, self.text = codec, text
         self.lr, self.warmup_steps, self.weight_decay, self.betas, self.eps = lr, warmup_steps, weight_decay, betas, eps
         self.shift, self.logit_mean, self.logit_std = shift, logit_mean, logit_std
