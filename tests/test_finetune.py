@@ -75,7 +75,7 @@ def test_checkpointing_changes_nothing(base, tmp_path):
 TABLE_8 = {
     "model.lr": 5e-6, "model.warmup_steps": 200, "model.weight_decay": 1e-4, "model.eps": 1e-15, "model.shift": 5.0,
     "model.logit_mean": 0.0, "model.logit_std": 1.0, "model.text_dropout": 0.1, "model.text.init_args.length": 512,
-    "model.checkpointing": True, "model.compiled": True, "model.attention.quantize": True, "model.attention.sparse": True,
+    "model.checkpointing": True, "model.attention.quantize": True, "model.attention.sparse": True,
     "model.attention.schedule": "fps", "trainer.gradient_clip_val": 1.0, "ema.decay": 0.99, "sample.steps": 50,
     "sample.guidance": 5.0, "data.frames": 81, "data.fps": 16.0,
 }  # fmt: skip

@@ -197,6 +197,20 @@ def test_compiled_blocks_are_the_same_blocks(scale_format):
         assert 0 < relative_error(fused, plain) < 0.05
 
 
+def test_compiled_blocks_train_the_same():
+    """Recomputed in the backward, under autocast, as train.fit runs them."""
+    wan = Wan(SMALL_WAN, FPSAttention(tile=(4, 6, 6)), checkpointing=True).cuda()
+    torch.nn.init.normal_(wan.head.head.weight, std=0.02)
+    latents, text = torch.randn(2, 16, 9, 24, 40, device="cuda"), torch.randn(2, 512, 4096, device="cuda")
+    gradients = []
+    for wan.compiled in (False, True):
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = wan(latents, torch.tensor([990.0, 300.0], device="cuda"), text).float().square().mean()
+        gradients.append(torch.cat([x.flatten() for x in torch.autograd.grad(loss, list(wan.parameters()))]))
+    plain, fused = gradients
+    assert 0 < relative_error(fused, plain) < 0.05
+
+
 def test_fp8_linear_layers_stay_near_bf16():
     pytest.importorskip("torchao")
     wan = random_wan(SMALL_WAN, FPSAttention(tile=(4, 6, 6)), torch.device("cuda"))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -14,6 +15,8 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from fps_flex import FPSAttention
+from fps_flex.quant import ScaleFormat
 from train.callbacks import AverageWeights
 from train.codecs import Codec, TextEncoder
 from train.module import FlowModule
@@ -25,10 +28,11 @@ from .sizes import TEXT_TOKENS, Size, Triple, attention_of, densities, sized
 def train(
     size: Size = "1.3B",
     schedules: tuple[str, ...] = ("sdpa", "dense", "fps"),
+    scale_formats: tuple[ScaleFormat, ...] = ("fp32", "pow2"),
     layers: int | None = None,
     steps: int = 5,
     warmup: int = 2,
-    compiled: bool = False,
+    compiled: bool = True,
     out: Path | None = None,
 ) -> None:
     """Full fine-tuning as `train.fit` does it: Lightning, fp32 weights, bf16 autocast, checkpointing, AdamW, EMA.
@@ -38,24 +42,43 @@ def train(
     Args:
         size: of the model: 1.3B at 480p, 14B at 720p, 81 frames each, or tiny.
         schedules: presets to compare, and sdpa, the stock dense attention; the first is the baseline.
+        scale_formats: of the schedules that quantise, each measured.
         layers: fewer blocks than the model has.
         steps: optimizer steps measured.
         warmup: optimizer steps before them.
-        compiled: run blocks through torch.compile.
+        compiled: run blocks through torch.compile (on a GPU).
         out: JSON file to write.
+
+    Raises ValueError for an unknown schedule.
     """
-    rows = (_measure(size, schedule, layers, steps, warmup, compiled) for schedule in schedules)
+    attentions = list(_attentions(size, schedules, scale_formats))
+    compiled = compiled and find_device().type == "cuda"
+    rows = (_measure(name, size, attention, layers, steps, warmup, compiled) for name, attention in attentions)
     report(rows, out, ("schedule", "density", "step_seconds", "tokens_per_second", "peak_gb", "speedup"))
 
 
-def _measure(size: Size, schedule: str, layers: int | None, steps: int, warmup: int, compiled: bool) -> dict[str, Any]:
+def _attentions(
+    size: Size, schedules: tuple[str, ...], scale_formats: tuple[ScaleFormat, ...]
+) -> Iterator[tuple[str, FPSAttention]]:
+    for schedule in schedules:
+        attention = attention_of(size, schedule)
+        if not attention.step_schedule.quantizes:
+            yield schedule, attention
+            continue
+        for scale_format in scale_formats:
+            yield f"{schedule}, {scale_format} scales", replace(attention, scale_format=scale_format)
+
+
+def _measure(
+    name: str, size: Size, attention: FPSAttention, layers: int | None, steps: int, warmup: int, compiled: bool
+) -> dict[str, Any]:
     device = find_device()
     config, grid = sized(size, layers)
     latents = tuple(g * p for g, p in zip(grid, config.patch, strict=True))
     with device:
-        module = FlowModule(config, attention_of(size, schedule), _Encoded(config.channels), _States(config.text_dim))
+        encoders = _Encoded(config.channels), _States(config.text_dim)
+        module = FlowModule(config, attention, *encoders, checkpointing=True, compiled=compiled)
         torch.nn.init.normal_(module.model.head.head.weight, std=0.02)
-    module.model.checkpointing, module.model.compiled = True, compiled
     clock = _Clock()
     trainer = L.Trainer(
         accelerator=device.type,
@@ -73,11 +96,11 @@ def _measure(size: Size, schedule: str, layers: int | None, steps: int, warmup: 
     trainer.fit(module, DataLoader(_Latents((config.channels, *latents))))
     seconds = clock.seconds[warmup:]
     tokens = grid[0] * grid[1] * grid[2]
-    regimes = [module.model.attention.step_schedule.regime(sigma).item() for sigma in clock.sigmas[warmup:]]
+    regimes = [attention.step_schedule.regime(sigma).item() for sigma in clock.sigmas[warmup:]]
     return {
-        "schedule": schedule,
+        "schedule": name,
         "regimes_drawn": regimes,
-        "density": mean([densities(module.model.attention, grid)[regime] for regime in regimes]),
+        "density": mean([densities(attention, grid)[regime] for regime in regimes]),
         "step_seconds": mean(seconds),
         "all_step_seconds": seconds,
         "tokens_per_second": tokens / mean(seconds),
