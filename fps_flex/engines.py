@@ -2,7 +2,8 @@
 
 eager: the oracle; any device, differentiable, holds all scores; P (the softmax weights) in fp32.
 triton: compiled FlexAttention; forward and backward on a GPU, forward only on a CPU (where Inductor writes C++ in
-place of Triton). P is rounded to the carrier: to bf16, or to e4m3 unscaled, and so is the output.
+place of Triton). P is rounded to the carrier: to bf16, or to e4m3 unscaled. So is the output, unless it is compiled
+together with what follows it.
 flash: FlexAttention's FLASH backend, which is flash-attn-4 with our mask_mod in it; forward and backward on Hopper and
 newer; P is rounded to bf16. No float8 and no score_mod, so scales are powers of two, or there are none.
 """

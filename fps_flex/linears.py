@@ -30,11 +30,13 @@ def quantize_linears(model: Wan, linears: Linears) -> None:
 
     from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_
 
+    # torchao would switch a search on for all of Inductor, which takes minutes a block
+    config = Float8DynamicActivationFloat8WeightConfig(granularity=PerRow(), set_inductor_config=False)
     parts = ("ffn.",) if linears == "fp8-ffn" else ("ffn.", "self_attn.", "cross_attn.")
     for block in model.blocks:
         quantize_(
             block,
-            Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()),
+            config,
             filter_fn=lambda module, name: isinstance(module, nn.Linear) and name.startswith(parts),
         )
 

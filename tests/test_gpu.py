@@ -119,8 +119,11 @@ def test_the_float8_carrier_stays_within_what_e4m3_rounding_allows():
     assert ((got - exact).abs() <= 1.01 * bound)[:, :, plan.layout.valid].all()
     assert relative_error(got, exact) < 0.1
 
-    full = attention(*ordered(plan, 3, 2, 128), plan)
-    assert relative_error(full, got * coded.v_scale) < 0.02
+    # V's scale is multiplied in afterwards; fused with the kernel, the output skips its rounding to e4m3
+    full = attention(*ordered(plan, 3, 2, 128), plan).double()
+    bound = (1.01 * bound + 2**-7 * exact.abs()) * coded.v_scale
+    assert ((full - exact * coded.v_scale).abs() <= bound)[:, :, plan.layout.valid].all()
+    assert relative_error(full, exact * coded.v_scale) < 0.1
 
 
 def test_nan_and_infinity_are_not_turned_into_numbers():
