@@ -112,9 +112,9 @@ def tile_amax(x: Float[Tensor, "b h s d"], layout: TileLayout) -> Float[Tensor, 
     """The largest magnitude in each tile, pads left out."""
     of_slot = x.detach().transpose(1, 2).abs().amax(-1).float()
     of_slot = of_slot.masked_fill(~layout.valid[:, None], 0.0)
-    amax = rearrange(of_slot, "b (blocks slot) h -> b h blocks slot", slot=layout.block).amax(-1)
-    tiles = amax.new_zeros(*amax.shape[:2], layout.coords_of_tile.shape[1])
-    return tiles.scatter_reduce(-1, layout.tile_of_block.expand_as(amax), amax, "amax")
+    of_block = rearrange(of_slot, "b (blocks slot) h -> b h 1 blocks slot", slot=layout.block).amax(-1)
+    tiles = torch.arange(layout.coords_of_tile.shape[1], device=x.device)
+    return of_block.masked_fill(layout.tile_of_block != tiles[:, None], 0.0).amax(-1)
 
 
 def tile_groups(layout: TileLayout, granularity: Granularity) -> Int[Tensor, " tiles"]:
@@ -139,8 +139,8 @@ def check_granularity(granularity: object) -> None:
 
 def pool_amax(amax: Float[Tensor, "b h tiles"], groups: Int[Tensor, "b tiles"]) -> Float[Tensor, "b h tiles"]:
     """Each tile's amax -> the largest of its group: a coarser granularity pools the scales and re-cuts nothing."""
-    groups = groups[:, None].expand_as(amax)
-    return torch.zeros_like(amax).scatter_reduce(-1, groups, amax, "amax").gather(-1, groups)
+    other = groups[:, None, :, None] != groups[:, None, None, :]
+    return amax.unsqueeze(2).masked_fill(other, 0.0).amax(-1)
 
 
 def tile_scales(
