@@ -123,8 +123,17 @@ def encode(
     if recipe.one_scale_a_head:
         score_mod = dequantize_heads(realize((q_scale * k_scale)[:, :, 0, 0]))
     else:
-        score_mod = dequantize(realize(q_scale.squeeze(-1)), realize(k_scale.squeeze(-1)))
-    return Coded(*codes, score_mod, 1.0, v_scale)
+        score_mod = dequantize(realize(q_scale.squeeze(-1).clone()), realize(k_scale.squeeze(-1)))
+    q, k, v = codes
+    return Coded(q, k, _slots_side_by_side(v) if recipe.float8 else v, score_mod, 1.0, v_scale)
+
+
+def _slots_side_by_side(v: Float[Tensor, "b h s d"]) -> Float[Tensor, "b h s d"]:
+    """In memory as [B, H, D, S], as a float8 kernel reads V.
+
+    The codes are put there once they are made, a byte each; rounding on the way would read V against its order.
+    """
+    return realize(v).mT.contiguous().mT
 
 
 def _round(

@@ -55,9 +55,10 @@ logger = logging.getLogger(__name__)
 def compiled(function: Function) -> Function:
     """torch.compile as everything here uses it: one graph or an error, static shapes, and true division.
 
-    Inductor's own division on a GPU is approximate, which would flip FP8 codes.
+    Inductor's own division on a GPU is approximate, which would flip FP8 codes, and its search for tiles splits a
+    head's channels where a gather is fused with their amax.
     """
-    options = {"eager_numerics.division_rounding": True}
+    options = {"eager_numerics.division_rounding": True, "triton.coalesce_tiling_analysis": False}
     return limited(torch.compile(function, fullgraph=True, dynamic=False, options=options))
 
 

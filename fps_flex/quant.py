@@ -40,18 +40,18 @@ def _round_up_to_pow2(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     return torch.where(x.isfinite(), bits.view(torch.float32), x)
 
 
-@torch.library.custom_op("fps_flex::realize", mutates_args=())
+@torch.library.custom_op("fps_flex::touch", mutates_args=("x",))
+def _touch(x: Tensor) -> None:
+    """Does nothing, which a compiler can't know."""
+
+
 def realize(x: Tensor) -> Tensor:
-    """A copy that a compiler can't look through, where x is small and recomputing it for every use would not be.
+    """x itself, which a compiler then keeps in memory where it would compute it anew for every use.
 
-    FlexAttention also needs it for what its mods read, which must lie in memory.
+    x: not a view of what others read too. FlexAttention needs it for what its mods read.
     """
-    return x.clone()
-
-
-@realize.register_fake
-def _(x: Tensor) -> Tensor:
-    return torch.empty_like(x)
+    _touch(x)
+    return x
 
 
 class _Quantize(torch.autograd.Function):

@@ -9,6 +9,7 @@ from cases import CASES, plain_errors, relative_error
 from compare import TOLERATED, compare_with_loop, tile_of_token, with_gradients
 
 from fps_flex import FPSAttention, Regime, StepSchedule, TileLayout, dequantize
+from fps_flex.algorithm import encode
 from fps_flex.engines import attend
 from fps_flex.quant import channel_scales, quantize, tile_scales
 
@@ -121,6 +122,17 @@ def test_power_of_two_scales_in_the_carrier_equal_the_score_mod(dtype):
     by_score_mod = attend(*codes, plan.block_mask, dequantize(scales[0].squeeze(-1), scales[1].squeeze(-1)), "eager")
     by_score_mod = (by_score_mod * scales[2]).to(dtype)
     assert relative_error(folded(*raw, plan), by_score_mod) <= TOLERATED * plain_errors(*raw, dtype)[0]
+
+
+def test_the_float8_carrier_holds_the_same_codes_with_vs_slots_side_by_side():
+    plain, float8 = FPSAttention(tile=(2, 2, 2), block=8), FPSAttention(tile=(2, 2, 2), block=8, carrier="float8")
+    plan = plain.plan((3, 4, 5), torch.tensor([0.9, 0.3]))
+    q, k, v = (plan.layout.order(torch.randn(2, 3, 60, 4), dim=2) for _ in range(3))
+    expected, got = (encode(attention.recipe, q, k, v, plan) for attention in (plain, float8))
+    for name in "qkv":
+        codes = getattr(got, name)
+        assert codes.dtype == torch.float8_e4m3fn and torch.equal(codes.float(), getattr(expected, name))
+    assert got.q.stride(-1) == got.k.stride(-1) == got.v.stride(-2) == 1
 
 
 def test_each_half_can_be_switched_off():
