@@ -7,17 +7,16 @@ python -m eval.fidelity folders --reference FOLDER --candidate FOLDER --out fide
 
 from __future__ import annotations
 
-import logging
 import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentError, auto_cli
+from jsonargparse import auto_cli
 
 from fps_flex import FPSAttention, density
-from train.console import check_writable, one_line, stop
+from train.console import check_writable, speaking_plainly
 
 from .fidelity_report import Row, Video, write_report
 from .generate import plan_jobs, read_prompts, settle
@@ -196,9 +195,7 @@ def pair_folders(reference: Path, candidate: Path) -> list[str]:
 
 def command(args: list[str] | None = None) -> None:
     """args: the command line, without the command; by default this process's own."""
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("fps_flex").setLevel(logging.INFO)
-    try:
+    with speaking_plainly("stopped; the same command goes on with what is missing"):
         auto_cli(
             [models, folders],
             args=args,
@@ -206,10 +203,6 @@ def command(args: list[str] | None = None) -> None:
             exit_on_error=False,
             description=__doc__.splitlines()[0],
         )
-    except (ValueError, ArgumentError) as error:
-        stop(one_line(error), code=2)
-    except KeyboardInterrupt:
-        stop("stopped; the same command goes on with what is missing", code=130)
 
 
 if __name__ == "__main__":

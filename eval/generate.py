@@ -6,18 +6,17 @@ torchrun --nproc-per-node 8 -m eval.generate --checkpoint CKPT --prompts FILE --
 
 from __future__ import annotations
 
-import logging
 import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentError, auto_cli
+from jsonargparse import auto_cli
 
 from fps_flex import FPSAttention
 from fps_flex.linears import Linears
 from fps_flex.weights import Which
-from train.console import one_line, stop
+from train.console import speaking_plainly
 
 from .models import TextToVideo, open_model
 from .sampling import Sampler, build_scheduler
@@ -117,14 +116,8 @@ def plan_jobs(prompts: list[str], count: int, seed: int) -> list[Job]:
 
 def command(args: list[str] | None = None) -> None:
     """args: the command line, without the command; by default this process's own."""
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("fps_flex").setLevel(logging.INFO)
-    try:
+    with speaking_plainly("stopped; the same command goes on with what is missing"):
         auto_cli(main, args=args, as_positional=False, exit_on_error=False, description=__doc__.splitlines()[0])
-    except (ValueError, ArgumentError) as error:
-        stop(one_line(error), code=2)
-    except KeyboardInterrupt:
-        stop("stopped; the same command goes on with what is missing", code=130)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
+
+from jsonargparse import ArgumentError
+
+
+@contextmanager
+def speaking_plainly(interrupted: str) -> Iterator[None]:
+    """A command's work: a user's mistake ends it in one line with exit code 2, Ctrl-C with 130 and `interrupted`."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("fps_flex").setLevel(logging.INFO)
+    try:
+        yield
+    except (ValueError, ArgumentError) as error:
+        stop(one_line(error), code=2)
+    except KeyboardInterrupt:
+        stop(interrupted, code=130)
 
 
 def one_line(error: Exception) -> str:

@@ -15,9 +15,9 @@ from __future__ import annotations
 import logging
 import warnings
 
-from jsonargparse import ArgumentError, auto_cli
+from jsonargparse import auto_cli
 
-from train.console import one_line, stop
+from train.console import speaking_plainly
 
 from .accuracy import accuracy
 from .data import data
@@ -31,16 +31,10 @@ from .train import train
 
 def command(args: list[str] | None = None) -> None:
     """args: the command line, without the command; by default this process's own."""
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("fps_flex").setLevel(logging.INFO)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    try:
+    with speaking_plainly("stopped; what was measured before is written"):
         auto_cli([kernel, profile, length, model, pipeline, train, data, accuracy], args=args, exit_on_error=False)
-    except (ValueError, ArgumentError) as error:
-        stop(one_line(error), code=2)
-    except KeyboardInterrupt:
-        stop("stopped; what was measured before is written", code=130)
 
 
 if __name__ == "__main__":

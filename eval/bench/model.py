@@ -19,6 +19,8 @@ from ..timing import clock, find_device, forget_peak, head_of, line_of, peak_gb,
 from .sizes import SIGMAS, TEXT_TOKENS, Size, attention_of, densities, random_wan, regime_at, sized
 from .stock import random_stock
 
+Forward = Callable[[torch.Tensor], torch.Tensor]
+
 STOCK = ("stock", "stock compiled")
 COLUMNS = ("model", "regime", "density", "step_seconds", "speedup", "peak_gb")
 STEPS, SHIFT, PASSES = 50, 5.0, 2  # the paper's sampling: 50 steps, each with and without the prompt
@@ -56,68 +58,73 @@ def model(
             preset(schedule)
     if out:
         check_writable(out.parent, "--out")
-    device = find_device()
-    inputs = _inputs(size, layers, device)
+    bench = _Bench(size, layers, repeats)
     print(head_of(COLUMNS), flush=True)
     rows: list[dict[str, Any]] = []
-    for row in _measure_all(size, schedules, linears, scale_format, compiled, layers, repeats, device, inputs):
+    for row in bench.rows(schedules, linears, scale_format, compiled):
         rows.append(row)
         row["speedup"] = rows[0]["step_seconds"] / row["step_seconds"]
         print(line_of(row, COLUMNS), flush=True)
         if out:
-            write_json(out, {"size": size, "layers": sized(size, layers)[0].layers, "rows": rows})
+            write_json(out, {"size": size, "layers": bench.config.layers, "rows": rows})
 
 
-def _measure_all(
-    size: Size,
-    schedules: tuple[str, ...],
-    linears: tuple[Linears, ...],
-    scale_format: ScaleFormat,
-    compiled: bool,
-    layers: int | None,
-    repeats: int,
-    device: torch.device,
-    inputs: tuple[torch.Tensor, torch.Tensor],
-) -> Iterator[dict[str, Any]]:
-    config, grid = sized(size, layers)
-    for schedule in schedules:
-        if schedule in STOCK:
-            forward = _stock(config, device, schedule == "stock compiled", inputs)
-            yield from _measure(schedule, {"all": 0.8}, [1.0], forward, repeats, device)
-            del forward  # before the next model comes
-            continue
-        for kind in linears:
-            attention = attention_of(size, schedule, scale_format=scale_format)
-            forward = _ours(config, attention, kind, compiled and device.type == "cuda", device, inputs)
-            every = densities(attention, grid)
-            levels = SIGMAS if len(every) > 1 else {"all": 0.8}
-            held = [every[regime_at(attention, sigma)] for sigma in levels.values()]
-            rows = list(_measure(f"{schedule}, {kind}", levels, held, forward, repeats, device))
-            yield from rows
-            yield _whole_video(f"{schedule}, {kind}", attention, rows)
-            del forward
+class _Bench:
+    """One video's latents and text states, and the models that take them, one at a time in memory."""
 
+    def __init__(self, size: Size, layers: int | None, repeats: int) -> None:
+        self.size, self.repeats, self.device = size, repeats, find_device()
+        self.config, self.grid = sized(size, layers)
+        options = {"device": self.device, "dtype": torch.bfloat16 if self.device.type == "cuda" else torch.float32}
+        sides = (g * p for g, p in zip(self.grid, self.config.patch, strict=True))
+        self.latents = torch.randn(1, self.config.channels, *sides, **options)
+        self.text = torch.randn(1, TEXT_TOKENS, self.config.text_dim, **options)
 
-def _measure(
-    name: str,
-    levels: dict[str, float],
-    held: list[float],
-    forward: Callable[[torch.Tensor], torch.Tensor],
-    repeats: int,
-    device: torch.device,
-) -> Iterator[dict[str, Any]]:
-    for (regime, sigma), density in zip(levels.items(), held, strict=True):
-        timestep = torch.tensor([1000 * sigma], device=device)
+    def rows(
+        self, schedules: tuple[str, ...], linears: tuple[Linears, ...], scale_format: ScaleFormat, compiled: bool
+    ) -> Iterator[dict[str, Any]]:
+        for schedule in schedules:
+            if schedule in STOCK:
+                forward = self._stock(schedule == "stock compiled")
+                yield self._measure(schedule, "all", 0.8, 1.0, forward)
+                del forward  # before the next model comes
+                continue
+            for kind in linears:
+                attention = attention_of(self.size, schedule, scale_format=scale_format)
+                yield from self._ours(f"{schedule}, {kind}", attention, kind, compiled)
+
+    def _stock(self, compiled: bool) -> Forward:
+        """diffusers' own transformer, with its blocks compiled as its documentation does it."""
+        stock = random_stock(self.config, self.device)
+        if compiled:
+            stock.compile_repeated_blocks(fullgraph=True)
+        return lambda timestep: stock(self.latents, timestep, self.text, return_dict=False)[0]
+
+    def _ours(self, name: str, attention: FPSAttention, linears: Linears, compiled: bool) -> Iterator[dict[str, Any]]:
+        """Each regime, and from them a whole video."""
+        wan = random_wan(self.config, attention, self.device)
+        wan.compiled = compiled and self.device.type == "cuda"
+        quantize_linears(wan, linears)
+        every = densities(attention, self.grid)
+        rows = []
+        for regime, sigma in (SIGMAS if len(every) > 1 else {"all": 0.8}).items():
+            density = every[regime_at(attention, sigma)]
+            rows.append(self._measure(name, regime, sigma, density, lambda t: wan(self.latents, t, self.text)))
+            yield rows[-1]
+        yield _whole_video(name, attention, rows)
+
+    def _measure(self, name: str, regime: str, sigma: float, density: float, forward: Forward) -> dict[str, Any]:
+        timestep = torch.tensor([1000 * sigma], device=self.device)
         forget_peak()
         with torch.inference_mode():
-            seconds = clock(lambda t=timestep: forward(t), repeats)
-        yield {
+            seconds = clock(lambda: forward(timestep), self.repeats)
+        return {
             "model": name,
             "regime": regime,
             "density": density,
             "step_seconds": median(seconds),
             "all_step_seconds": seconds,
-            "peak_gb": peak_gb(device),
+            "peak_gb": peak_gb(self.device),
         }
 
 
@@ -129,28 +136,3 @@ def _whole_video(name: str, attention: FPSAttention, rows: list[dict[str, Any]])
     mean = total / (PASSES * STEPS)
     regime = f"{STEPS} steps x {PASSES}"
     return {"model": name, "regime": regime, "density": "", "step_seconds": mean, "video_seconds": total, "peak_gb": ""}
-
-
-def _inputs(size: Size, layers: int | None, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    config, grid = sized(size, layers)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    frames, rows, columns = (g * p for g, p in zip(grid, config.patch, strict=True))
-    latents = torch.randn(1, config.channels, frames, rows, columns, device=device, dtype=dtype)
-    return latents, torch.randn(1, TEXT_TOKENS, config.text_dim, device=device, dtype=dtype)
-
-
-def _ours(config: Any, attention: FPSAttention, linears: Linears, compiled: bool, device: Any, inputs: Any) -> Any:
-    wan = random_wan(config, attention, device)
-    wan.compiled = compiled
-    quantize_linears(wan, linears)
-    latents, text = inputs
-    return lambda timestep: wan(latents, timestep, text)
-
-
-def _stock(config: Any, device: torch.device, compiled: bool, inputs: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    """diffusers' own transformer, with its blocks compiled as its documentation does it."""
-    stock = random_stock(config, device)
-    if compiled:
-        stock.compile_repeated_blocks(fullgraph=True)
-    latents, text = inputs
-    return lambda timestep: stock(latents, timestep, text, return_dict=False)[0]

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import inspect
 import json
-import logging
 import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentParser
 from rich.console import Console
 
-from train.console import one_line, stop
+from train.console import speaking_plainly
 from train.prepare.records import place
 
 from . import preflight, stages
@@ -183,22 +182,16 @@ def _read_config(file: Path) -> Any:
 
 def command(args: list[str] | None = None) -> None:
     """args: the command line, without the command; by default this process's own."""
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("fps_flex").setLevel(logging.INFO)
     args = list(sys.argv[1:] if args is None else args)
     if args and args[0].startswith("-") and args[0] not in ("-h", "--help"):
         args = ["run", *args]
-    try:
+    with speaking_plainly("stopped; the same command goes on with what is missing"):
         whole, parts = build_parsers()
         parsed = whole.parse_args(pick_options(spell_options(args), parts))
         chosen = parsed.subcommand
         options = whole.instantiate(parsed)[chosen].as_dict()
         options.pop("config", None)
         found = COMMANDS[chosen](**options)
-    except (ValueError, ArgumentError) as error:
-        stop(one_line(error), code=2)
-    except KeyboardInterrupt:
-        stop("stopped; the same command goes on with what is missing", code=130)
     if chosen == "check" and not found.complete:
         sys.exit(1)
 

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import errno
 import json
-import logging
 import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import ArgumentError, auto_cli
+from jsonargparse import auto_cli
 
 from ..codecs import Codec, TextEncoder
-from ..console import check_writable, one_line, stop
+from ..console import check_writable, speaking_plainly, stop
 from .cut import cut
 from .encode import encode, pack
 from .judge import Limits, judge, measure
@@ -157,20 +156,16 @@ def _say(text: str) -> None:
 
 def command(args: list[str] | None = None) -> None:
     """args: the command line, without the command; by default this process's own."""
-    logging.basicConfig(format="%(message)s")
-    try:
-        auto_cli(
-            main, args=args, as_positional=False, exit_on_error=False, description=__doc__.splitlines()[0],
-            fail_untyped=False,
-        )  # fmt: skip
-    except (ValueError, ArgumentError) as error:
-        stop(one_line(error), code=2)
-    except KeyboardInterrupt:
-        stop("stopped; the same command goes on where it was", code=130)
-    except Exception as error:
-        if getattr(error, "errno", None) != errno.ENOSPC and "No space left" not in str(error):
-            raise
-        stop("the disk is full; what is done is kept, and the same command goes on where it was", code=1)
+    with speaking_plainly("stopped; the same command goes on where it was"):
+        try:
+            auto_cli(
+                main, args=args, as_positional=False, exit_on_error=False, description=__doc__.splitlines()[0],
+                fail_untyped=False,
+            )  # fmt: skip
+        except Exception as error:
+            if getattr(error, "errno", None) != errno.ENOSPC and "No space left" not in str(error):
+                raise
+            stop("the disk is full; what is done is kept, and the same command goes on where it was", code=1)
 
 
 if __name__ == "__main__":
