@@ -121,9 +121,10 @@ def encode(
         q_scale, k_scale, v_scale = (torch.where(quantized, scale, 1.0) for _, scale in pairs)
     k_scale = k_scale * q.shape[-1] ** -0.5
     if recipe.one_scale_a_head:
-        score_mod = dequantize_heads(realize((q_scale * k_scale)[:, :, 0, 0]))
+        score_mod = dequantize_heads(realize(q_scale[:, :, 0, 0] * k_scale[:, :, 0, 0]))
     else:
-        score_mod = dequantize(realize(q_scale.squeeze(-1).clone()), realize(k_scale.squeeze(-1)))
+        q_scale = q_scale.squeeze(-1).clone()  # rounding reads the other
+        score_mod = dequantize(realize(q_scale), realize(k_scale.squeeze(-1)))
     q, k, v = codes
     return Coded(q, k, _slots_side_by_side(v) if recipe.float8 else v, score_mod, 1.0, v_scale)
 
