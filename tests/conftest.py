@@ -24,3 +24,11 @@ def wan_folder(pipeline, tmp_path_factory):
     folder = tmp_path_factory.mktemp("wan")
     pipeline.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def suite(tmp_path_factory):
+    """VBench's suite in small; not to be changed."""
+    from vbench_suite import write_suite
+
+    return write_suite(tmp_path_factory.mktemp("suite") / "VBench_full_info.json")

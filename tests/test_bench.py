@@ -14,6 +14,7 @@ from eval.bench.exact import exact_rows
 from eval.bench.kernel import kernel
 from eval.bench.length import exponent
 from eval.bench.model import model
+from eval.bench.pipeline import pipeline
 from eval.bench.train import train
 from eval.timing import clock
 from fps_flex import FPSAttention, Regime, StepSchedule
@@ -130,3 +131,16 @@ def test_importing_the_library_brings_torch_and_einops_only():
     code = f"import sys, fps_flex, fps_flex.weights; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_a_pipelines_steps_are_measured_before_and_after_install(tmp_path, capsys):
+    pipeline("tiny", steps=5, compiled=False, layers=1, out=tmp_path / "out/bench.json")
+    stock, fps = json.loads((tmp_path / "out/bench.json").read_text())["rows"]
+    assert (stock["attention"], stock["density"], stock["layers"]) == ("stock", 1, 1)
+    assert fps["attention"] == "fps" and 0 < fps["density"] < 1 and set(fps["regimes"]) == {0, 1, 2}
+    assert all(len(row["all_step_seconds"]) == 5 and row["step_seconds"] > 0 for row in (stock, fps))
+    assert fps["over_stock"] == stock["step_seconds"] / fps["step_seconds"]
+    for option, message in (("--attention.tile=null", "name a tile"), ("--steps=0", "expected at least 1")):
+        with pytest.raises(SystemExit) as stopped:
+            command(["pipeline", "--size=tiny", option])
+        assert stopped.value.code == 2 and message in capsys.readouterr().err

@@ -3,6 +3,14 @@
 import json
 import zipfile
 
+import numpy as np
+import pytest
+import torch
+
+from eval.vbench.__main__ import command
+from eval.vbench.suite import DIMENSIONS, Plan, Planned
+from train.videos import write_video
+
 GROUPS = {
     ("temporal_flickering",): ["In a still frame, a lamp", "In a still frame, a stone bench"],
     ("multiple_objects",): ["a spoon and a kettle", "a ladder and a hat"],
@@ -53,3 +61,55 @@ def official(values):
         rows = [{"video_path": f"/data/videos/{file}", "video_results": value} for file, value in videos.items()]
         said[name] = [score, rows]
     return said
+
+
+def full_results(scale=1.0, seed=0):
+    """As the official package would write them for the whole of VBench."""
+    rng = np.random.default_rng(seed)
+    values = {}
+    for name, dimension in DIMENSIONS.items():
+        middle, spread = (70.0, 5.0) if name == "imaging_quality" else (0.6, 0.05)
+        files = [f"{name} {i}-{j}.mp4" for i in range(dimension.prompts) for j in range(5)]
+        values[name] = dict(zip(files, (scale * rng.normal(middle, spread, len(files))).tolist(), strict=True))
+    return official(values)
+
+
+def write_results(folder, said):
+    folder.mkdir(parents=True)
+    (folder / "x_eval_results.json").write_text(json.dumps(said))
+    return str(folder)
+
+
+def write_score(out, name, score, complete=True, **more):
+    (out / "scores").mkdir(parents=True, exist_ok=True)
+    said = {"dimension": name, "score": score, "videos": {}, "complete": complete, "missing": [], "filtered": None,
+            "scorer": {}, "note": "", **more}  # fmt: skip
+    (out / f"scores/{name}.json").write_text(json.dumps(said))
+
+
+def contents(folder, *names):
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+def refused(capsys, arguments):
+    """The one line in which the command refuses to go on."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        command([str(argument) for argument in arguments])
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def save(path, frames=4, size=16, fps=8):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(len(path.name))
+    write_video(path, torch.rand(3, frames, size, size) * 2 - 1, fps)
+
+
+def plan_of(*names, clip=None, folder=None, quick=None):
+    videos = tuple(
+        Planned(name, name[:-6], i, int(name[-5]), ("scene", "background_consistency")) for i, name in enumerate(names)
+    )
+    return Plan("0", ("background_consistency", "scene"), quick, videos, folder, clip=clip)

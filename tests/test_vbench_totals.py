@@ -1,0 +1,233 @@
+"""VBench's totals and the comparison of runs."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from vbench_suite import (
+    full_results,
+    plan_of,
+    refused,
+    save,
+    write_results,
+    write_score,
+)
+
+from eval.vbench.__main__ import command
+from eval.vbench.aggregate import combine, normalise
+from eval.vbench.compare import open_runs
+from eval.vbench.paired import compare, pair
+from eval.vbench.plan import make_plan
+from eval.vbench.results import Result, read_results
+from eval.vbench.suite import DIMENSIONS, Plan, write_plan
+
+PUBLISHED = {
+    "HunyuanVideo": "83.24 85.09 75.82 97.37 97.76 99.44 98.99 70.83 60.36 67.56 "
+                    "86.10 68.55 94.40 91.60 68.68 53.88 19.80 23.89 26.44",
+    "CogVideoX-5B": "81.61 82.75 77.04 96.23 96.52 98.66 96.92 70.97 61.98 62.90 "
+                    "85.23 62.11 99.40 82.81 66.35 53.20 24.91 25.38 27.59",
+    "Mira": "71.87 78.78 44.21 96.23 96.92 98.29 97.54 60.33 42.51 60.16 "
+            "52.06 12.52 63.80 42.24 27.83 16.34 21.89 18.77 18.72",
+}  # fmt: skip
+
+
+def scores_of(row):
+    return dict(zip(DIMENSIONS, row, strict=True))
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_published_totals(model):
+    total, quality, semantic, *row = map(float, PUBLISHED[model].split())
+    found = combine(scores_of([value / 100 for value in row]))
+    for got, expected in ((found.total, total), (found.quality, quality), (found.semantic, semantic)):
+        assert abs(100 * got - expected) < 0.01
+    assert found.reasons == ()
+
+
+@pytest.mark.parametrize("absent", DIMENSIONS)
+def test_no_total_without_all_sixteen(absent):
+    scores = scores_of([0.5] * 16)
+    del scores[absent]
+    found = combine(scores)
+    assert found.total is None and getattr(found, DIMENSIONS[absent].group) is None
+    assert found.reasons == (f"{absent}: missing",)
+    other = "semantic" if DIMENSIONS[absent].group == "quality" else "quality"
+    assert getattr(found, other) == getattr(combine(scores_of([0.5] * 16)), other)
+    assert normalise("dynamic_degree", 0.5) == 0.5 and normalise("scene", 0.8222) == 1.0
+    assert normalise("temporal_flickering", 0.5) < 0  # not clipped
+
+
+def test_official_results_in_a_file_a_folder_and_a_zip(tmp_path, capsys):
+    said = full_results()
+    (tmp_path / "one_eval_results.json").write_text(json.dumps(said))
+    folder = tmp_path / "folder"
+    for name, value in said.items():
+        (folder / name).mkdir(parents=True)
+        (folder / name / f"{name}_eval_results.json").write_text(json.dumps({name.replace("_", " "): value}))
+    (folder / "scene/results_full_info.json").write_text("[]")
+    with zipfile.ZipFile(tmp_path / "scores.zip", "w") as packed:
+        for name, value in said.items():
+            packed.writestr(f"{name}_eval_results.json", json.dumps({name: value}))
+        packed.writestr("__MACOSX/._x.json", "nonsense")
+    found = [read_results(tmp_path / name) for name in ("one_eval_results.json", "folder", "scores.zip")]
+    assert found[0] == found[1] == found[2] and found[0].problems == ()
+    assert all(result.complete for result in found[0].scores.values()) and [*found[0].scores] == [*DIMENSIONS]
+    imaging = found[0].scores["imaging_quality"]
+    assert imaging.score < 1 < max(imaging.videos.values()) and max(imaging.per_video().values()) < 1
+    expected = combine({name: value[0] for name, value in said.items()})
+    command(["aggregate", str(tmp_path / "scores.zip"), f"--json={tmp_path / 'totals.json'}"])
+    assert f"Total {100 * expected.total:.2f}, Quality {100 * expected.quality:.2f}" in capsys.readouterr().out
+    assert json.loads((tmp_path / "totals.json").read_text())["totals"]["total"] == expected.total
+
+
+def test_what_is_wrong_with_results_is_named_and_the_totals_are_withheld(tmp_path, capsys):
+    said = full_results()
+    said["scene"][1].pop()
+    said["color"][1] = said["color"][1][:7]  # it lists only videos in which the object was found
+    said["human_action"][0] = float("nan")
+    said["temporal_style"][0] = 23.1
+    del said["motion_smoothness"]
+    for name, value in said.items():
+        (tmp_path / f"{name}_eval_results.json").write_text(json.dumps({name: value}))
+    (tmp_path / "object_class_eval_results.json").write_text('{"object_class": [0.9')
+    (tmp_path / "again_eval_results.json").write_text(json.dumps({"dynamic_degree": [0.1, []], "beauty": [1, []]}))
+    command(["aggregate", str(tmp_path)])
+    out = capsys.readouterr().out
+    for line in (
+        "Withheld: Total, Quality, Semantic", "- scene: only 429 of 430 videos",
+        "- human_action: not scored: its score is nan, not a number", "- motion_smoothness, object_class: not scored\n",
+        "- temporal_style: not scored: its score is 23.1, expected at most 1",
+        "object_class_eval_results.json can't be read, and is left out", "both score dynamic_degree, differently",
+        "scores beauty, which is no dimension of VBench", "7 of 425 videos: the others were not scored, or",
+    ):  # fmt: skip
+        assert line in out
+    assert read_results(tmp_path).scores["color"].complete
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", "3", '{"scene": [0.5, [{"video_path": "a"}]]}'])
+def test_files_without_scores(tmp_path, capsys, content):
+    path = tmp_path / "a_eval_results.json"
+    if content is None:
+        assert "holds no scores" in refused(capsys, ["aggregate", tmp_path])
+        assert "scores can't be read" in refused(capsys, ["aggregate", path])
+    else:
+        path.write_text(content)
+        command(["aggregate", str(path)])
+        assert "Withheld: Total, Quality, Semantic" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("quick", "faulty", "reason"),
+    [
+        (None, False, None),
+        (4, False, "a quick run has 4 prompts a dimension"),
+        (None, True, "scene: 2 of its 3 videos can't count (1 missing, 1 of one frame)"),
+    ],
+)
+def test_a_runs_plan_and_check_decide_whether_it_has_a_total(tmp_path, capsys, quick, faulty, reason):
+    names = ("a-0.mp4", "b-0.mp4", "c-0.mp4")
+    plan = plan_of(*names, quick=quick)
+    write_plan(tmp_path / "plan.json", Plan(plan.suite, tuple(DIMENSIONS), quick, plan.videos))
+    for name in DIMENSIONS:
+        write_score(tmp_path, name, 0.5, filtered=False if name == "temporal_flickering" else None)
+    save(tmp_path / "videos/a-0.mp4", frames=1 if faulty else 4)
+    for name in names[1:] if not faulty else names[2:]:
+        save(tmp_path / "videos" / name)
+    try:
+        command(["check", f"--out={tmp_path}"])
+    except SystemExit:
+        assert faulty
+    command(["report", f"--out={tmp_path}"])
+    out = capsys.readouterr().out
+    assert "temporal_flickering is unfiltered" in out
+    assert (reason is None) == ("Withheld" not in out) == (tmp_path / "leaderboard.zip").is_file()
+    if reason:
+        assert reason in out
+    if faulty:  # the dimensions that are complete still count
+        dimensions = json.loads((tmp_path / "report.json").read_text())["dimensions"]
+        assert dimensions["color"]["counts"] and not dimensions["scene"]["counts"]
+
+
+def test_paired_differences_are_of_the_same_videos(tmp_path):
+    values = {f"p{i}-{j}.mp4": 50.0 + i for i in range(40) for j in range(5)}
+    shifted = {name: value + 2 + (i % 7 - 3) / 10 for i, (name, value) in enumerate(values.items())}
+    first = Result("imaging_quality", 0.7, values)
+    other = Result("imaging_quality", 0.72, {**dict(reversed(shifted.items())), "only here-0.mp4": 99.0})
+    difference, draws = pair(first, other)
+    assert (difference.videos, difference.prompts) == (200, 40) and difference.mean == pytest.approx(0.02, abs=1e-4)
+    assert difference.low < difference.mean < difference.high and difference.certain
+    by_prompt = (
+        np.array([shifted[f"p{i}-{j}.mp4"] - 50 - i for i in range(40) for j in range(5)]).reshape(40, 5).mean(1)
+    )
+    assert draws.std() == pytest.approx(by_prompt.std() / np.sqrt(40) / 100, rel=0.05)
+    assert (difference.high - difference.low) / 2 == pytest.approx(1.96 * draws.std(), rel=0.05)
+    same, _ = pair(first, first)
+    assert (same.mean, same.low, same.high, same.certain) == (0, 0, 0, False)
+    assert pair(first, other)[0] == difference  # the seed is fixed
+    assert pair(first, Result("imaging_quality", 0.5, {"x-0.mp4": 1.0})) is None
+    assert pair(Result("scene", 0.1, {"x-0.mp4": 0.1}), Result("scene", 0.3, {"x-0.mp4": 0.3}))[0].low is None
+
+
+def test_an_interval_holds_the_true_difference_nineteen_times_in_twenty():
+    rng = np.random.default_rng(1)
+    hits = 0
+    for _ in range(100):
+        prompts = rng.normal(0.01, 0.05, 60)
+        other = {f"p{i}-{j}.mp4": prompts[i] + rng.normal(0, 0.02) for i in range(60) for j in range(5)}
+        difference, _ = pair(Result("scene", 0, dict.fromkeys(other, 0.0)), Result("scene", 0, other))
+        hits += difference.low < 0.01 < difference.high
+    assert 88 <= hits <= 99  # videos drawn one by one instead of by prompt would give about 65
+
+
+def test_the_difference_of_totals_is_that_of_the_official_ones(tmp_path):
+    first, other = (read_results(Path(write_results(tmp_path / str(i), full_results(1 + i / 50, i)))) for i in (0, 1))
+    totals = [combine({name: result.score for name, result in x.scores.items()}) for x in (first, other)]
+    found = compare(first.scores, other.scores, ("quality", "semantic"))
+    assert [*found] == [*DIMENSIONS, "quality", "semantic", "total"]
+    for name in ("quality", "semantic", "total"):
+        assert found[name].mean == pytest.approx(getattr(totals[1], name) - getattr(totals[0], name), abs=1e-9)
+        assert found[name].low < found[name].mean < found[name].high
+
+
+def test_the_papers_five_rows(tmp_path, capsys):
+    runs = [write_results(tmp_path / f"run{i}", full_results(1 - i / 50, i)) for i in range(5)]
+    partial = full_results(0.9)
+    del partial["scene"]
+    runs[3] = write_results(tmp_path / "partial", partial)
+    command(["compare", *runs, f"--out={tmp_path / 'out'}"])
+    said = (tmp_path / "out/compare.md").read_text()
+    assert said.strip() == capsys.readouterr().out.split("\nwrote ")[0].strip()
+    rows = [line.split(" | ")[0] for line in said.splitlines()[4:9]]
+    assert rows == ["| dense", "| quantised", "| sparse", "| joint training-free", "| joint trained"]
+    assert "joint training-free has no Total: scene: not scored." in said and "| 63.25 |" in said.splitlines()[7]
+    assert said.count(" | worse |") > 30
+    figures = json.loads((tmp_path / "out/compare.json").read_text())["differences"]
+    assert "total" not in figures["joint training-free"] and figures["sparse"]["total"]["high"] < 0
+    command(["compare", f"dense={runs[0]}", f"mine={runs[1]}"])
+    assert "## mine against dense" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{a}"], "1 runs to compare, expected 2 to 5"),
+        (["{a}"] * 6, "6 runs to compare"),
+        (["x={a}", "x={a}"], "runs are called x, x: give them different labels"),
+        (["{a}", "{a}/nowhere"], "scores can't be read"),
+    ],
+)
+def test_runs_that_cant_be_compared(tmp_path, capsys, arguments, message):
+    path = write_results(tmp_path / "a", full_results())
+    assert message in refused(capsys, ["compare", *(text.format(a=path) for text in arguments)])
+
+
+def test_runs_of_other_prompts_or_seeds_are_told_apart(suite, tmp_path, capsys):
+    for name, seed in (("a", 0), ("b", 7)):
+        write_plan(tmp_path / name / "plan.json", make_plan(suite, ["scene"], seed=seed, quick=None))
+        write_score(tmp_path / name, "scene", 0.5, videos={"boathouse-0.mp4": 0.5, "hay barn-0.mp4": 0.5})
+    command(["compare", str(tmp_path / "a"), str(tmp_path / "b")])
+    out = capsys.readouterr().out
+    assert "Not the model's alone: 10 videos have another seed." in out and "not told apart" in out
+    assert open_runs([str(tmp_path / "a"), str(tmp_path / "b")])[0].totals.total is None
