@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from train.cached import CachedClip, Index, write_index
+from train.console import check_writable
 from train.data import VideoData
 
 from ..timing import report
@@ -25,6 +26,8 @@ def data(size: Size = "1.3B", clips: int = 32, seconds: float = 10.0, out: Path 
         seconds: to read for.
         out: JSON file to write.
     """
+    if out:
+        check_writable(out.parent, "--out")
     torch.set_num_threads(1)
     config, grid = sized(size, None)
     frames, rows, columns = (g * p for g, p in zip(grid, config.patch, strict=True))

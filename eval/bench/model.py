@@ -11,7 +11,7 @@ import torch
 
 from fps_flex import FPSAttention, preset
 from fps_flex.flow import sampling_levels
-from fps_flex.linears import Linears, quantize_linears
+from fps_flex.linears import Linears, check_linears, quantize_linears
 from fps_flex.quant import ScaleFormat
 from train.console import check_writable
 
@@ -51,11 +51,13 @@ def model(
         repeats: forward passes measured, after those that compile.
         out: JSON file to write.
 
-    Raises ValueError for an unknown schedule.
+    Raises ValueError for an unknown schedule, and as `check_linears`.
     """
     for schedule in schedules:
         if schedule not in (*STOCK, "sdpa"):
             preset(schedule)
+    for kind in linears:
+        check_linears(kind, find_device())
     if out:
         check_writable(out.parent, "--out")
     bench = _Bench(size, layers, repeats)

@@ -9,6 +9,8 @@ import torch
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as torch_profile
 
+from train.console import check_writable
+
 from ..timing import find_device, head_of, line_of, write_json
 from .kernel import Bench, tile_for
 from .sizes import CONFIGS, GRIDS, Size, Triple, block_of
@@ -36,6 +38,8 @@ def profile(
         top: kernels listed, the slowest first.
         out: JSON file to write.
     """
+    if out:
+        check_writable(out.parent, "--out")
     device, config = find_device(), CONFIGS[size]
     bench = Bench(device, config.heads, config.head_dim, GRIDS[size], tile or tile_for(size), block_of(size), backward)
     cases = {case.method: case for case in bench.ours(window)}

@@ -19,6 +19,7 @@ from fps_flex import FPSAttention
 from fps_flex.quant import ScaleFormat
 from train.callbacks import AverageWeights
 from train.codecs import Codec, TextEncoder
+from train.console import check_writable
 from train.module import FlowModule
 
 from ..timing import find_device, forget_peak, peak_gb, report, wait
@@ -51,6 +52,8 @@ def train(
 
     Raises ValueError for an unknown schedule.
     """
+    if out:
+        check_writable(out.parent, "--out")
     attentions = list(_attentions(size, schedules, scale_formats))
     compiled = compiled and find_device().type == "cuda"
     rows = (_measure(name, size, attention, layers, steps, warmup, compiled) for name, attention in attentions)
