@@ -40,9 +40,9 @@ def _round_up_to_pow2(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     return torch.where(x.isfinite(), bits.view(torch.float32), x)
 
 
-@torch.library.custom_op("fps_flex::touch", mutates_args=("x",))
+@torch.library.custom_op("fps_flex::touch", mutates_args=("x",), tags=(torch.Tag.flexible_layout,))
 def _touch(x: Tensor) -> None:
-    """Does nothing, which a compiler can't know."""
+    """Does nothing, which a compiler can't know. In any memory layout: x would be copied into one asked for."""
 
 
 def realize(x: Tensor) -> Tensor:

@@ -200,9 +200,10 @@ def test_compiled_blocks_are_the_same_blocks(scale_format):
         assert 0 < relative_error(fused, plain) < 0.05
 
 
-def test_compiled_blocks_train_the_same():
+@pytest.mark.parametrize("scale_format", ["fp32", "pow2"])
+def test_compiled_blocks_train_the_same(scale_format):
     """Recomputed in the backward, under autocast, as train.fit runs them."""
-    wan = Wan(SMALL_WAN, FPSAttention(tile=(4, 6, 6)), checkpointing=True).cuda()
+    wan = Wan(SMALL_WAN, FPSAttention(tile=(4, 6, 6), scale_format=scale_format), checkpointing=True).cuda()
     torch.nn.init.normal_(wan.head.head.weight, std=0.02)
     latents, text = torch.randn(2, 16, 9, 24, 40, device="cuda"), torch.randn(2, 512, 4096, device="cuda")
     gradients = []
