@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
     """Whether rows and columns change places, and whether rows and columns run backwards after that."""
-    for data in frame.side_data:
-        if data.type.name == "DISPLAYMATRIX":
-            # a stored pixel's x, y go to x * xx + y * yx, x * xy + y * yy
-            xx, xy, _, yx, yy = np.frombuffer(bytes(data), np.int32)[:5].tolist()
-            turned = abs(xy) > abs(xx)
-            return (True, xy < 0, yx < 0) if turned else (False, yy < 0, xx < 0)
-    return False, False, False
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return False, False, False
+    # a stored pixel's x, y go to x * xx + y * yx, x * xy + y * yy
+    xx, xy, _, yx, yy = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
+    turned = abs(xy) > abs(xx)
+    return (True, xy < 0, yx < 0) if turned else (False, yy < 0, xx < 0)
 
 
 def upright_size(frame: av.VideoFrame) -> tuple[int, int]:
