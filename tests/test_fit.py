@@ -69,6 +69,10 @@ def test_a_run_leaves_checkpoints_logs_a_sample_and_a_loss_curve(run):
     assert not torch.equal(held["state_dict"]["model.head.head.weight"], torch.zeros(96, 128))
 
 
+def test_the_progress_bar_counts_steps_and_the_epoch_towards_nothing(run):
+    assert "Epoch 0 " in run[1] and "4/4" in run[1] and "v_num" not in run[1]
+
+
 def test_what_is_about_to_be_trained_is_said(run):
     _, output = run
     assert "tokens     (5, 8, 8) = 320, in (5, 2, 2) tiles of (1, 4, 4); 0.0 % of 320 slots are pads" in output

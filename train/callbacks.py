@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, RichProgressBar
 
 from .module import FlowModule, NonFiniteLoss
 from .pictures import draw_contact_sheet, draw_loss_curve, side_by_side
@@ -37,6 +37,16 @@ class AverageWeights(EMAWeightAveraging):
         """A run stopped while it validates must not save the averaged weights as the live ones."""
         if self._averaged_in_place:
             self.on_validation_epoch_end(trainer, pl_module)
+
+
+class Progress(RichProgressBar):
+    """Lightning's, but for its count of epochs: runs end by steps, and it would say "Epoch 0/-2"."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return f"Epoch {current_epoch}".ljust(len(self.validation_description))
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
 
 
 class SaveStopped(Callback):

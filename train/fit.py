@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from jsonargparse import ArgumentError
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
@@ -21,7 +21,7 @@ from fps_flex import density
 from fps_flex.files import read_training_checkpoint
 
 from .cached import check_encoders
-from .callbacks import AverageWeights, LogFirstValidation, LossCurve, SampleVideo, SaveStopped, read_losses
+from .callbacks import AverageWeights, LogFirstValidation, LossCurve, Progress, SampleVideo, SaveStopped, read_losses
 from .console import check_writable, one_line, stop
 from .data import VideoData
 from .module import FlowModule, NonFiniteLoss
@@ -159,6 +159,7 @@ def main(args: list[str] | None = None) -> None:
     trainer = cli.trainer
     trainer.loggers = [CSVLogger(run, name="logs"), *trainer.loggers]
     folder = checkpoint_folder(str(run))
+    trainer.callbacks = [Progress() if isinstance(x, RichProgressBar) else x for x in trainer.callbacks]
     trainer.callbacks += [LogFirstValidation(), LossCurve(), SaveStopped(Path(folder)), best_checkpoint(folder)]
     try:
         trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
