@@ -115,6 +115,7 @@ def test_length_profile_and_accuracy_run(tmp_path, capsys):
             ([name, "--size=tiny", "--out=/proc/none/k.json"], "/proc/none can't be written")
             for name in ("kernel", "profile", "length", "model", "pipeline", "train", "data")
         ],
+        (["accuracy", "--out=/proc/none/k.json"], "/proc/none can't be written"),
         (["kernel", "--size=tiny", "--tile=[9,9,9]"], "tile .9, 9, 9. is larger than the grid"),
         (["model", "--size=tiny", "--linears=[fp8]"], "linears fp8 need a GPU with float8"),
     ],

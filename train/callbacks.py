@@ -40,7 +40,7 @@ class AverageWeights(EMAWeightAveraging):
 
 
 class Progress(RichProgressBar):
-    """Lightning's, but for its count of epochs: runs end by steps, and it would say "Epoch 0/-2"."""
+    """Lightning's, without what says nothing here: a last epoch (runs end by steps) and a number of the log."""
 
     def _get_train_description(self, current_epoch: int) -> str:
         return f"Epoch {current_epoch}".ljust(len(self.validation_description))

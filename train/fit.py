@@ -159,7 +159,8 @@ def main(args: list[str] | None = None) -> None:
     trainer = cli.trainer
     trainer.loggers = [CSVLogger(run, name="logs"), *trainer.loggers]
     folder = checkpoint_folder(str(run))
-    trainer.callbacks = [Progress() if isinstance(x, RichProgressBar) else x for x in trainer.callbacks]
+    if not cli.config.trainer.callbacks:  # which may hold a bar with options of its own
+        trainer.callbacks = [Progress() if isinstance(x, RichProgressBar) else x for x in trainer.callbacks]
     trainer.callbacks += [LogFirstValidation(), LossCurve(), SaveStopped(Path(folder)), best_checkpoint(folder)]
     try:
         trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
