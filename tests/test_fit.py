@@ -85,7 +85,7 @@ def test_samples_are_drawn_with_averaged_weights_while_the_model_is_on_its_devic
     teardown, sample = Strategy.teardown, FlowModule.sample
     monkeypatch.setattr(Strategy, "teardown", lambda self: order.append("teardown") or teardown(self))
     monkeypatch.setattr(
-        FlowModule, "sample", lambda self, *a, **kw: order.append(self.model.state_dict()) or sample(self, *a, **kw)
+        FlowModule, "sample", lambda self, *a, **kw: order.append(self.shown.state_dict()) or sample(self, *a, **kw)
     )
     main(command(tmp_path / "run", "--trainer.max_steps=2")[3:])
     assert order.pop() == "teardown" and len(order) == 1

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .codecs import Codec, TextEncoder
-from .order import Pick
+from .order import Pick, as_pick
 from .whole import write_text
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def write_index(index: Index) -> None:
 class CachedClips(Dataset):
     """The clips of a prepared data set that are, or are not, held out for validation; None takes all.
 
-    Items: latents [C, TF, TH, TW], text [L, E], prompt, name.
+    Items: latents [C, TF, TH, TW], text [L, E], prompt, name, source, index, pass.
     """
 
     def __init__(self, index: Index, held_out: bool | None) -> None:
@@ -112,15 +112,24 @@ class CachedClips(Dataset):
     def __len__(self) -> int:
         return len(self.clips)
 
-    def __getitem__(self, key: int | Pick) -> dict[str, Tensor | str]:
-        clip = self.clips[key.index if isinstance(key, Pick) else key]
-        latents, text = read_tensors(self.index.folder / clip.shard, f"{clip.name}/latents", f"{clip.name}/text")
+    def __getitem__(self, key: int | Pick) -> dict[str, Any]:
+        index, pass_ = as_pick(key)
+        clip = self.clips[index]
+        shard = self.index.folder / clip.shard
+        latents, text = read_tensors(shard, f"{clip.name}/latents", f"{clip.name}/text")
         return {
             "latents": latents,
             "text": pad_text(text, self.index.text_length),
             "prompt": clip.prompt,
             "name": clip.name,
+            "source": str(shard),
+            "index": index,
+            "pass": pass_,
         }
+
+    def names(self) -> list[str]:
+        """What tells these clips from others."""
+        return [clip.name for clip in self.clips]
 
     def buckets(self) -> list[list[int]]:
         """Indices of the clips of each size."""

@@ -3,40 +3,57 @@
 from __future__ import annotations
 
 import csv
+import logging
+import math
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, RichProgressBar
+import torch
+from lightning.pytorch.callbacks import Callback, RichProgressBar
 
-from .module import FlowModule, NonFiniteLoss
+from .console import one_line
+from .module import FlowModule
 from .pictures import draw_contact_sheet, draw_loss_curve, side_by_side
+from .ranges import require
+from .stopping import Stopped, StopRequest
 from .videos import write_video
 
+logger = logging.getLogger(__name__)
 
-class AverageWeights(EMAWeightAveraging):
+
+class AverageWeights(Callback):
     """An exponential moving average of the weights, which validation and sampling use.
+
+    It is a model of its own, `module.average`: the trained weights are never moved out of their place for it.
 
     Args:
         decay: of the average, a step.
+
+    Raises ValueError outside of 0 to 1.
     """
 
     def __init__(self, decay: float = 0.99) -> None:
-        super().__init__(decay=decay)
-        self._averaged_in_place = False
+        require("ema.decay", decay, least=0, below=1)
+        self.decay = decay
+        self._step = 0
 
-    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        super().on_validation_epoch_start(trainer, pl_module)
-        self._averaged_in_place = self._average_model is not None
+    def setup(self, trainer: L.Trainer, pl_module: FlowModule, stage: str) -> None:
+        pl_module.average = deepcopy(pl_module.model).requires_grad_(False)
 
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        super().on_validation_epoch_end(trainer, pl_module)
-        self._averaged_in_place = False
+    def on_train_start(self, trainer: L.Trainer, pl_module: FlowModule) -> None:
+        self._step = trainer.global_step
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """A run stopped while it validates must not save the averaged weights as the live ones."""
-        if self._averaged_in_place:
-            self.on_validation_epoch_end(trainer, pl_module)
+    @torch.no_grad()
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: FlowModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """After each optimizer step; that after the first is the weights themselves."""
+        if trainer.global_step > self._step:
+            self._step = trainer.global_step
+            average, live = (list(model.parameters()) for model in (pl_module.average, pl_module.model))
+            torch._foreach_lerp_(average, live, 1 - self.decay if self._step > 1 else 1.0)
 
 
 class Progress(RichProgressBar):
@@ -49,24 +66,6 @@ class Progress(RichProgressBar):
         return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
 
 
-class SaveStopped(Callback):
-    """When a run stops early, save what it has: interrupted.ckpt, or, where the loss is not finite, not-finite.ckpt.
-
-    `--ckpt_path last` goes on from the first, but not from the second: its weights may not be finite either.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        finite = not isinstance(exception, NonFiniteLoss)
-        path = self.folder / ("interrupted.ckpt" if finite else "not-finite.ckpt")
-        trainer.save_checkpoint(path)
-        if trainer.is_global_zero:
-            then = "--ckpt_path last goes on from" if finite else "its weights are in"
-            print(f"stopped at step {trainer.global_step}; {then} {path}")
-
-
 class SampleVideo(Callback):
     """At the end, sample videos with the averaged weights: sample.mp4 and sample.png in the run folder.
 
@@ -75,24 +74,47 @@ class SampleVideo(Callback):
         count: how many of them.
         steps: Euler steps.
         guidance: 1 follows the prompt alone, more stresses it.
+
+    Raises ValueError for a value out of range, and for prompts that are none.
     """
 
     def __init__(
         self, prompts: list[str] | None = None, count: int = 4, steps: int = 50, guidance: float = 5.0
     ) -> None:
+        require("sample.count", count, least=1)
+        require("sample.steps", steps, least=1)
+        require("sample.guidance", guidance, least=0)
+        if prompts is not None and not all([prompts, *prompts]):
+            raise ValueError(
+                f"sample.prompts is {prompts}, expected prompts, or null for those of the validation clips"
+            )
         self.prompts, self.count, self.steps, self.guidance = prompts, count, steps, guidance
+        self.stop = StopRequest()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: FlowModule) -> None:
-        """Not on_fit_end: by then Lightning has moved the model to the CPU."""
-        if not trainer.is_global_zero:
-            return
-        data = trainer.datamodule
-        prompts = self.prompts or [data.val_set[i]["prompt"] for i in range(min(self.count, len(data.val_set)))]
-        with trainer.precision_plugin.forward_context():
-            videos = pl_module.sample(prompts[: self.count], data.size, self.steps, self.guidance).cpu()
-        folder = Path(trainer.default_root_dir)
-        write_video(folder / "sample.mp4", side_by_side(videos), data.fps)
-        draw_contact_sheet(folder / "sample.png", videos, prompts)
+        """Not on_fit_end: by then Lightning has moved the model to the CPU.
+
+        On all processes, which stop together or not at all. What goes wrong here costs the sample, not the run.
+        """
+        data, device = trainer.datamodule, trainer.strategy.root_device
+        try:
+            prompts = self.prompts or [data.val_set[i]["prompt"] for i in range(min(self.count, len(data.val_set)))]
+            with trainer.precision_plugin.forward_context():
+                videos = pl_module.sample(
+                    prompts[: self.count],
+                    data.size,
+                    self.steps,
+                    self.guidance,
+                    after_step=lambda: self.stop.obey(device),
+                ).cpu()
+            if trainer.is_global_zero:
+                folder = Path(trainer.default_root_dir)
+                write_video(folder / "sample.mp4", side_by_side(videos), data.fps)
+                draw_contact_sheet(folder / "sample.png", videos, prompts)
+        except Stopped:
+            raise
+        except Exception as error:
+            logger.warning("no sample was drawn (%s); the weights are saved", one_line(error))
 
 
 class LogFirstValidation(Callback):
@@ -112,7 +134,10 @@ class LossCurve(Callback):
             folder = Path(trainer.default_root_dir)
             for log in trainer.loggers:
                 log.save()
-            draw_loss_curve(folder / "loss.png", read_losses(folder))
+            try:
+                draw_loss_curve(folder / "loss.png", read_losses(folder))
+            except Exception as error:
+                logger.warning("no loss curve was drawn (%s)", one_line(error))
 
 
 def read_losses(folder: Path) -> dict[str, dict[int, float]]:
@@ -122,8 +147,10 @@ def read_losses(folder: Path) -> dict[str, dict[int, float]]:
     for part in parts:
         with part.open(newline="") as file:
             rows: list[dict[str, Any]] = list(csv.DictReader(file))
-        for name, values in losses.items():
-            new = {int(row["step"]): float(row[name]) for row in rows if row.get(name)}
-            first = min(new, default=0)
-            losses[name] = {step: value for step, value in values.items() if step < first} | new
+        new = {name: {int(row["step"]): float(row[name]) for row in rows if row.get(name)} for name in losses}
+        # a step's validation comes after it, so a part that begins with one took the step from the part before
+        first_train = min([*new["train/loss"], *(step + 1 for step in new["val/loss"])], default=math.inf)
+        first_val = min([*new["train/loss"], *new["val/loss"]], default=math.inf)
+        for name, first in (("train/loss", first_train), ("val/loss", first_val)):
+            losses[name] = {step: value for step, value in losses[name].items() if step < first} | new[name]
     return losses

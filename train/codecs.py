@@ -15,6 +15,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from .ranges import require
+
 if TYPE_CHECKING:
     from jaxtyping import Float
 
@@ -122,10 +124,16 @@ class ByteText(TextEncoder):
     Args:
         dim: of one state.
         length: bytes kept of a prompt.
+
+    Raises ValueError for a size below 1.
     """
 
     dim: int = 32
     length: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "length"):
+            require(f"the byte text's {name}", getattr(self, name), least=1)
 
     @cached_property
     def _tables(self) -> tuple[Float[Tensor, "256 e"], Float[Tensor, "l e"]]:

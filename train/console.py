@@ -26,10 +26,17 @@ def speaking_plainly(interrupted: str) -> Iterator[None]:
         stop(interrupted, code=130)
 
 
-def one_line(error: Exception) -> str:
-    """An error's message without the parser's account of how it tried each type that an option can have."""
+def one_line(error: BaseException) -> str:
+    """An error's message in one line.
+
+    Without the parser's account of how it tried each type that an option can have, and, where a loader's process
+    failed, without that process's traceback.
+    """
+    text = str(error) or type(error).__name__
+    if "Original Traceback" in text:
+        text = text.strip().splitlines()[-1].partition(": ")[2] or text.strip().splitlines()[-1]
     noise = ("Does not validate", "Subtypes:", "Errors:", "Given value type:", "Given value: Namespace")
-    lines = [line.strip(" -") for line in str(error).splitlines()]
+    lines = [line.strip(" -") for line in text.splitlines()]
     return "; ".join(line for line in lines if line and not line.startswith(noise)).replace(":;", ":")
 
 

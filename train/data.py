@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .cached import CachedClips, Index, is_prepared, read_empty_text, read_index
 from .folder import VideoFolder, scan_folder
-from .order import Passes
+from .order import HeldOut, Passes, Pick
+from .ranges import require
 from .shapes import MovingShapes
+from .stopping import obey_parent_alone, signals_blocked
+
+
+class Loader(DataLoader):
+    """Its processes end with this one, and not of a signal to all: their clips are needed until the run has saved."""
+
+    def __iter__(self) -> Iterator[Any]:
+        with signals_blocked():
+            return super().__iter__()
 
 
 class VideoData(L.LightningDataModule):
@@ -32,6 +46,9 @@ class VideoData(L.LightningDataModule):
         seed: of the moving shapes, of the choice of the clips held out and of the order in training.
 
     Raises ValueError for a size below 1.
+
+    taken: the clips of each size that the run has trained on, by all processes. positions: yields `taken` after each
+    batch of the training loader.
     """
 
     def __init__(
@@ -51,9 +68,15 @@ class VideoData(L.LightningDataModule):
         self.folder, self.frames, self.fps, self.height, self.width = folder, frames, fps, height, width
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
         self.train_clips, self.val_clips = train_clips, val_clips
-        for name in ("frames", "fps", "height", "width", "batch_size", "train_clips", "val_clips"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"data.{name} is {getattr(self, name)}, expected more than 0")
+        for name in ("frames", "height", "width", "batch_size", "train_clips", "val_clips"):
+            require(f"data.{name}", getattr(self, name), above=0)
+        require("data.fps", fps, above=0, most=1000)
+        require("data.workers", workers, least=0)
+        require("data.seed", seed, least=0, below=2**32)
+        if folder == "":
+            raise ValueError("data.folder is empty, expected a folder, or null for moving shapes")
+        self.taken: list[int] | None = None
+        self.positions: Iterator[list[int]] = iter(())
         self.train_set: Dataset | None = None
         self.val_set: Dataset | None = None
         self.index: Index | None = None
@@ -98,32 +121,41 @@ class VideoData(L.LightningDataModule):
         self.val_set = VideoFolder(folder, val, *cut)
         self.train_set = VideoFolder(folder, train, *cut)
 
+    def clips(self) -> str:
+        """Which clips are trained on and which are held out, in a few words that differ where any clip does."""
+        if self.folder is None:
+            return f"{self.train_clips} and {self.val_clips} moving shapes of seed {self.seed}"
+        digest = hashlib.sha256()
+        for part in (self.train_set, self.val_set):
+            digest.update(json.dumps(part.names()).encode())
+        return f"{len(self.train_set)} and {len(self.val_set)} held out ({digest.hexdigest()[:12]})"
+
     def train_dataloader(self) -> DataLoader:
         """Full batches without end, however few the clips: each batch size would compile anew.
 
-        A resumed run goes on with the batch after the last one that it trained on.
+        A resumed run goes on with the clips after those of its last optimizer step.
         """
         rank, world = self._place()
-        done = self.trainer.fit_loop.total_batch_idx + 1 if self.trainer else 0
         buckets = self.train_set.buckets() if self.index else [list(range(len(self.train_set)))]
-        passes = Passes(buckets, self.batch_size, self.seed, rank, world, start=done)
-        return self._loader(self.train_set, batch_sampler=passes)
+        passes = Passes(buckets, self.batch_size, self.seed, rank, world, self.taken)
+        self.positions = passes.positions()
+        return self._loader(self.train_set, passes)
 
     def val_dataloader(self) -> DataLoader:
         rank, world = self._place()
-        sampler = DistributedSampler(self.val_set, world, rank, shuffle=False) if world > 1 else None
         batch_size = self.batch_size if len(self.sizes()) == 1 else 1
-        return self._loader(self.val_set, sampler=sampler, batch_size=batch_size)
+        return self._loader(self.val_set, HeldOut(len(self.val_set), batch_size, rank, world))
 
     def _place(self) -> tuple[int, int]:
         """This process's rank and how many there are."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def _loader(self, dataset: Dataset, **options) -> DataLoader:
-        return DataLoader(
+    def _loader(self, dataset: Dataset, batches: Sampler[list[Pick]]) -> DataLoader:
+        return Loader(
             dataset,
+            batch_sampler=batches,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),
-            **options,
+            worker_init_fn=obey_parent_alone,
         )

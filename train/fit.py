@@ -8,12 +8,19 @@ python -m train.fit --config configs/tiny.yaml --data.folder clips --run runs/cl
 from __future__ import annotations
 
 import logging
+import secrets
+import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
-from jsonargparse import ArgumentError
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+import yaml
+from jsonargparse import Namespace
+from jsonargparse.typing import restricted_number_type
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
@@ -21,92 +28,76 @@ from fps_flex import density
 from fps_flex.files import read_training_checkpoint
 
 from .cached import check_encoders
-from .callbacks import AverageWeights, LogFirstValidation, LossCurve, Progress, SampleVideo, SaveStopped, read_losses
+from .callbacks import AverageWeights, LogFirstValidation, LossCurve, Progress, SampleVideo, read_losses
+from .checkpoints import Checkpoints, SaveError
 from .console import check_writable, one_line, stop
 from .data import VideoData
-from .module import FlowModule, NonFiniteLoss
+from .module import FlowModule, NotFinite
+from .peers import exit_code
+from .rehearsal import rehearse
+from .resume import check_checkpoint, compare_options, find_checkpoint, locked, options_of
+from .stopping import Stopped
+from .trainer import Trainer
+
+EXPECTED = (ValueError, OSError, NotFinite, SaveError, torch.OutOfMemoryError, torch.distributed.DistError)
+WANDB_ID = "wandb_id"
+Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
 
 
 class FitCLI(LightningCLI):
-    """--run names the folder that holds all of a run: checkpoints, logs, the sample and the loss curve."""
+    """--run names the folder that holds all of a run: checkpoints, logs, the sample and the loss curve.
+
+    checkpoint: what the run goes on from; None for a new one. said: what that says of its run.
+    """
+
+    checkpoint: Path | None = None
+    said: dict[str, Any] | None = None
+    wandb_id: str | None = None
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--seed_everything", type=Seed, default=0, help="what all chance of the run follows from")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run", type=str, default="runs/default", help="folder of this run")
         parser.add_argument("--ckpt_path", type=str | None, help="checkpoint to go on from: a path, 'last' or 'best'")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.add_lightning_class_args(AverageWeights, "ema")
         parser.add_lightning_class_args(SampleVideo, "sample")
         parser.link_arguments("run", "trainer.default_root_dir")
-        parser.link_arguments("run", "checkpoint.dirpath", compute_fn=checkpoint_folder)
-        parser.set_defaults(
-            {
-                "trainer.logger": False,
-                "trainer.max_epochs": -1,
-                "trainer.num_sanity_val_steps": -1,
-                "trainer.enable_model_summary": False,
-                "trainer.check_val_every_n_epoch": None,
-                "trainer.use_distributed_sampler": False,
-                "checkpoint.save_last": True,
-                "checkpoint.save_top_k": 0,
-                "checkpoint.enable_version_counter": False,
-            }
-        )
+
+    def before_instantiate_classes(self) -> None:
+        """What is cheap to check comes before models are built; and a resumed W&B run must know that it is one."""
+        if not self.config.run.strip():
+            raise ValueError("--run is empty, expected a folder")
+        self.checkpoint = find_checkpoint(Path(self.config.run), self.config.ckpt_path)
+        if self.checkpoint:
+            self.said = read_training_checkpoint(self.checkpoint)["fps_flex"]
+        for logger in _wandb_loggers(self.config.trainer.logger):
+            before = (self.said or {}).get("options", {}).get(WANDB_ID)
+            self.wandb_id = logger.init_args.id = logger.init_args.id or before or secrets.token_hex(4)
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        (callback,) = (x for x in self.trainer.callbacks if isinstance(x, Checkpoints))
+        return callback
+
+    def options(self) -> dict[str, Any]:
+        """All that was asked for, as plain values by dotted names."""
+        config = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
+        return options_of(config, self.model, self.datamodule) | {WANDB_ID: self.wandb_id}
 
 
-def checkpoint_folder(run: str) -> str:
-    return str(Path(run) / "checkpoints")
+def _wandb_loggers(logger: Any) -> Iterator[Namespace]:
+    for one in logger if isinstance(logger, list) else [logger]:
+        if isinstance(one, Namespace) and one.class_path.endswith("WandbLogger"):
+            yield one
 
 
-def best_checkpoint(folder: str) -> ModelCheckpoint:
-    """best.ckpt, saved right after the validation that found it best; --checkpoint saves last.ckpt at its own steps."""
-    return ModelCheckpoint(
-        folder,
-        "best",
-        monitor="val/loss",
-        auto_insert_metric_name=False,
-        enable_version_counter=False,
-        save_on_train_epoch_end=False,
-    )
-
-
-def find_checkpoint(run: Path, wanted: str | None) -> Path | None:
-    """The file behind --ckpt_path; None for a new run. `last` is the newest, that of an interrupted run included.
-
-    Raises ValueError when it doesn't exist, and when a new run would overwrite another.
-    """
-    folder = Path(checkpoint_folder(str(run)))
-    if wanted is None:
-        if any(folder.glob("*.ckpt")):
-            raise ValueError(f"{run} holds a run already: go on with --ckpt_path last, or choose another --run FOLDER")
-        return None
-    if wanted in ("last", "best"):
-        names = ("last.ckpt", "interrupted.ckpt") if wanted == "last" else ("best.ckpt",)
-        found = [folder / name for name in names if (folder / name).is_file()]
-        if not found:
-            raise ValueError(f"no {' or '.join(names)} in {folder}: leave out --ckpt_path to start a new run")
-        return max(found, key=lambda path: path.stat().st_mtime)
-    if not Path(wanted).is_file():
-        raise ValueError(f"no checkpoint {wanted}: expected a file, 'last' or 'best'")
-    return Path(wanted)
-
-
-def check_checkpoint(path: Path, module: FlowModule) -> None:
-    """Raises ValueError when a checkpoint can't be read or holds a model of other shapes."""
-    held = read_training_checkpoint(path)["state_dict"]
-    for name, tensor in module.state_dict().items():
-        shape = tuple(held[name].shape) if name in held else None
-        if shape != tuple(tensor.shape):
-            raise ValueError(
-                f"{path} holds {name} of shape {shape}, this configuration expects {tuple(tensor.shape)}: "
-                "use the configuration it was trained with"
-            )
-
-
-def describe(module: FlowModule, data: VideoData, device: torch.device) -> str:
+def describe(module: FlowModule, data: VideoData) -> str:
     """What is about to be trained, in a few lines. Raises ValueError where videos, patches and tile don't fit."""
     for size in data.sizes():
-        module.plan(size, torch.zeros(1, device=device))
-    plan = module.plan(data.size, torch.zeros(1, device=device))
+        module.plan(size, torch.zeros(1))
+    plan = module.plan(data.size, torch.zeros(1))
     layout, attention = plan.layout, module.model.attention
     windows = attention.step_schedule.windows(layout.tiles)
     shares = density(layout, windows).tolist()
@@ -123,53 +114,94 @@ def describe(module: FlowModule, data: VideoData, device: torch.device) -> str:
     return "\n".join(lines)
 
 
+def prepare(args: list[str] | None) -> FitCLI:
+    """A run that can begin: everything that can be checked has been, and nothing is written but its empty folder.
+
+    Raises whatever is wrong.
+    """
+    cli = FitCLI(
+        FlowModule,
+        VideoData,
+        trainer_class=Trainer,
+        args=args,
+        run=False,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        save_config_kwargs={"overwrite": True},
+        parser_kwargs={"description": __doc__.splitlines()[0], "exit_on_error": False},
+    )
+    module, data, trainer = cli.model, cli.datamodule, cli.trainer
+    said = check_checkpoint(cli.checkpoint, module) if cli.checkpoint else None
+    data.setup()
+    if data.index:
+        check_encoders(data.index, module.codec, module.text)
+    cli.checkpoints.options = cli.options()
+    changes = compare_options(cli.checkpoint, said["options"], cli.checkpoints.options) if said else []
+    description = describe(module, data)
+    rehearse(module, trainer, module.plan(data.size, torch.zeros(1)).layout.grid)
+    module.codec.load()
+    module.text.load()
+    check_writable(Path(cli.config.run), "--run")
+    if trainer.is_global_zero:
+        print("\n".join([description, *(f"changed    {change}" for change in changes)]))
+    return cli
+
+
+def fit(cli: FitCLI) -> None:
+    """Raises whatever ends the run early, once what can be saved is saved."""
+    trainer, run = cli.trainer, Path(cli.config.run)
+    trainer.loggers = [CSVLogger(run, name="logs"), *trainer.loggers]
+    if not cli.config.trainer.callbacks:  # which may hold a bar with options of its own
+        trainer.callbacks = [Progress() if isinstance(x, RichProgressBar) else x for x in trainer.callbacks]
+    checkpoints = cli.checkpoints
+    for callback in trainer.callbacks:
+        if isinstance(callback, SampleVideo):
+            callback.stop = checkpoints.stop
+    others = [callback for callback in trainer.callbacks if callback is not checkpoints]
+    trainer.callbacks = [*others, LogFirstValidation(), LossCurve(), checkpoints]  # all is told before it is saved
+    with checkpoints.stop.restored_after(), checkpoints.peers:
+        checkpoints.stop.listen()
+        trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.checkpoint, weights_only=True)
+
+
 def main(args: list[str] | None = None) -> None:
     """args: the command line, without the command; by default this process's own."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("fps_flex").setLevel(logging.INFO)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for part in ("pytorch", "fabric"):
+        logging.getLogger(f"lightning.{part}").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
     try:
-        cli = FitCLI(
-            FlowModule,
-            VideoData,
-            args=args,
-            run=False,
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            save_config_kwargs={"overwrite": True},
-            parser_kwargs={"description": __doc__.splitlines()[0], "exit_on_error": False},
-        )
+        cli = prepare(args)
         run = Path(cli.config.run)
-        checkpoint = find_checkpoint(run, cli.config.ckpt_path)
-        if checkpoint:
-            check_checkpoint(checkpoint, cli.model)
-        cli.datamodule.setup()
-        if cli.datamodule.index:
-            check_encoders(cli.datamodule.index, cli.model.codec, cli.model.text)
-        print(describe(cli.model, cli.datamodule, cli.trainer.strategy.root_device))
-        cli.model.codec.load()
-        cli.model.text.load()
-        check_writable(run, "--run")
-    except (ValueError, ArgumentError) as error:
+        lock = locked(run) if cli.trainer.is_global_zero else nullcontext()
+        with lock:
+            find_checkpoint(run, cli.config.ckpt_path)  # another may have begun here meanwhile
+            _fit_or_stop(cli, run)
+    except KeyboardInterrupt:
+        stop("stopped before training began", code=130)
+    except Exception as error:
         stop(one_line(error), code=2)
-
-    trainer = cli.trainer
-    trainer.loggers = [CSVLogger(run, name="logs"), *trainer.loggers]
-    folder = checkpoint_folder(str(run))
-    if not cli.config.trainer.callbacks:  # which may hold a bar with options of its own
-        trainer.callbacks = [Progress() if isinstance(x, RichProgressBar) else x for x in trainer.callbacks]
-    trainer.callbacks += [LogFirstValidation(), LossCurve(), SaveStopped(Path(folder)), best_checkpoint(folder)]
-    try:
-        trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True)
-    except NonFiniteLoss as error:
-        stop(str(error), code=1)
-    if trainer.is_global_zero:
+    if cli.trainer.is_global_zero:
         values = list(read_losses(run)["val/loss"].values())
         losses = f"val/loss {values[0]:.3f} -> {values[-1]:.3f}; " if values else ""
         print(f"{losses}sample.mp4, sample.png and loss.png are in {run}")
+
+
+def _fit_or_stop(cli: FitCLI, run: Path) -> None:
+    """Ends the process in one line where the run ends early."""
+    try:
+        fit(cli)
+    except Stopped as stopped:
+        code = exit_code(cli.trainer, stopped.exit_code)
+        stop(f"{stopped}; it took {stopped.seconds_since():.1f} s to get to a sound state and save it", code)
+    except Exception as error:
+        reason = cli.checkpoints.reason or one_line(error)
+        if not isinstance(error, EXPECTED) and reason == one_line(error):
+            (run / "error.txt").write_text(traceback.format_exc())
+            reason += f" (where it happened is in {run / 'error.txt'})"
+        stop(reason, exit_code(cli.trainer, 1))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -12,7 +13,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from .order import Pick, chance_of
+from .order import Pick, as_pick, chance_of
 from .sources import read_captions
 from .videos import ClipError, clip_seconds, read_clip
 
@@ -60,8 +61,9 @@ class VideoFolder(Dataset):
     """Clips cut to one length, rate and size.
 
     A clip that breaks when it is read is left out from then on, named and counted, and the next one takes its place.
-    A pass over the clips cuts each somewhere in it, a single clip is cut at its start.
-    Items: video [3, frames, height, width] in -1 to 1, prompt, name. Raises ValueError when no clip is left.
+    A pass over the clips cuts each somewhere in it, validation cuts at the start.
+    Items: video [3, frames, height, width] in -1 to 1, prompt, name, source, index, pass. Raises ValueError when no
+    clip is left.
     """
 
     def __init__(self, folder: Path, clips: list[Clip], frames: int, fps: float, height: int, width: int) -> None:
@@ -72,16 +74,27 @@ class VideoFolder(Dataset):
     def __len__(self) -> int:
         return len(self.clips)
 
-    def __getitem__(self, key: int | Pick) -> dict[str, Tensor | str]:
-        index = key.index if isinstance(key, Pick) else key
-        chance = torch.rand((), generator=chance_of(*key)).item() if isinstance(key, Pick) else 0.0
+    def names(self) -> list[str]:
+        """What tells these clips from others."""
+        return [clip.video for clip in self.clips]
+
+    def __getitem__(self, key: int | Pick) -> dict[str, Any]:
+        index, pass_ = as_pick(key)
+        chance = torch.rand((), generator=chance_of(index, pass_)).item() if pass_ >= 0 else 0.0
         if index >= len(self):
             raise IndexError(f"clip {index} of {len(self)}")
         for step in range(len(self)):
             clip = self.clips[(index + step) % len(self)]
             if clip.video not in self.broken:
                 try:
-                    return {"video": self._read(clip, chance), "prompt": clip.prompt, "name": clip.video}
+                    return {
+                        "video": self._read(clip, chance),
+                        "prompt": clip.prompt,
+                        "name": clip.video,
+                        "source": str(self.folder / clip.video),
+                        "index": index,
+                        "pass": pass_,
+                    }
                 except ClipError as error:
                     self._leave_out(clip, error)
         raise ValueError(f"no clip in {self.folder} can be read: all {len(self)} broke")

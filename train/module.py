@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -15,14 +17,15 @@ from fps_flex.flow import add_noise, draw_noise_levels, euler_sample, flow_loss,
 from fps_flex.weights import build_empty, fill, open_weights
 
 from .codecs import Codec, TextEncoder
-from .order import chance_of
+from .order import PADDING, chance_of
+from .ranges import require
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
 
 
-class NonFiniteLoss(RuntimeError):
-    """The loss became infinite or NaN."""
+class NotFinite(RuntimeError):
+    """The loss, its gradient or the weights became infinite or NaN."""
 
 
 class FlowModule(L.LightningModule):
@@ -48,7 +51,10 @@ class FlowModule(L.LightningModule):
         checkpointing: recompute activations in the backward pass to save memory.
         compiled: run the transformer's blocks through torch.compile; made for GPUs.
 
-    Raises ValueError when codec, text or checkpoint don't fit the transformer.
+    Raises ValueError for a value out of range, and when codec, text or checkpoint don't fit the transformer.
+
+    average: the averaged weights, where a callback keeps them; validation and sampling use them. is_sound: whether
+    weights, optimizer and average belong to one step, as they do but for a moment of each.
     """
 
     def __init__(
@@ -72,6 +78,20 @@ class FlowModule(L.LightningModule):
         compiled: bool = False,
     ) -> None:
         super().__init__()
+        for name, value, bounds in (
+            ("lr", lr, {"least": 0}),
+            ("warmup_steps", warmup_steps, {"least": 0}),
+            ("weight_decay", weight_decay, {"least": 0}),
+            ("betas[0]", betas[0], {"least": 0, "below": 1}),
+            ("betas[1]", betas[1], {"least": 0, "below": 1}),
+            ("eps", eps, {"above": 0}),
+            ("shift", shift, {"above": 0}),
+            ("logit_mean", logit_mean, {}),
+            ("logit_std", logit_std, {"above": 0}),
+            ("text_dropout", text_dropout, {"least": 0, "most": 1}),
+            ("val_levels", val_levels, {"least": 1}),
+        ):
+            require(f"model.{name}", value, **bounds)
         for part, given, name in ((codec, codec.channels, "channels"), (text, text.dim, "text_dim")):
             if given != getattr(wan, name):
                 raise ValueError(
@@ -83,35 +103,58 @@ class FlowModule(L.LightningModule):
         self.lr, self.warmup_steps, self.weight_decay, self.betas, self.eps = lr, warmup_steps, weight_decay, betas, eps
         self.shift, self.logit_mean, self.logit_std = shift, logit_mean, logit_std
         self.text_dropout, self.val_levels = text_dropout, val_levels
-        self.val_loss = MeanMetric()
+        self.average: Wan | None = None
+        self.is_sound = True
+        # of the batches of one optimizer step, and of the clips of one validation; in fp64 their order doesn't matter
+        self.train_loss, self.val_loss = (MeanMetric(nan_strategy="disable").set_dtype(torch.float64) for _ in range(2))
+        self._clips: list[tuple[str, Tensor]] = []  # of one optimizer step, each with its loss
+
+    @property
+    def shown(self) -> Wan:
+        """The model that validation and sampling use."""
+        return self.model if self.average is None else self.average
 
     def plan(self, size: tuple[int, int, int], sigma: Float[Tensor, " b"]) -> Plan:
         """The attention plan for videos of so many frames, rows, columns. Raises ValueError where sizes don't fit."""
         return self.model.attention.plan(self.model.config.grid(self.codec.latent_size(size)), sigma)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        chance = self._generator(self.trainer.fit_loop.total_batch_idx)
-        dropped = torch.rand(len(batch["prompt"]), generator=chance) < self.text_dropout
+        chances = [chance_of(self.seed, *draw) for draw in zip(*_draws(batch), strict=True)]
+        dropped = torch.cat([torch.rand(1, generator=chance) for chance in chances]) < self.text_dropout
         latents, text = self._encode(batch, dropped)
-        sigma = draw_noise_levels(len(latents), self.shift, self.logit_mean, self.logit_std, chance).to(self.device)
-        loss = self._losses(latents, text, sigma, self._noise_like(latents, chance)).mean()
-        if not loss.isfinite():
-            raise NonFiniteLoss(f"train/loss is {loss.item()} at step {self.global_step} on {', '.join(batch['name'])}")
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(latents))
-        return loss
+        levels = [draw_noise_levels(1, self.shift, self.logit_mean, self.logit_std, chance) for chance in chances]
+        losses = self._losses(self.model, latents, text, torch.cat(levels).to(self.device), _noise(latents, chances))
+        self._note(batch, losses.detach())
+        if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
+            self.log("train/loss", self.train_loss.compute().float(), prog_bar=True, batch_size=len(latents))
+        return losses.mean()
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """The loss at `val_levels` noise levels spread as training draws them, with the same noise every time."""
+        indices, passes = _draws(batch)
         latents, text = self._encode(batch, torch.zeros(len(batch["prompt"]), dtype=torch.bool))
-        noise = self._noise_like(latents, self._generator(batch_idx))
+        noise = _noise(latents, [chance_of(self.seed, index) for index in indices])
+        counts = torch.tensor([float(pass_ != PADDING) for pass_ in passes], device=self.device)
         levels = spread_noise_levels(self.val_levels, self.shift, self.logit_mean, self.logit_std)
         for sigma in levels.to(self.device):
-            self.val_loss.update(self._losses(latents, text, sigma.expand(len(latents)), noise))
+            losses = self._losses(self.shown, latents, text, sigma.expand(len(latents)), noise)
+            self.val_loss.update(losses, counts)
         self.log("val/loss", self.val_loss, prog_bar=True, batch_size=len(latents))
+
+    @property
+    def seed(self) -> int:
+        """Of the run. With a clip and a pass it says all that is drawn, whatever the batch and the process."""
+        return torch.initial_seed()
 
     @torch.no_grad()
     def sample(
-        self, prompts: list[str], size: tuple[int, int, int], steps: int, guidance: float, seed: int = 0
+        self,
+        prompts: list[str],
+        size: tuple[int, int, int],
+        steps: int,
+        guidance: float,
+        seed: int = 0,
+        after_step: Callable[[], None] = lambda: None,
     ) -> Float[Tensor, "b 3 f h w"]:
         """Videos of `size` (frames, rows, columns) in -1 to 1. guidance: 1 follows the prompt, more stresses it."""
         shape = (len(prompts), self.codec.channels, *self.codec.latent_size(size))
@@ -119,34 +162,54 @@ class FlowModule(L.LightningModule):
         text, no_text = (self.text(x, self.device) for x in (prompts, [""] * len(prompts)))
 
         def velocity(x: Tensor, sigma: Tensor) -> Tensor:
-            with_text = self.model(x, 1000 * sigma, text)
+            with_text = self.shown(x, 1000 * sigma, text)
             if guidance == 1:
                 return with_text
-            without = self.model(x, 1000 * sigma, no_text)
+            without = self.shown(x, 1000 * sigma, no_text)
             return without + guidance * (with_text - without)
 
-        *_, latents = euler_sample(velocity, noise, steps, self.shift)
+        for latents in euler_sample(velocity, noise, steps, self.shift):
+            after_step()
         return self.codec.decode(latents).clamp(-1, 1)
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = torch.optim.AdamW(
             self.model.parameters(), self.lr, self.betas, self.eps, self.weight_decay, fused=True
         )
-        rise = self.warmup_steps + 1
-        warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / rise))
+        warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._warm(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}
 
     def configure_gradient_clipping(
         self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None, gradient_clip_algorithm: str | None
     ) -> None:
-        """By norm. Lightning's own refuses a fused optimizer under autocast, though bf16 has no scaled gradients."""
+        """By norm, once that is known to be finite: the last look before a step, which a NaN would carry everywhere.
+
+        (Lightning's own refuses a fused optimizer under autocast, though bf16 has no scaled gradients.)
+        Raises NotFinite, on all processes, where it isn't.
+        """
+        parameters = [x for x in self.model.parameters() if x.grad is not None]
+        norm = torch.nn.utils.get_total_norm([x.grad for x in parameters])
+        if not norm.isfinite():
+            raise NotFinite(self._what_is_not_finite())
         if gradient_clip_val:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), gradient_clip_val)
+            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+        self._clips.clear()
+        self.train_loss.reset()
+        self.is_sound = False
+
+    def check_weights(self) -> None:
+        """Raises NotFinite where a step left them so; all processes hold the same."""
+        largest = torch.stack(torch._foreach_norm(list(self.model.parameters()), torch.inf)).amax()
+        if not largest.isfinite():
+            raise NotFinite(f"the weights are not finite after step {self.global_step}: lower model.lr")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """What a reader needs to build the same model and to sample from it, as plain data."""
+        """What a reader needs to build the same model and to sample from it, as plain data.
+
+        `state_dict` holds the averaged weights, where there are such, and `current_model_state` those in training.
+        """
         data = self.trainer.datamodule
-        checkpoint["fps_flex"] = {
+        checkpoint["fps_flex"] = checkpoint.get("fps_flex", {}) | {
             "wan": asdict(self.model.config),
             "attention": asdict(self.model.attention),
             "shift": self.shift,
@@ -155,6 +218,23 @@ class FlowModule(L.LightningModule):
             "text": self.text.spec(),
             "clip": {"frames": data.frames, "height": data.height, "width": data.width, "fps": data.fps},
         }
+        state = checkpoint["state_dict"]
+        live, average = ({x: tensor for x, tensor in state.items() if x.startswith(part)} for part in PARTS)
+        checkpoint["current_model_state"] = live
+        checkpoint["state_dict"] = {x.replace("average.", "model.", 1): y for x, y in average.items()} or live
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The inverse; and the optimizer takes its settings from this configuration, its state from the checkpoint."""
+        average, live = checkpoint["state_dict"], checkpoint["current_model_state"]
+        if self.average is not None:
+            live = live | {x.replace("model.", "average.", 1): tensor for x, tensor in average.items()}
+        checkpoint["state_dict"] = live
+        step = checkpoint["global_step"]
+        for group in checkpoint["optimizer_states"][0]["param_groups"]:
+            group |= {"lr": self.lr * self._warm(step), "initial_lr": self.lr, "betas": self.betas, "eps": self.eps}
+            group["weight_decay"] = self.weight_decay
+        for schedule in checkpoint["lr_schedulers"]:
+            schedule |= {"base_lrs": [self.lr], "_last_lr": [self.lr * self._warm(step)]}
 
     def _encode(self, batch: dict[str, Any], dropped: Bool[Tensor, " b"]) -> tuple[Tensor, Tensor]:
         """Latents [B, C, TF, TH, TW] and text states [B, L, E], with an empty prompt where it is dropped.
@@ -168,16 +248,42 @@ class FlowModule(L.LightningModule):
         prompts = ["" if drop else prompt for drop, prompt in zip(dropped.tolist(), batch["prompt"], strict=True)]
         return self.codec.encode(batch["video"]), self.text(prompts, self.device)
 
-    def _losses(self, latents: Tensor, text: Tensor, sigma: Tensor, noise: Tensor) -> Float[Tensor, " b"]:
-        velocity = self.model(add_noise(latents, noise, sigma), 1000 * sigma, text)
+    def _losses(self, model: Wan, latents: Tensor, text: Tensor, sigma: Tensor, noise: Tensor) -> Float[Tensor, " b"]:
+        velocity = model(add_noise(latents, noise, sigma), 1000 * sigma, text)
         return flow_loss(velocity, latents, noise)
 
-    def _generator(self, number: int) -> torch.Generator:
-        """Chance that depends on the run's seed, the rank and the batch alone, so that a resumed run draws the same."""
-        return chance_of(torch.initial_seed(), self.global_rank, number)
+    def _note(self, batch: dict[str, Any], losses: Float[Tensor, " b"]) -> None:
+        """Remember the clips of a step, for the line that a loss or gradient that isn't finite ends in."""
+        self.train_loss.update(losses)
+        for name, source, loss in zip(batch["name"], batch["source"], losses, strict=True):
+            self._clips.append((f"{name} ({source})", loss))
 
-    def _noise_like(self, latents: Tensor, chance: torch.Generator) -> Tensor:
-        return torch.randn(latents.shape, generator=chance).to(self.device)
+    def _what_is_not_finite(self) -> str:
+        """All processes' clips of the step: those whose loss isn't finite, or else all."""
+        clips = [(clip, loss.item()) for clip, loss in self._clips]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            everywhere: list[Any] = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(everywhere, clips)
+            clips = [clip for part in everywhere for clip in part]
+        bad = [(clip, loss) for clip, loss in clips if not isfinite(loss)]
+        what = f"train/loss is {bad[0][1]}" if bad else "the gradient is not finite, though train/loss is,"
+        return f"{what} at step {self.global_step} on {', '.join(clip for clip, _ in bad or clips)}"
+
+    def _warm(self, step: int) -> float:
+        """The share of the learning rate at a step of the warm-up."""
+        return min(1.0, (step + 1) / (self.warmup_steps + 1))
+
+
+PARTS = ("model.", "average.")
+
+
+def _draws(batch: dict[str, Any]) -> tuple[list[int], list[int]]:
+    """Each clip's index, and the pass that meets it."""
+    return batch["index"].tolist(), batch["pass"].tolist()
+
+
+def _noise(latents: Float[Tensor, "b c f h w"], chances: list[torch.Generator]) -> Float[Tensor, "b c f h w"]:
+    return torch.stack([torch.randn(latents.shape[1:], generator=chance) for chance in chances]).to(latents.device)
 
 
 def _start_from(checkpoint: str, wan: WanConfig, attention: FPSAttention) -> Wan:

@@ -35,7 +35,7 @@ def draw_contact_sheet(path: Path, videos: Float[Tensor, "b 3 f h w"], captions:
     figure = Figure(figsize=(12, (12 * strips.shape[1] / strips.shape[2] + 0.3) * len(videos)), layout="constrained")
     for axes, strip, caption in zip(figure.subplots(len(videos), squeeze=False)[:, 0], strips, captions, strict=False):
         axes.imshow(strip.numpy())
-        axes.set_title(caption, loc="left", fontsize=9)
+        axes.set_title(caption, loc="left", fontsize=9, parse_math=False)
         axes.set_axis_off()
     save_figure(figure, path)
 

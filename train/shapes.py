@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .order import Pick
+from .order import Pick, as_pick
 
 COLORS = {"red": (0.9, 0.1, 0.1), "green": (0.1, 0.8, 0.2), "blue": (0.2, 0.3, 1.0), "yellow": (0.95, 0.85, 0.1)}
 SHAPES = ("circle", "square", "diamond")
@@ -19,7 +20,7 @@ BACKGROUND = 0.05
 class MovingShapes(Dataset):
     """Clip i of a seed is always the same: one shape that crosses the middle of a dark frame.
 
-    Items: video [3, frames, height, width] in -1 to 1, prompt, name.
+    Items: video [3, frames, height, width] in -1 to 1, prompt, name, source, index, pass.
     """
 
     def __init__(self, clips: int, frames: int, height: int, width: int, seed: int = 0) -> None:
@@ -29,8 +30,8 @@ class MovingShapes(Dataset):
     def __len__(self) -> int:
         return self.clips
 
-    def __getitem__(self, key: int | Pick) -> dict[str, Tensor | str]:
-        index = key.index if isinstance(key, Pick) else key
+    def __getitem__(self, key: int | Pick) -> dict[str, Any]:
+        index, pass_ = as_pick(key)
         if index >= self.clips:
             raise IndexError(f"clip {index} of {self.clips}")
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
@@ -40,6 +41,9 @@ class MovingShapes(Dataset):
             "video": video,
             "prompt": f"a {color} {shape} moving {direction}",
             "name": f"shapes seed {self.seed} clip {index}",
+            "source": "drawn here",
+            "index": index,
+            "pass": pass_,
         }
 
     def _draw(self, color: str, shape: str, direction: str, chance: list[float]) -> Tensor:

@@ -1,0 +1,217 @@
+"""When a run saves, what a checkpoint says of where it was, and how a resumed run goes on from there.
+
+All of a checkpoint is as of the last optimizer step: batches of the next one that were already summed are taken again.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+
+from fps_flex.files import read_training_checkpoint
+
+from .console import one_line
+from .module import NotFinite
+from .peers import Peers
+from .ranges import require
+from .stopping import Stopped, StopRequest
+from .whole import beside
+
+if TYPE_CHECKING:
+    from .module import FlowModule
+
+logger = logging.getLogger(__name__)
+
+LAST, BEST, INTERRUPTED, NOT_FINITE = "last.ckpt", "best.ckpt", "interrupted.ckpt", "not-finite.ckpt"
+RESUMABLE = (LAST, INTERRUPTED, BEST)
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Lightning's own holds a checkpoint in memory once more, and moves it from /tmp, which copies it over the last.
+
+    error: why the last save failed, and None where it didn't. Kept and not raised, because all processes of a run wait
+    for each other after a save.
+    """
+
+    error: str | None = None
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Where it can't be written, what was there stays."""
+        path, self.error = Path(path), None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with beside(path) as aside, aside.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except (OSError, RuntimeError) as error:  # torch's writer tells a full disk as the latter
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            self.error = f"{path} can't be written ({reason})"
+
+
+class SaveError(RuntimeError):
+    """A checkpoint can't be written."""
+
+
+class Checkpoints(Checkpoint):
+    """Saves last.ckpt as training goes and at its end, best.ckpt after a validation that found it best.
+
+    Where a run stops early it saves interrupted.ckpt, or, where it isn't finite, not-finite.ckpt with the weights from
+    before that step.
+
+    Args:
+        every_n_train_steps: optimizer steps from one last.ckpt to the next.
+
+    Raises ValueError below 1.
+    """
+
+    def __init__(self, every_n_train_steps: int = 200) -> None:
+        require("checkpoint.every_n_train_steps", every_n_train_steps, least=1)
+        self.every_n_train_steps = every_n_train_steps
+        self.stop, self.peers = StopRequest(), Peers()
+        self.options: dict[str, Any] = {}  # of the run, as a checkpoint keeps them
+        self.reason: str | None = None  # why another process, or else this one, failed alone
+        self.best = math.inf
+        self._step, self._taken, self._validated = 0, [0], False
+        self._resumed = False
+        self._saved: dict[str, int] = {}  # the step in each file
+
+    def setup(self, trainer: L.Trainer, pl_module: FlowModule, stage: str) -> None:
+        self.folder = Path(trainer.default_root_dir) / "checkpoints"
+        self.io = trainer.strategy.checkpoint_io = WholeCheckpoints()
+        self.peers.watch()
+
+    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: FlowModule) -> None:
+        self.stop.listen()  # Lightning has set its own handlers since on_fit_start
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: FlowModule) -> None:
+        self.stop.listen()
+        self._positions = trainer.datamodule.positions
+        trainer.fit_loop.epoch_loop.after_batch = partial(self._after_batch, trainer, pl_module)
+        if self._resumed:
+            if trainer.is_global_zero:
+                self._set_aside_what_went_further()
+                self.best = _best_so_far(self.folder)
+            self.best = trainer.strategy.broadcast(self.best)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: FlowModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        taken = next(self._positions)
+        if trainer.global_step > self._step:
+            self._step, self._taken, self._validated = trainer.global_step, taken, False
+            pl_module.is_sound = True
+
+    def _after_batch(self, trainer: L.Trainer, pl_module: FlowModule) -> None:
+        if self._step % self.every_n_train_steps == 0 and self._saved.get(LAST) != self._step > 0:
+            self._save(trainer, LAST)
+        self.stop.obey(trainer.strategy.root_device)
+
+    def on_validation_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
+        self.stop.obey(trainer.strategy.root_device)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: FlowModule) -> None:
+        if trainer.sanity_checking:
+            return
+        self._validated = True
+        score = float(trainer.callback_metrics.get("val/loss", math.inf))
+        if score < self.best:
+            self.best = score
+            self._save(trainer, BEST)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: FlowModule) -> None:
+        """There is one epoch, which ends with training."""
+        if self._saved.get(LAST) != self._step:
+            self._save(trainer, LAST)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: FlowModule) -> None:
+        """A run that was stopped after its last step only has an end, and no epoch's."""
+        self.on_train_epoch_end(trainer, pl_module)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: FlowModule, exception: BaseException) -> None:
+        """Saves what is sound, unless nothing was trained or it is saved already."""
+        if not isinstance(exception, TOGETHER):
+            self.reason = self.peers.fail(one_line(exception))
+        if not pl_module.is_sound or self._step == 0 or isinstance(exception, SaveError) or not _can_save(trainer):
+            return
+        name = NOT_FINITE if isinstance(exception, NotFinite) else INTERRUPTED
+        held = [file for file, step in self._saved.items() if step == self._step and file in RESUMABLE]
+        if name == NOT_FINITE or not held:
+            try:
+                self._save(trainer, name)
+            except (SaveError, NotFinite) as error:
+                print(f"error: {error}", file=sys.stderr)
+                return
+            held = [name]
+        then = "its weights are in" if name == NOT_FINITE else "--ckpt_path last goes on from"
+        if trainer.is_global_zero:
+            print(f"stopped at step {self._step}; {then} {self.folder / held[0]}", flush=True)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: FlowModule, checkpoint: dict[str, Any]) -> None:
+        position = {"step": self._step, "taken": self._taken, "validated": self._validated}
+        checkpoint["fps_flex"] = {"position": position, "val_loss": self.best, "options": self.options}
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: FlowModule, checkpoint: dict[str, Any]) -> None:
+        position = checkpoint["fps_flex"]["position"]
+        self._step, self._taken, self._validated = position["step"], position["taken"], position["validated"]
+        self._resumed = True
+        trainer.datamodule.taken = self._taken
+        checkpoint["loops"]["fit_loop"] = trainer.fit_loop.state_at(self._step, self._validated)
+        path = Path(trainer.ckpt_path)
+        if path.parent.resolve() == self.folder.resolve():
+            self._saved = {path.name: self._step}
+
+    def _save(self, trainer: L.Trainer, name: str) -> None:
+        """Raises SaveError, on all processes, where it can't be written, and NotFinite where it had better not be."""
+        if name != NOT_FINITE:
+            trainer.lightning_module.check_weights()
+        for log in trainer.loggers:
+            log.save()
+        trainer.save_checkpoint(self.folder / name)
+        if error := trainer.strategy.broadcast(self.io.error):
+            raise SaveError(f"{error}: make room; what was saved before is whole, and --ckpt_path last goes on from it")
+        self._saved[name] = self._step
+
+    def _set_aside_what_went_further(self) -> None:
+        """A run that goes back must not take, as its last, a checkpoint from the way that it left."""
+        for name in RESUMABLE:
+            path = self.folder / name
+            if (step := trained_steps(path) or 0) > self._step:
+                aside = path.with_name(f"{path.stem}-step{step}.ckpt")
+                path.replace(aside)
+                logger.warning("going on from step %d, so %s of step %d is now %s", self._step, name, step, aside.name)
+
+
+TOGETHER = (Stopped, NotFinite, SaveError)  # what all processes raise at the same point
+
+
+def trained_steps(path: Path) -> int | None:
+    """How many optimizer steps a checkpoint has behind it; None where it can't be read."""
+    try:
+        return read_training_checkpoint(path)["fps_flex"]["position"]["step"]
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _best_so_far(folder: Path) -> float:
+    """The lowest val/loss of a run, as best.ckpt has it: a last.ckpt of the same step was saved before it."""
+    try:
+        return float(read_training_checkpoint(folder / BEST)["fps_flex"]["val_loss"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def _can_save(trainer: L.Trainer) -> bool:
+    """Whether the processes are together, or this one has all of the state by itself."""
+    return isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)) or torch.distributed.is_initialized()

@@ -1,0 +1,89 @@
+"""What one process of several says to the others when it fails alone, and how they hear it while they wait for it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+
+import torch.distributed as dist
+from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.pytorch import Trainer
+
+FAILED = "fps_flex/failed"
+LOOK_EVERY = 0.5  # seconds
+LOST = ("Connection closed by peer", "Connection reset by peer", "NCCL error", "remote process exited")
+GRACE = 30.0  # seconds to save and end in
+
+
+class Peers:
+    """The processes of a run, once they have found each other. Does nothing where there is one alone.
+
+    A process that fails leaves the others waiting in a collective that it will never join. So it says why in the
+    processes' store and ends; a thread in each of the others looks there, and frees the main one: gloo's collectives
+    end with the other process, NCCL's must be aborted.
+    """
+
+    def __init__(self) -> None:
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def watch(self) -> None:
+        """Begin to listen; all processes must have joined."""
+        if dist.is_available() and dist.is_initialized() and self._thread is None:
+            self._thread = threading.Thread(target=self._look, daemon=True, name="peers")
+            self._thread.start()
+
+    def fail(self, reason: str) -> str:
+        """Tell the others why this process ends, and leave them. Returns the first reason that any of them gave.
+
+        The reason is told before the connections break, so whoever fails for that finds it.
+        """
+        self._over.set()
+        if not (dist.is_available() and dist.is_initialized()):
+            return reason
+        if any(words in reason for words in LOST):
+            reason = "another process of this run is gone without a word (killed, or out of host memory?)"
+        try:
+            store = dist.distributed_c10d._get_default_store()
+            if not store.check([FAILED]):
+                store.set(FAILED, reason)
+            reason = store.get(FAILED).decode()
+        except Exception:
+            reason = "another process of this run failed: its own line says why"  # it held the store
+        if dist.get_backend() == "nccl":
+            dist.group.WORLD.abort()
+        dist.destroy_process_group()  # so that a save waits for nobody
+        return reason
+
+    def _look(self) -> None:
+        store = dist.distributed_c10d._get_default_store()
+        while not self._over.wait(LOOK_EVERY):
+            try:
+                if not store.check([FAILED]):
+                    continue
+            except Exception:
+                pass  # gone with the process that held it
+            if dist.is_initialized() and dist.get_backend() == "nccl":
+                dist.group.WORLD.abort()
+            if not self._over.wait(GRACE):
+                print("error: another process of this run failed, and this one doesn't end", file=sys.stderr)
+                os._exit(1)
+            return
+
+    def __enter__(self) -> Peers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+
+
+def exit_code(trainer: Trainer, code: int) -> int:
+    """What this process may end with. Where Lightning started it, the run's own is the first process's.
+
+    Lightning kills all of a run a few seconds after one that it started ended in error, and with it the first
+    process's last save.
+    """
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    started_by_the_first = isinstance(environment, LightningEnvironment) and not trainer.is_global_zero
+    return 0 if started_by_the_first else code

@@ -1,0 +1,35 @@
+"""Whether a model can be trained on a device at all, tried on one narrow block before anything is loaded or written."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import lightning as L
+import torch
+
+from fps_flex import Wan
+from fps_flex.tiles import Triple
+
+from .console import one_line
+from .module import FlowModule
+
+
+def rehearse(module: FlowModule, trainer: L.Trainer, grid: Triple) -> None:
+    """One block of one head, forward and backward over a tile, in the run's precision, engine and carrier.
+
+    grid: tokens of a clip. Raises ValueError where that fails.
+    """
+    whole, device = module.model, trainer.strategy.root_device
+    head = whole.config.head_dim
+    config = replace(whole.config, dim=head, heads=1, ffn_dim=2 * head, layers=1)
+    t, h, w = (size * patch for size, patch in zip(whole.attention.tile or grid, config.patch, strict=True))
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model = Wan(config, whole.attention).to(device)
+            latents = torch.randn(1, config.channels, t, h, w, device=device)
+            text = torch.randn(1, 8, config.text_dim, device=device)
+            with trainer.precision_plugin.forward_context():
+                loss = model(latents, torch.full((1,), 500.0, device=device), text).float().square().mean()
+            loss.backward()
+    except Exception as error:
+        raise ValueError(f"this can't be trained here: {one_line(error)}") from None

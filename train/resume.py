@@ -1,0 +1,152 @@
+"""What a run goes on from, what may have changed since, and that no two runs share a folder."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fps_flex.files import read_training_checkpoint
+
+from .checkpoints import BEST, INTERRUPTED, LAST, RESUMABLE, trained_steps
+from .data import VideoData
+from .module import FlowModule
+
+logger = logging.getLogger(__name__)
+
+# A run that goes on with other ones would meet its clips in another order, or be another model.
+FIXED = ("seed_everything", "data.seed", "data.val_clips", "data.train_clips", "data.clips", "model.checkpoint")
+FIXED_PARTS = ("model.wan.", "model.codec.", "model.text.")
+ELSEWHERE = (".path", ".dtype")  # of an encoder: where it lies and how it is loaded, not what it is
+UNSAID = ("run", "ckpt_path", "config", "data.folder")
+
+
+def checkpoint_folder(run: str | Path) -> Path:
+    return Path(run) / "checkpoints"
+
+
+def find_checkpoint(run: Path, wanted: str | None) -> Path | None:
+    """The file behind --ckpt_path; None for a new run. `last` is the readable one with the most steps.
+
+    Raises ValueError when there is none, and when a run would overwrite another.
+    """
+    folder = checkpoint_folder(run)
+    held = [folder / name for name in RESUMABLE if (folder / name).is_file()]
+    if wanted is None:
+        if held:
+            raise ValueError(f"{run} holds a run already: go on with --ckpt_path last, or choose another --run FOLDER")
+        return None
+    if wanted == "last":
+        return _most_trained(folder, held)
+    path = folder / BEST if wanted == "best" else Path(wanted)
+    if not path.is_file():
+        if wanted == "best":
+            raise ValueError(f"no {BEST} in {folder}: leave out --ckpt_path to start a new run")
+        raise ValueError(f"no checkpoint {wanted}: expected a file, 'last' or 'best'")
+    if held and path.resolve().parent != folder.resolve():
+        raise ValueError(f"{run} holds another run than {path}: choose another --run FOLDER to go on from that in")
+    return path
+
+
+def _most_trained(folder: Path, held: list[Path]) -> Path:
+    """Raises ValueError where none can be read."""
+    if not held:
+        raise ValueError(f"no {LAST} or {INTERRUPTED} in {folder}: leave out --ckpt_path to start a new run")
+    steps = {path: trained_steps(path) for path in held}
+    broken = [path for path in held if steps[path] is None]
+    readable = [path for path in held if steps[path] is not None]
+    if not readable:
+        read_training_checkpoint(held[0])  # says what is wrong with it
+        raise ValueError(f"{', '.join(map(str, held))} can't be gone on from: start a new run in another --run FOLDER")
+    for path in broken:
+        logger.warning("%s can't be read and is left aside", path)
+    return max(readable, key=lambda path: steps[path])
+
+
+def check_checkpoint(path: Path, module: FlowModule) -> dict[str, Any]:
+    """What a checkpoint says of its run. Raises ValueError when it can't be gone on from with such a model."""
+    held = read_training_checkpoint(path)
+    lacking = [
+        name for name in ("current_model_state", "optimizer_states", "lr_schedulers", "loops") if name not in held
+    ]
+    said = held["fps_flex"]
+    lacking += [name for name in ("position", "options", "val_loss") if name not in said]
+    if lacking:
+        raise ValueError(f"{path} is no checkpoint to go on from: it lacks {', '.join(lacking)}")
+    state = held["state_dict"]
+    for name, tensor in module.model.state_dict(prefix="model.").items():
+        shape = tuple(state[name].shape) if name in state else None
+        if shape != tuple(tensor.shape):
+            raise ValueError(
+                f"{path} holds {name} of shape {shape}, this configuration expects {tuple(tensor.shape)}: "
+                "use the configuration it was trained with"
+            )
+    return said
+
+
+def options_of(config: dict[str, Any], module: FlowModule, data: VideoData) -> dict[str, Any]:
+    """All that was asked of a run as plain values by dotted names: attention by its numbers, clips by their names."""
+    options = {name: value for name, value in _flatten(config) if not name.startswith("model.attention.")}
+    attention = json.loads(json.dumps(asdict(module.model.attention)))
+    return options | dict(_flatten({"model": {"attention": attention}})) | {"data.clips": data.clips()}
+
+
+def compare_options(path: Path, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What is taken from the configuration though the run began with something else, a line each.
+
+    Raises ValueError for what can't change in a run.
+    """
+    names = [name for name in sorted(before.keys() | now.keys()) if _differs(before.get(name), now.get(name))]
+    names = [name for name in names if name not in UNSAID]
+    fixed = [name for name in names if name in FIXED or (name.startswith(FIXED_PARTS) and not name.endswith(ELSEWHERE))]
+    if fixed:
+        changes = "; ".join(f"{name} was {_say(before.get(name))}, is {_say(now.get(name))}" for name in fixed)
+        raise ValueError(
+            f"{path} can't be gone on from with other settings: {changes}. Set them back, or start a new run from its "
+            f"weights with --model.checkpoint {path} and another --run FOLDER"
+        )
+    return [f"{name} {_say(before.get(name))} -> {_say(now.get(name))}" for name in names]
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """This process's alone, until it ends however it ends. Raises ValueError where another holds the folder."""
+    with (run / ".lock").open("a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                logger.warning("%s can't be locked (%s): start no second run in it", run, error.strerror)
+            else:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                raise ValueError(f"{run} is in use by {holder}: wait for it, or choose another --run FOLDER") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+def _flatten(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from _flatten(item, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, value
+
+
+def _differs(a: Any, b: Any) -> bool:
+    """As written down: 1 is not 1.0, nor true."""
+    return json.dumps(a, sort_keys=True, default=str) != json.dumps(b, sort_keys=True, default=str)
+
+
+def _say(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
