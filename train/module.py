@@ -12,6 +12,7 @@ from torchmetrics import MeanMetric
 
 from fps_flex import FPSAttention, Plan, Wan, WanConfig
 from fps_flex.flow import add_noise, draw_noise_levels, euler_sample, flow_loss, spread_noise_levels
+from fps_flex.wan import Residual
 from fps_flex.weights import build_empty, fill, open_weights
 
 from .codecs import Codec, TextEncoder
@@ -47,8 +48,11 @@ class FlowModule(L.LightningModule):
         val_levels: noise levels at which each validation clip is scored.
         checkpointing: recompute activations in the backward pass to save memory.
         compiled: run the transformer's blocks through torch.compile; made for GPUs.
+        residual: what runs from block to block, and the head: in the dtype of the computation (compute: bf16 under
+            bf16-mixed), or in fp32 as in the official model, which rounds less and keeps twice the bytes a block;
+            none takes `default_residual` of the sizes (fps_flex/wan.py).
 
-    Raises ValueError when codec, text or checkpoint don't fit the transformer.
+    Raises ValueError when codec, text or checkpoint don't fit the transformer, and for an unknown residual.
     """
 
     def __init__(
@@ -70,6 +74,7 @@ class FlowModule(L.LightningModule):
         val_levels: int = 4,
         checkpointing: bool = False,
         compiled: bool = False,
+        residual: Residual | None = None,
     ) -> None:
         super().__init__()
         for part, given, name in ((codec, codec.channels, "channels"), (text, text.dim, "text_dim")):
@@ -79,6 +84,7 @@ class FlowModule(L.LightningModule):
                 )
         self.model = _start_from(checkpoint, wan, attention) if checkpoint else Wan(wan, attention)
         self.model.checkpointing, self.model.compiled = checkpointing, compiled
+        self.model.residual = residual
         self.codec, self.text = codec, text
         self.lr, self.warmup_steps, self.weight_decay, self.betas, self.eps = lr, warmup_steps, weight_decay, betas, eps
         self.shift, self.logit_mean, self.logit_std = shift, logit_mean, logit_std
@@ -149,6 +155,7 @@ class FlowModule(L.LightningModule):
         checkpoint["fps_flex"] = {
             "wan": asdict(self.model.config),
             "attention": asdict(self.model.attention),
+            "residual": self.model.residual,
             "shift": self.shift,
             "step": self.global_step,
             "codec": self.codec.spec(),
