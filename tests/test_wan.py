@@ -85,11 +85,11 @@ def in_bf16_weights(model):
 
 
 def test_after_30_layers_an_fp32_stream_is_less_than_half_as_far_from_fp32():
-    """Measured 0.25 and 0.27; the ratio at each seed, with margin."""
+    """0.26 to 0.30 of the distance over six seeds, where 1.7 % is rounded away with the stream in bf16."""
     torch.manual_seed(0)
-    wan = lively_wan(DEEP, FPSAttention("dense", tile=(2, 8, 8), block=16), CPU)
+    wan = lively_wan(DEEP, FPSAttention("dense", tile=(2, 4, 8), block=16), CPU)
     rounded = in_bf16_weights(wan)
-    inputs = torch.randn(1, 16, 2, 16, 16), torch.tensor([800.0]), torch.randn(1, 32, 64)
+    inputs = torch.randn(1, 16, 2, 8, 16), torch.tensor([800.0]), torch.randn(1, 32, 64)
     exact, errors = wan(*inputs), {}
     for stream in ("compute", "fp32"):
         wan.residual = rounded.residual = stream
@@ -105,7 +105,7 @@ def test_an_fp32_stream_is_fp32_from_block_to_block_and_linear_layers_still_comp
     attended, streams, computed = [], [], []
     attend = FPSAttention.__call__
     monkeypatch.setattr(
-        FPSAttention, "__call__", lambda *args: attended.extend(x.dtype for x in args[1:4]) or attend(*args)
+        FPSAttention, "__call__", lambda *args, **kw: attended.extend(x.dtype for x in args[1:4]) or attend(*args, **kw)
     )
     for block in model.blocks:
         block.register_forward_hook(lambda block, args, out: streams.extend([args[0].dtype, out.dtype]))
