@@ -57,8 +57,9 @@ def models(
     jobs = plan_jobs(read_prompts(prompt, prompts), count, seed)
     source, settings = settle(checkpoint=trained or checkpoint, attention=attention, **options)
     facts = {"negative_prompt": settings.negative_prompt, "shift": settings.shift, **asdict(settings.clip)}
+    shared = {**options, **facts, "residual": settings.residual}
     planned = [
-        (name, {**options, **facts, "checkpoint": weights, "attention": how})
+        (name, {**shared, "checkpoint": weights, "attention": how})
         for name, weights, how in plan_rows(checkpoint, trained, source.attention)
     ]
     opened = [settle(**settled) for _, settled in planned]  # whatever doesn't fit is said before the first video

@@ -15,6 +15,7 @@ from jsonargparse import auto_cli
 
 from fps_flex import FPSAttention
 from fps_flex.linears import Linears
+from fps_flex.wan import Residual
 from fps_flex.weights import Which
 from train.console import speaking_plainly
 
@@ -56,6 +57,7 @@ def settle(
     weights: Which = "average",
     attention: FPSAttention | None = None,
     linears: Linears = "bf16",
+    residual: Residual | None = None,
     encoders: str | None = None,
 ) -> tuple[TextToVideo, Settings]:
     """A checkpoint, opened and checked, and how it makes videos. Raises ValueError for what doesn't fit.
@@ -75,6 +77,8 @@ def settle(
         attention: none takes that of training, or dense attention for released weights.
         linears: the transformer's linear layers on a GPU: bf16, or faster and rounded to FP8: those of the feed-forward
             networks (fp8-ffn), or all of its blocks' (fp8), with torchao installed.
+        residual: what runs from block to block, and the head: in the dtype of the computation (compute), or in fp32 as
+            in the official model; none takes that of training, or for released weights that of the size's default.
         encoders: folder with vae/, text_encoder/ and tokenizer/; none looks beside released weights.
     """
     model = open_model(checkpoint, weights, encoders, attention)
@@ -85,7 +89,8 @@ def settle(
         shift = model.shift or (5.0 if min(clip.height, clip.width) >= 720 else 3.0)
     build_scheduler(sampler, steps, shift)
     negative = model.text.negative_prompt if negative_prompt is None else negative_prompt
-    return model, Settings(checkpoint, weights, negative, sampler, steps, guidance, shift, linears, clip)
+    residual = residual or model.residual
+    return model, Settings(checkpoint, weights, negative, sampler, steps, guidance, shift, linears, residual, clip)
 
 
 def read_prompts(prompt: str | None, prompts: Path | None) -> list[str]:

@@ -10,6 +10,7 @@ import torch
 
 from fps_flex import FPSAttention, Wan
 from fps_flex.linears import Linears, quantize_linears
+from fps_flex.wan import Residual, default_residual
 from fps_flex.weights import Weights, Which, build_empty, fill, open_weights
 from train.codecs import ByteText, Codec, Fixed, PixelCodec, TextEncoder
 from train.encoders import UMT5Text, WanVAE
@@ -38,6 +39,7 @@ class TextToVideo:
     """A checkpoint that has been opened and checked; its weights and encoders are not in memory yet.
 
     clip: what it was trained on. shift: it was trained with; None for released weights. step: of training, likewise.
+    residual: it was trained with, or the default for released weights.
     """
 
     weights: Weights
@@ -45,6 +47,7 @@ class TextToVideo:
     codec: Codec
     text: TextEncoder
     clip: Clip
+    residual: Residual
     shift: float | None = None
     step: int | None = None
 
@@ -55,15 +58,15 @@ class TextToVideo:
         except ValueError as error:
             raise ValueError(f"videos of {size} (frames, rows, columns) can't be made: {error}") from None
 
-    def load(self, device: torch.device, linears: Linears = "bf16") -> Wan:
-        """The transformer on its device.
+    def load(self, device: torch.device, linears: Linears = "bf16", residual: Residual | None = None) -> Wan:
+        """The transformer on its device. residual: None takes its own.
 
         On a GPU in bf16 (norms, modulation and time embedding in fp32) with compiled blocks, else in fp32.
-        Raises ValueError where `linears` can't be had.
+        Raises ValueError where `linears` can't be had, and for an unknown residual.
         """
         wan = build_empty(self.weights.config, self.attention)
         fill(wan, self.weights.stream(), device, torch.bfloat16 if device.type == "cuda" else torch.float32)
-        wan.compiled = device.type == "cuda"
+        wan.compiled, wan.residual = device.type == "cuda", residual or self.residual
         quantize_linears(wan, linears)
         return wan.eval().requires_grad_(False)
 
@@ -82,7 +85,8 @@ def open_model(
     if weights.trained is None:
         beside = Path(checkpoint) if Path(checkpoint).is_dir() else Path(checkpoint).parent
         codec, text = (_find(kind, encoders or str(beside)) for kind in (WanVAE, UMT5Text))
-        model = TextToVideo(weights, attention or FPSAttention("dense", tile=None), codec, text, Clip())
+        attention = attention or FPSAttention("dense", tile=None)
+        model = TextToVideo(weights, attention, codec, text, Clip(), default_residual(weights.config))
     else:
         model = _open_trained(checkpoint, weights, encoders, attention)
     for given, name in ((model.codec.channels, "channels"), (model.text.dim, "text_dim")):
@@ -96,7 +100,7 @@ def _open_trained(
     checkpoint: str, weights: Weights, encoders: str | None, attention: FPSAttention | None
 ) -> TextToVideo:
     said = weights.trained
-    missing = [name for name in ("codec", "text", "clip", "shift", "step") if name not in said]
+    missing = [name for name in ("codec", "text", "clip", "residual", "shift", "step") if name not in said]
     if missing:
         raise ValueError(f"{checkpoint} doesn't say its {', '.join(missing)}: train it on with this version")
     return TextToVideo(
@@ -105,6 +109,7 @@ def _open_trained(
         _build(said["codec"], encoders),
         _build(said["text"], encoders),
         Clip(**said["clip"]),
+        said["residual"],
         said["shift"],
         said["step"],
     )

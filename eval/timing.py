@@ -73,12 +73,23 @@ def peak_gb(device: torch.device) -> float:
 
 
 def report(rows: Iterator[dict[str, Any]], out: Path | None, columns: tuple[str, ...]) -> None:
+    """As `tabulate`, with how many times as fast as the first row each is."""
+
+    def compare() -> Iterator[dict[str, Any]]:
+        first = None
+        for row in rows:
+            first = first or row["step_seconds"]
+            yield {**row, "speedup": first / row["step_seconds"]}
+
+    tabulate(compare(), out, columns)
+
+
+def tabulate(rows: Iterator[dict[str, Any]], out: Path | None, columns: tuple[str, ...]) -> None:
     """Print a Markdown table and write all as JSON, row by row as they are measured."""
     print(head_of(columns), flush=True)
     measured: list[dict[str, Any]] = []
     for row in rows:
         measured.append(row)
-        row["speedup"] = measured[0]["step_seconds"] / row["step_seconds"]
         print(line_of(row, columns), flush=True)
         if out:
             write_json(out, {"rows": measured})

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fps_flex import Wan
 from fps_flex.linears import Linears, check_linears
+from fps_flex.wan import Residual
 from fps_flex.weights import Which
 from train.console import check_writable
 from train.pictures import draw_contact_sheet
@@ -52,6 +53,7 @@ class Settings:
     guidance: float
     shift: float
     linears: Linears
+    residual: Residual
     clip: Clip
 
 
@@ -78,7 +80,7 @@ def make_videos(
     if todo:
         model.codec.load()
         states = _encode(model, sorted({job.prompt for job in todo} | {settings.negative_prompt}), device)
-        wan = model.load(device, settings.linears)
+        wan = model.load(device, settings.linears, settings.residual)
         with _progress(enabled=rank == 0) as progress:
             bar = progress.add_task("steps", total=len(todo) * settings.steps)
             for job in todo:

@@ -1,6 +1,7 @@
 """The Wan2.1 text-to-video transformer, with tokens in tile order from the first block to the last.
 
-Modules are named as in the official checkpoints. Modulation, norms and the time embedding compute in fp32.
+Modules are named as in the official checkpoints. Modulation, norms and the time embedding compute in fp32; so do the
+residual stream and the head where `residual` says so.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+Residual = Literal["compute", "fp32"]
 
 
 @dataclass(frozen=True)
@@ -63,19 +65,33 @@ WAN_1_3B = WanConfig(dim=1536, ffn_dim=8960, heads=12, layers=30)
 WAN_14B = WanConfig(dim=5120, ffn_dim=13824, heads=40, layers=40)
 
 
+def default_residual(config: WanConfig) -> Residual:
+    """The residual stream that a model of these sizes gets where none is chosen."""
+    return "compute"
+
+
 class Wan(nn.Module):
     """The velocity of rectified flow.
 
     checkpointing: blocks recompute their activations in the backward. compiled: blocks run through torch.compile, one
-    graph for all of them; made for GPUs.
+    graph for all of them; made for GPUs. residual: the dtype of what runs from block to block, and of the head:
+    "compute", that in which the linear layers compute (autocast's or their weights'), or "fp32" as in the official
+    model, which rounds less and keeps twice the bytes a block; None takes `default_residual`.
+
+    Raises ValueError for an unknown residual.
     """
 
     def __init__(
-        self, config: WanConfig, attention: FPSAttention, checkpointing: bool = False, compiled: bool = False
+        self,
+        config: WanConfig,
+        attention: FPSAttention,
+        checkpointing: bool = False,
+        compiled: bool = False,
+        residual: Residual | None = None,
     ) -> None:
         super().__init__()
         self.config, self.attention = config, attention
-        self.checkpointing, self.compiled = checkpointing, compiled
+        self.checkpointing, self.compiled, self.residual = checkpointing, compiled, residual
         c = config
         self.patch_embedding = nn.Conv3d(c.channels, c.dim, c.patch, c.patch)
         self.text_embedding = nn.Sequential(nn.Linear(c.text_dim, c.dim), nn.GELU("tanh"), nn.Linear(c.dim, c.dim))
@@ -85,12 +101,23 @@ class Wan(nn.Module):
         self.head = Head(c)
         self._initialize()
 
+    @property
+    def residual(self) -> Residual:
+        return self._residual
+
+    @residual.setter
+    def residual(self, residual: Residual | None) -> None:
+        residual = residual or default_residual(self.config)
+        if residual not in get_args(Residual):
+            raise ValueError(f"residual is {residual!r}, expected one of {', '.join(get_args(Residual))}")
+        self._residual = residual
+
     def forward(
         self, latents: Float[Tensor, "b c f h w"], timestep: Float[Tensor, " b"], text: Float[Tensor, "b l e"]
     ) -> Float[Tensor, "b c f h w"]:
         """timestep: 1000 sigma, in 0 to 1000. text: states of the text encoder, padded with zeros.
 
-        Computes and returns in the dtype of the patch embedding's weights, or autocast's.
+        Computes in the dtype of the patch embedding's weights, or autocast's; returns in the residual stream's.
         Raises ValueError when the latents don't divide into patches or the tile doesn't fit their grid.
         """
         grid = self.config.grid(tuple(latents.shape[2:]))
@@ -100,6 +127,7 @@ class Wan(nn.Module):
 
         dtype = self.patch_embedding.weight.dtype
         x = plan.layout.order(rearrange(self.patch_embedding(latents.to(dtype)), "b d t h w -> b (t h w) d"))
+        x = x.float() if self.residual == "fp32" else x
         time, modulation = self._embed_time(timestep)
         text = self.text_embedding(text.to(dtype))
         run = _compiled_run if self.compiled else _run
@@ -153,10 +181,11 @@ class Block(nn.Module):
         rope: Rope,
         attend: Attend,
     ) -> Float[Tensor, "b s d"]:
+        """x: the residual stream, which may be finer than the dtype of text, in which the linear layers compute."""
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (self.modulation + modulation).chunk(6, dim=1)
-        x = add(x, gate_a * self.self_attn(modulate(self.norm1(x), shift_a, scale_a).type_as(x), rope, attend))
-        x = x + self.cross_attn.over_text(self.norm3(x).type_as(x), text)
-        return add(x, gate_f * self.ffn(modulate(self.norm2(x), shift_f, scale_f).type_as(x)))
+        x = add(x, gate_a * self.self_attn(modulate(self.norm1(x), shift_a, scale_a).type_as(text), rope, attend))
+        x = x + self.cross_attn.over_text(self.norm3(x).type_as(text), text)
+        return add(x, gate_f * self.ffn(modulate(self.norm2(x), shift_f, scale_f).type_as(text)))
 
 
 def _run(block: Block, *args: Any) -> Tensor:
@@ -197,12 +226,20 @@ class Head(nn.Module):
         super().__init__()
         pt, ph, pw = config.patch
         self.norm = LayerNorm(config.dim, config.eps, elementwise_affine=False)
-        self.head = nn.Linear(config.dim, pt * ph * pw * config.channels)
+        self.head = InputDtypeLinear(config.dim, pt * ph * pw * config.channels)
         self.modulation = nn.Parameter(torch.randn(1, 2, config.dim) / config.dim**0.5)
 
     def forward(self, x: Float[Tensor, "b s d"], time: Float[Tensor, "b d"]) -> Float[Tensor, "b s p"]:
         shift, scale = (self.modulation + time.unsqueeze(1)).chunk(2, dim=1)
         return self.head(modulate(self.norm(x), shift, scale).type_as(x))
+
+
+class InputDtypeLinear(nn.Linear):
+    """Computes in x's dtype, whatever the weights are in and autocast says."""
+
+    def forward(self, x: Float[Tensor, "b s d"]) -> Float[Tensor, "b s p"]:
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x, self.weight.type_as(x), self.bias.type_as(x))
 
 
 class LayerNorm(nn.LayerNorm):

@@ -15,6 +15,7 @@ from eval.bench.kernel import kernel
 from eval.bench.length import exponent
 from eval.bench.model import model
 from eval.bench.pipeline import pipeline
+from eval.bench.residual import residual
 from eval.bench.train import train
 from eval.timing import clock
 from fps_flex import FPSAttention, Regime, StepSchedule
@@ -48,6 +49,28 @@ def test_model_measures_stock_and_ours_and_adds_up_a_video(tmp_path):
     )
     expected = 2 * sum((counts == i).sum().item() * row["step_seconds"] for i, row in enumerate((early, middle, late)))
     assert video["video_seconds"] == pytest.approx(expected) and rows[0]["speedup"] == 1
+
+
+def test_residual_measures_error_time_and_memory_of_each_stream(tmp_path, capsys):
+    residual("tiny", layers=2, rounds=2, repeats=1, steps=2, warmup=1, out=tmp_path / "out/residual.json")
+    rows = read(tmp_path / "out/residual.json")
+    measured = {(row["residual"], row["measured"]): row for row in rows}
+    streams = ("compute", "fp32")
+    ways = ("error, autocast", "error, bf16 weights")
+    assert list(measured) == [
+        *((stream, way) for stream in (*streams, "stock diffusers") for way in ways),
+        *((stream, what) for what in ("forward", "training step") for stream in streams),
+    ]
+    for way in ways:
+        coarse, fine, stock = (measured[stream, way]["error"] for stream in (*streams, "stock diffusers"))
+        assert 0.001 < fine < 0.8 * coarse and coarse == pytest.approx(stock, rel=0.3)
+    for what, count in (("forward", 2), ("training step", 2)):
+        coarse, fine = (measured[stream, what] for stream in streams)
+        assert all(len(row["all_step_seconds"]) == count and row["step_seconds"] > 0 for row in (coarse, fine))
+        assert fine["kept_gb"] == 2 * coarse["kept_gb"] == 2 * 320 * 128 * 4 / 1e9
+    coarse, fine = (measured[stream, "training step"] for stream in streams)
+    assert coarse["regimes_drawn"] == fine["regimes_drawn"]
+    assert capsys.readouterr().out.count("\n|") == len(rows) + 1
 
 
 def test_kernel_measures_rivals_and_ours_with_errors(tmp_path, capsys):
@@ -113,10 +136,12 @@ def test_length_profile_and_accuracy_run(tmp_path, capsys):
         (["model", "--size=tiny", "--schedules=[stocks]"], "stocks"),
         *[
             ([name, "--size=tiny", "--out=/proc/none/k.json"], "/proc/none can't be written")
-            for name in ("kernel", "profile", "length", "model", "pipeline", "train", "data")
+            for name in ("kernel", "profile", "length", "model", "pipeline", "train", "residual", "data")
         ],
         (["accuracy", "--out=/proc/none/k.json"], "/proc/none can't be written"),
         (["kernel", "--size=tiny", "--tile=[9,9,9]"], "tile .9, 9, 9. is larger than the grid"),
+        (["residual", "--size=tiny", "--parts=[]"], "parts are none"),
+        (["residual", "--size=tiny", "--schedule=stock"], "schedule is 'stock', expected one of fps"),
         (["model", "--size=tiny", "--linears=[fp8]"], "linears fp8 need a GPU with float8"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",

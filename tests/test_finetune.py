@@ -1,5 +1,6 @@
 """Fine-tuning from released weights, and the paper's settings (Table 8): each is in the configs and does something."""
 
+import json
 import shutil
 
 import pytest
@@ -116,7 +117,7 @@ def small_wan(folder):
 def test_from_released_weights_to_a_fine_tune_to_videos_to_stock_diffusers(wan_folder, tmp_path, pipeline):
     live, average, _ = run(
         tmp_path / "run", *small_wan(wan_folder), "--trainer.precision=bf16-mixed", "--model.checkpointing=true",
-        "--trainer.gradient_clip_val=1.0",
+        "--model.residual=fp32", "--trainer.gradient_clip_val=1.0",
     )  # fmt: skip
     before = load_wan(wan_folder, FPSAttention()).state_dict()
     for name, tensor in before.items():
@@ -128,6 +129,7 @@ def test_from_released_weights_to_a_fine_tune_to_videos_to_stock_diffusers(wan_f
     last = tmp_path / "run/checkpoints/last.ckpt"
     generate([f"--checkpoint={last}", "--prompt=a red circle", "--steps=2", f"--out={tmp_path / 'videos'}"])
     (video,) = (tmp_path / "videos").glob("*.mp4")
+    assert json.loads(video.with_suffix(".json").read_text())["residual"] == "fp32"
     assert read_clip(video, 9, 8, 32, 48).float().std() > 0
 
     weights(["convert", str(last), str(tmp_path / "export"), "--format", "diffusers"])

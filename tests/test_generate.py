@@ -14,11 +14,12 @@ import torch
 from PIL import Image
 from tiny_wan import SIZES
 
-from eval.generate import command, plan_jobs
+from eval.generate import command, plan_jobs, settle
 from eval.models import open_model
 from eval.sampling import build_scheduler, sample_latents
-from fps_flex import FPSAttention, Wan, WanConfig
+from fps_flex import WAN_TINY, FPSAttention, Wan, WanConfig
 from fps_flex.flow import euler_sample, sampling_levels
+from fps_flex.wan import default_residual
 from fps_flex.weights import load_wan, main, open_weights
 from train.encoders import UMT5Text
 from train.fit import main as fit
@@ -107,6 +108,7 @@ def test_a_video_plays_in_a_browser_and_says_every_setting(uninterrupted, traine
     assert said["prompt"] == "a blue square" and said["seed"] == 1 and said["checkpoint"] == str(trained)
     assert (said["sampler"], said["steps"], said["guidance"], said["shift"]) == ("unipc", 50, 5.0, 3.0)
     assert said["clip"] == {"frames": 10, "height": 32, "width": 32, "fps": 8.0}
+    assert said["residual"] == default_residual(WAN_TINY)
     assert said["trained_steps"] == 2 and said["attention"]["schedule"]["bounds"] == [0.35, 0.65]
     assert sorted(set(said["regimes"])) == [0, 1, 2] and said["regimes"] == sorted(said["regimes"])
     Image.open(uninterrupted / "contact.png").verify()
@@ -176,6 +178,22 @@ def test_the_shift_follows_the_size_of_released_weights(wan_folder, tmp_path):
         assert json.loads(next(out.glob("*.json")).read_text())["shift"] == shift
 
 
+def test_a_checkpoint_runs_with_the_residual_stream_it_was_trained_with(trained, wan_folder, tmp_path):
+    held = torch.load(trained, weights_only=True)
+    for stream in ("compute", "fp32"):
+        held["fps_flex"]["residual"] = stream
+        torch.save(held, tmp_path / "kept.ckpt")
+        model, settings = settle(str(tmp_path / "kept.ckpt"))
+        assert settings.residual == model.load(CPU).residual == stream
+        model, settings = settle(str(tmp_path / "kept.ckpt"), residual="compute")
+        assert settings.residual == model.load(CPU, residual=settings.residual).residual == "compute"
+    assert settle(str(wan_folder))[1].residual == default_residual(WanConfig(**SIZES))
+    del held["fps_flex"]["residual"]
+    torch.save(held, tmp_path / "older.ckpt")
+    with pytest.raises(ValueError, match="doesn't say its residual: train it on with this version"):
+        open_model(str(tmp_path / "older.ckpt"))
+
+
 def test_averaged_and_live_weights_are_told_apart_and_exported(trained, tmp_path):
     average, live = (dict(open_weights(trained, which).stream()) for which in ("average", "live"))
     assert not torch.equal(average["head.head.weight"], live["head.head.weight"])
@@ -227,6 +245,7 @@ def refused(capsys, arguments):
         (["--count=0"], "count is 0, expected at least 1 video of each prompt"),
         (["--linears=fp8"], "linears fp8 need a GPU with float8 (compute capability 8.9 or later): use bf16"),
         (["--sampler=dpm"], "Got value: dpm"),
+        (["--residual=bf16"], "Expected a typing.Literal['compute', 'fp32']"),
         (["--stepz=3"], "--stepz"),
         (["--checkpoint=nowhere"], "no nowhere: expected a safetensors file"),
         (["--checkpoint=README.md"], "README.md can't be read as safetensors"),

@@ -186,10 +186,12 @@ def test_picking_regimes_takes_under_a_millisecond_and_waits_for_nothing():
 SMALL_WAN = WanConfig(dim=256, ffn_dim=512, heads=2, layers=2)
 
 
+@pytest.mark.parametrize("residual", ["compute", "fp32"])
 @pytest.mark.parametrize("scale_format", ["fp32", "pow2"])
-def test_compiled_blocks_are_the_same_blocks(scale_format):
+def test_compiled_blocks_are_the_same_blocks(scale_format, residual):
     """But for rounding: fused steps skip some of it, and a value at a code's edge may fall on its other side."""
     wan = random_wan(SMALL_WAN, FPSAttention(tile=(4, 6, 6), scale_format=scale_format), torch.device("cuda"))
+    wan.residual = residual
     latents, text = torch.randn(2, 16, 9, 24, 40, device="cuda"), torch.randn(2, 512, 4096, device="cuda")
     outs = []
     for wan.compiled in (False, True):
@@ -200,10 +202,12 @@ def test_compiled_blocks_are_the_same_blocks(scale_format):
         assert 0 < relative_error(fused, plain) < 0.05
 
 
+@pytest.mark.parametrize("residual", ["compute", "fp32"])
 @pytest.mark.parametrize("scale_format", ["fp32", "pow2"])
-def test_compiled_blocks_train_the_same(scale_format):
+def test_compiled_blocks_train_the_same(scale_format, residual):
     """Recomputed in the backward, under autocast, as train.fit runs them."""
-    wan = Wan(SMALL_WAN, FPSAttention(tile=(4, 6, 6), scale_format=scale_format), checkpointing=True).cuda()
+    attention = FPSAttention(tile=(4, 6, 6), scale_format=scale_format)
+    wan = Wan(SMALL_WAN, attention, checkpointing=True, residual=residual).cuda()
     torch.nn.init.normal_(wan.head.head.weight, std=0.02)
     latents, text = torch.randn(2, 16, 9, 24, 40, device="cuda"), torch.randn(2, 512, 4096, device="cuda")
     gradients = []
@@ -215,9 +219,11 @@ def test_compiled_blocks_train_the_same(scale_format):
     assert 0 < relative_error(fused, plain) < 0.05
 
 
-def test_fp8_linear_layers_stay_near_bf16():
+@pytest.mark.parametrize("residual", ["compute", "fp32"])
+def test_fp8_linear_layers_stay_near_bf16(residual):
     pytest.importorskip("torchao")
     wan = random_wan(SMALL_WAN, FPSAttention(tile=(4, 6, 6)), torch.device("cuda"))
+    wan.residual = residual
     inputs = torch.randn(1, 16, 9, 24, 40, device="cuda"), torch.tensor([800.0], device="cuda")
     text = torch.randn(1, 512, 4096, device="cuda")
     with torch.inference_mode():

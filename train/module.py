@@ -14,6 +14,7 @@ from torchmetrics import MeanMetric
 
 from fps_flex import FPSAttention, Plan, Wan, WanConfig
 from fps_flex.flow import add_noise, draw_noise_levels, euler_sample, flow_loss, spread_noise_levels
+from fps_flex.wan import Residual
 from fps_flex.weights import build_empty, fill, open_weights
 
 from .codecs import Codec, TextEncoder
@@ -50,8 +51,11 @@ class FlowModule(L.LightningModule):
         val_levels: noise levels at which each validation clip is scored.
         checkpointing: recompute activations in the backward pass to save memory.
         compiled: run the transformer's blocks through torch.compile; made for GPUs.
+        residual: what runs from block to block, and the head: in the dtype of the computation (compute: bf16 under
+            bf16-mixed), or in fp32 as in the official model, which rounds less and keeps twice the bytes a block;
+            none takes `default_residual` of the sizes (fps_flex/wan.py).
 
-    Raises ValueError for a value out of range, and when codec, text or checkpoint don't fit the transformer.
+    Raises ValueError for a value out of range or unknown, and when codec, text or checkpoint don't fit the transformer.
 
     average: the averaged weights, where a callback keeps them; validation and sampling use them. is_sound: whether
     weights, optimizer and average belong to one step, as they do but for a moment of each.
@@ -76,6 +80,7 @@ class FlowModule(L.LightningModule):
         val_levels: int = 4,
         checkpointing: bool = False,
         compiled: bool = False,
+        residual: Residual | None = None,
     ) -> None:
         super().__init__()
         for name, value, bounds in (
@@ -99,6 +104,7 @@ class FlowModule(L.LightningModule):
                 )
         self.model = _start_from(checkpoint, wan, attention) if checkpoint else Wan(wan, attention)
         self.model.checkpointing, self.model.compiled = checkpointing, compiled
+        self.model.residual = residual
         self.codec, self.text = codec, text
         self.lr, self.warmup_steps, self.weight_decay, self.betas, self.eps = lr, warmup_steps, weight_decay, betas, eps
         self.shift, self.logit_mean, self.logit_std = shift, logit_mean, logit_std
@@ -168,7 +174,7 @@ class FlowModule(L.LightningModule):
             without = self.shown(x, 1000 * sigma, no_text)
             return without + guidance * (with_text - without)
 
-        for latents in euler_sample(velocity, noise, steps, self.shift):
+        for latents in euler_sample(velocity, noise, steps, self.shift):  # noqa: B007 - the last is decoded
             after_step()
         return self.codec.decode(latents).clamp(-1, 1)
 
@@ -212,6 +218,7 @@ class FlowModule(L.LightningModule):
         checkpoint["fps_flex"] = checkpoint.get("fps_flex", {}) | {
             "wan": asdict(self.model.config),
             "attention": asdict(self.model.attention),
+            "residual": self.model.residual,
             "shift": self.shift,
             "step": self.global_step,
             "codec": self.codec.spec(),

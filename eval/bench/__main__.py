@@ -6,6 +6,7 @@ python -m eval.bench length                  the same over growing grids
 python -m eval.bench model --size 14B        a forward pass of the transformer beside stock diffusers'
 python -m eval.bench pipeline --size 1.3B    a step of a stock diffusers pipeline, before and after `install`
 python -m eval.bench train --size 1.3B       training steps
+python -m eval.bench residual --size 1.3B    what an fp32 residual stream saves in error, and costs
 python -m eval.bench data                    reading a prepared data set
 python -m eval.bench accuracy                what FP8 costs in accuracy, at each granularity
 """
@@ -26,6 +27,7 @@ from .length import length
 from .model import model
 from .pipeline import pipeline
 from .profile import profile
+from .residual import residual
 from .train import train
 
 
@@ -34,7 +36,8 @@ def command(args: list[str] | None = None) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     with speaking_plainly("stopped; what was measured before is written"):
-        auto_cli([kernel, profile, length, model, pipeline, train, data, accuracy], args=args, exit_on_error=False)
+        commands = [kernel, profile, length, model, pipeline, train, residual, data, accuracy]
+        auto_cli(commands, args=args, exit_on_error=False)
 
 
 if __name__ == "__main__":

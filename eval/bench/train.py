@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fps_flex import FPSAttention
 from fps_flex.quant import ScaleFormat
+from fps_flex.wan import Residual
 from train.callbacks import AverageWeights
 from train.codecs import Codec, TextEncoder
 from train.console import check_writable
@@ -56,7 +57,7 @@ def train(
         check_writable(out.parent, "--out")
     attentions = list(_attentions(size, schedules, scale_formats))
     compiled = compiled and find_device().type == "cuda"
-    rows = (_measure(name, size, attention, layers, steps, warmup, compiled) for name, attention in attentions)
+    rows = (measure_training(name, size, attention, layers, steps, warmup, compiled) for name, attention in attentions)
     report(rows, out, ("schedule", "density", "step_seconds", "tokens_per_second", "peak_gb", "speedup"))
 
 
@@ -72,15 +73,23 @@ def _attentions(
             yield f"{schedule}, {scale_format} scales", replace(attention, scale_format=scale_format)
 
 
-def _measure(
-    name: str, size: Size, attention: FPSAttention, layers: int | None, steps: int, warmup: int, compiled: bool
+def measure_training(
+    name: str,
+    size: Size,
+    attention: FPSAttention,
+    layers: int | None,
+    steps: int,
+    warmup: int,
+    compiled: bool,
+    residual: Residual | None = None,
 ) -> dict[str, Any]:
+    """Steps of full fine-tuning, on random latents. residual: None takes the size's default."""
     device = find_device()
     config, grid = sized(size, layers)
     latents = tuple(g * p for g, p in zip(grid, config.patch, strict=True))
     with device:
         encoders = _Encoded(config.channels), _States(config.text_dim)
-        module = FlowModule(config, attention, *encoders, checkpointing=True, compiled=compiled)
+        module = FlowModule(config, attention, *encoders, checkpointing=True, compiled=compiled, residual=residual)
         torch.nn.init.normal_(module.model.head.head.weight, std=0.02)
     clock = _Clock()
     trainer = L.Trainer(
@@ -109,6 +118,7 @@ def _measure(
         "tokens_per_second": tokens / mean(seconds),
         "peak_gb": peak_gb(device),
         "compiled": compiled,
+        "residual": module.model.residual,
         "model": size,
         "layers": config.layers,
         "tokens": tokens,
@@ -123,7 +133,8 @@ class _Latents(Dataset):
         return 1_000_000
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"video": torch.randn(self.shape), "prompt": "", "name": f"random {index}"}
+        where = {"name": f"random {index}", "source": "drawn here", "index": index, "pass": 0}
+        return {"video": torch.randn(self.shape), "prompt": "", **where}
 
 
 @dataclass(frozen=True)

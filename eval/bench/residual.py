@@ -1,0 +1,234 @@
+"""The residual stream in the dtype of the computation or in fp32: how much is rounded away, and what that costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from fps_flex import FPSAttention, Wan, WanConfig
+from fps_flex.names import to_diffusers
+from fps_flex.quant import ScaleFormat
+from fps_flex.wan import Residual
+from fps_flex.weights import build_empty, fill
+from train.console import check_writable
+
+from ..timing import clock, find_device, forget_peak, peak_gb, tabulate
+from .exact import relative_error
+from .sizes import SIGMAS, TEXT_TOKENS, Size, Triple, attention_of, random_wan, sized
+from .stock import build_stock, to_bf16
+from .train import measure_training
+
+Part = Literal["error", "forward", "train"]
+Inputs = tuple[Tensor, Tensor, Tensor]
+
+COLUMNS = ("residual", "measured", "blocks", "error", "step_seconds", "peak_gb", "kept_gb")
+GATE, SHARPNESS, HEAD = 0.1, 1.5, 0.02
+
+
+def residual(
+    size: Size = "1.3B",
+    parts: tuple[Part, ...] = ("error", "forward", "train"),
+    schedule: str = "fps",
+    scale_format: ScaleFormat = "pow2",
+    layers: int | None = None,
+    rounds: int = 3,
+    repeats: int = 3,
+    steps: int = 5,
+    warmup: int = 2,
+    compiled: bool = True,
+    seed: int = 0,
+    out: Path | None = None,
+) -> None:
+    """Error, time and memory of the transformer with each kind of residual stream, on random weights.
+
+    error: of the velocity, relative to that of the same weights all in fp32 without TF32; in training's way (fp32
+    weights, bf16 autocast) and in inference's (bf16 weights), and stock diffusers' likewise, against itself in fp32.
+    Attention is dense there (PyTorch's own), so that FP8 hides nothing. forward: a pass with bf16 weights (fp32 on a
+    CPU) at the highest noise levels. train: steps as `train` measures them, at the same noise levels for both streams.
+    kept_gb: what checkpointed blocks keep for the backward, a sample; from the sizes, not measured.
+
+    All of 14B needs more memory than a GPU has in training, and minutes for its error: measure it forward, or with
+    fewer layers.
+
+    Args:
+        size: of the model: 1.3B at 480p, 14B at 720p, 81 frames each, or tiny.
+        parts: what to measure: error, forward, train.
+        schedule: preset of the attention whose time and memory is measured, or sdpa, the stock dense one.
+        scale_format: of its quantisation.
+        layers: fewer blocks than the model has.
+        rounds: times that each stream's passes are measured, in turn.
+        repeats: forward passes measured in a round, after one that compiles.
+        steps: optimizer steps measured.
+        warmup: optimizer steps before them.
+        compiled: run blocks through torch.compile (on a GPU); errors are measured with and without.
+        seed: of weights, inputs and noise levels.
+        out: JSON file to write.
+
+    Raises ValueError for an unknown schedule, and where there is nothing to measure.
+    """
+    if min(rounds, repeats, steps) < 1 or not parts:
+        raise ValueError(
+            f"parts are {', '.join(parts) or 'none'}, rounds {rounds}, repeats {repeats} and steps {steps}, "
+            "expected some and at least 1"
+        )
+    attention = attention_of(size, schedule, scale_format=scale_format)
+    if out:
+        check_writable(out.parent, "--out")
+    torch.manual_seed(seed)
+    bench = _Bench(size, attention, layers, compiled and find_device().type == "cuda")
+    name = f"{schedule}, {scale_format} scales" if attention.step_schedule.quantizes else schedule
+    measure = {
+        "error": lambda: bench.errors(),
+        "forward": lambda: bench.forward(name, rounds, repeats),
+        "train": lambda: bench.train(name, steps, warmup),
+    }
+    tabulate((row for part in parts for row in measure[part]()), out, COLUMNS)
+
+
+class _Bench:
+    def __init__(self, size: Size, attention: FPSAttention, layers: int | None, compiled: bool) -> None:
+        self.size, self.attention, self.layers, self.compiled = size, attention, layers, compiled
+        self.device = find_device()
+        self.config, self.grid = sized(size, layers)
+        self.facts = {"model": size, "layers": self.config.layers, "tokens": self.grid[0] * self.grid[1] * self.grid[2]}
+
+    def errors(self) -> Iterator[dict[str, Any]]:
+        """Ours eager and compiled, then stock diffusers' of the same weights."""
+        inputs = draw_inputs(self.config, self.grid, SIGMAS["middle"], self.device)
+        wan = lively_wan(self.config, attention_of(self.size, "sdpa"), self.device)
+        yield from self._errors_of_ours(wan, inputs)
+        yield from self._errors_of_stock(wan, inputs)
+
+    def _errors_of_ours(self, wan: Wan, inputs: Inputs) -> Iterator[dict[str, Any]]:
+        exact = exactly(wan, inputs)
+        rounded = build_empty(self.config, wan.attention)
+        fill(rounded, wan.state_dict().items(), self.device, torch.bfloat16)
+        for compiled in (False, True) if self.compiled else (False,):
+            for stream in get_args(Residual):
+                for model in (wan, rounded):
+                    model.residual, model.compiled = stream, compiled
+                velocities = {"autocast": under_autocast(wan, inputs), "bf16 weights": in_bf16(rounded, inputs)}
+                yield from self._compare(stream, compiled, velocities, exact)
+
+    def _errors_of_stock(self, wan: Wan, inputs: Inputs) -> Iterator[dict[str, Any]]:
+        """diffusers has no other stream than that of the computation."""
+        stock = build_stock(self.config, self.device)
+        stock.load_state_dict({to_diffusers(name): x for name, x in wan.state_dict().items()})
+
+        def call(*inputs: Tensor) -> Tensor:
+            return stock(*inputs, return_dict=False)[0]
+
+        exact, autocast = exactly(call, inputs), under_autocast(call, inputs)
+        to_bf16(stock)
+        velocities = {"autocast": autocast, "bf16 weights": in_bf16(call, inputs)}
+        yield from self._compare("stock diffusers", False, velocities, exact)
+
+    def _compare(
+        self, stream: str, compiled: bool, velocities: dict[str, Tensor], exact: Tensor
+    ) -> Iterator[dict[str, Any]]:
+        for way, velocity in velocities.items():
+            yield {
+                "residual": stream,
+                "measured": f"error, {way}",
+                "blocks": blocks_are(compiled),
+                "error": relative_error(velocity, exact),
+                **self.facts,
+            }
+
+    def forward(self, name: str, rounds: int, repeats: int) -> Iterator[dict[str, Any]]:
+        """Both streams in turn, so that a GPU that slows down slows both."""
+        wan = random_wan(self.config, self.attention, self.device)
+        wan.compiled = self.compiled
+        dtype = wan.patch_embedding.weight.dtype
+        latents, timestep, text = draw_inputs(self.config, self.grid, SIGMAS["early"], self.device)
+        latents, text = latents.to(dtype), text.to(dtype)
+        seconds: dict[Residual, list[float]] = {stream: [] for stream in get_args(Residual)}
+        peaks = {}
+        for _ in range(rounds):
+            for stream in seconds:
+                wan.residual = stream
+                forget_peak()
+                with torch.inference_mode():
+                    seconds[stream] += clock(lambda: wan(latents, timestep, text), repeats)
+                peaks[stream] = peak_gb(self.device)  # of the last round: the first compiles
+        for stream in seconds:
+            yield {
+                "residual": stream,
+                "measured": "forward",
+                "blocks": blocks_are(self.compiled),
+                "step_seconds": median(seconds[stream]),
+                "all_step_seconds": seconds[stream],
+                "peak_gb": peaks[stream],
+                "kept_gb": self._kept_gb(stream),
+                "schedule": name,
+                **self.facts,
+            }
+
+    def train(self, name: str, steps: int, warmup: int) -> Iterator[dict[str, Any]]:
+        for stream in get_args(Residual):
+            yield {
+                "measured": "training step",
+                "blocks": blocks_are(self.compiled),
+                "kept_gb": self._kept_gb(stream),
+                **measure_training(
+                    name, self.size, self.attention, self.layers, steps, warmup, self.compiled, residual=stream
+                ),
+            }
+
+    def _kept_gb(self, stream: Residual) -> float:
+        slots = self.attention.plan(self.grid, torch.zeros(1)).layout.slots
+        return self.config.layers * slots * self.config.dim * (4 if stream == "fp32" else 2) / 1e9
+
+
+def blocks_are(compiled: bool) -> str:
+    return "compiled" if compiled else "eager"
+
+
+def lively_wan(config: WanConfig, attention: FPSAttention, device: torch.device) -> Wan:
+    """Random fp32 weights with which the blocks matter: each moves the stream by a tenth, as gates near zero don't.
+
+    As `Wan` draws them, but for the modulation (N(0, 0.1)), the norms of self-attention's q and k (1.5, so that a token
+    looks at some more than at others) and the head (N(0, 0.02) in place of zero).
+    """
+    with device:
+        wan = Wan(config, attention)
+    for block in wan.blocks:
+        nn.init.normal_(block.modulation, std=GATE)
+        for norm in (block.self_attn.norm_q, block.self_attn.norm_k):
+            nn.init.constant_(norm.weight, SHARPNESS)
+    nn.init.normal_(wan.head.head.weight, std=HEAD)
+    return wan.requires_grad_(False)
+
+
+def draw_inputs(config: WanConfig, grid: Triple, sigma: float, device: torch.device) -> Inputs:
+    """Latents, timestep and text states of one video, in fp32."""
+    sides = (g * p for g, p in zip(grid, config.patch, strict=True))
+    latents = torch.randn(1, config.channels, *sides, device=device)
+    text = torch.randn(1, TEXT_TOKENS, config.text_dim, device=device)
+    return latents, torch.tensor([1000 * sigma], device=device), text
+
+
+@torch.inference_mode()
+def exactly(model: Callable[..., Tensor], inputs: Inputs) -> Tensor:
+    """All in fp32. Products are without TF32 anyhow, convolutions (the patch embedding) only when told."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        return model(*inputs)
+
+
+@torch.inference_mode()
+def under_autocast(model: Callable[..., Tensor], inputs: Inputs) -> Tensor:
+    """As in training: fp32 weights."""
+    with torch.autocast(inputs[0].device.type, torch.bfloat16):
+        return model(*inputs)
+
+
+@torch.inference_mode()
+def in_bf16(model: Callable[..., Tensor], inputs: Inputs) -> Tensor:
+    """As at inference: bf16 weights."""
+    latents, timestep, text = inputs
+    return model(latents.bfloat16(), timestep, text.bfloat16())
