@@ -31,7 +31,10 @@ Residual = Literal["compute", "fp32"]
 
 @dataclass(frozen=True)
 class WanConfig:
-    """The sizes of a Wan transformer. Raises ValueError when the heads don't divide dim or are too narrow for RoPE."""
+    """The sizes of a Wan transformer.
+
+    Raises ValueError for a size below 1, and when the heads don't divide dim or are too narrow for RoPE.
+    """
 
     dim: int
     ffn_dim: int
@@ -45,6 +48,15 @@ class WanConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "patch", tuple(self.patch))
+        if len(self.patch) != 3 or not all(_is_size(size) for size in self.patch):
+            raise ValueError(f"patch is {self.patch}, expected whole numbers (T, H, W) of at least 1")
+        for name in ("dim", "ffn_dim", "heads", "layers", "channels", "text_dim", "freq_dim"):
+            if not _is_size(getattr(self, name)):
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected a whole number of at least 1")
+        if self.freq_dim % 2:
+            raise ValueError(f"freq_dim is {self.freq_dim}, expected an even number: a cosine and a sine each")
+        if not (isinstance(self.eps, float) and 0 < self.eps < 1):
+            raise ValueError(f"eps is {self.eps!r}, expected a number above 0 and below 1")
         if self.dim % self.heads or self.head_dim % 2 or self.head_dim < 6:
             raise ValueError(f"dim {self.dim} over {self.heads} heads, expected an even head size of at least 6")
 
@@ -58,6 +70,10 @@ class WanConfig:
             raise ValueError(f"latents of {latents} (frames, rows, columns) don't divide into patches of {self.patch}")
         t, h, w = (size // p for size, p in zip(latents, self.patch, strict=True))
         return t, h, w
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 WAN_TINY = WanConfig(dim=128, ffn_dim=384, heads=2, layers=3, channels=24, text_dim=32, freq_dim=64)

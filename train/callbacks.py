@@ -99,14 +99,9 @@ class SampleVideo(Callback):
         data, device = trainer.datamodule, trainer.strategy.root_device
         try:
             prompts = self.prompts or [data.val_set[i]["prompt"] for i in range(min(self.count, len(data.val_set)))]
+            how = (prompts[: self.count], data.size, self.steps, self.guidance)
             with trainer.precision_plugin.forward_context():
-                videos = pl_module.sample(
-                    prompts[: self.count],
-                    data.size,
-                    self.steps,
-                    self.guidance,
-                    after_step=lambda: self.stop.obey(device),
-                ).cpu()
+                videos = pl_module.sample(*how, after_step=lambda: self.stop.obey(device)).cpu()
             if trainer.is_global_zero:
                 folder = Path(trainer.default_root_dir)
                 write_video(folder / "sample.mp4", side_by_side(videos), data.fps)

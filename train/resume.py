@@ -27,6 +27,8 @@ FIXED = ("seed_everything", "data.seed", "data.val_clips", "data.train_clips", "
 FIXED_PARTS = ("model.wan.", "model.codec.", "model.text.")
 ELSEWHERE = (".path", ".dtype")  # of an encoder: where it lies and how it is loaded, not what it is
 UNSAID = ("run", "ckpt_path", "config", "data.folder")
+NEEDED = ("current_model_state", "optimizer_states", "lr_schedulers", "loops", "callbacks", "global_step")
+TOLD = ("position", "options", "val_loss")
 
 
 def checkpoint_folder(run: str | Path) -> Path:
@@ -74,11 +76,8 @@ def _most_trained(folder: Path, held: list[Path]) -> Path:
 def check_checkpoint(path: Path, module: FlowModule) -> dict[str, Any]:
     """What a checkpoint says of its run. Raises ValueError when it can't be gone on from with such a model."""
     held = read_training_checkpoint(path)
-    lacking = [
-        name for name in ("current_model_state", "optimizer_states", "lr_schedulers", "loops") if name not in held
-    ]
     said = held["fps_flex"]
-    lacking += [name for name in ("position", "options", "val_loss") if name not in said]
+    lacking = [name for name in NEEDED if name not in held] + [name for name in TOLD if name not in said]
     if lacking:
         raise ValueError(f"{path} is no checkpoint to go on from: it lacks {', '.join(lacking)}")
     state = held["state_dict"]
@@ -96,7 +95,8 @@ def options_of(config: dict[str, Any], module: FlowModule, data: VideoData) -> d
     """All that was asked of a run as plain values by dotted names: attention by its numbers, clips by their names."""
     options = {name: value for name, value in _flatten(config) if not name.startswith("model.attention.")}
     attention = json.loads(json.dumps(asdict(module.model.attention)))
-    return options | dict(_flatten({"model": {"attention": attention}})) | {"data.clips": data.clips()}
+    here = {"data.clips": data.clips(), "model.residual": module.model.residual}
+    return options | dict(_flatten({"model": {"attention": attention}})) | here
 
 
 def compare_options(path: Path, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
