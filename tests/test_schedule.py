@@ -49,8 +49,8 @@ def test_the_same_noise_level_meets_the_same_regime_whatever_the_samplers_shift(
 
 def test_windows_are_tiles_or_fractions_and_at_least_one_tile():
     assert Regime((6, 6, 1)).window_in_tiles((4, 6, 10)) == (4, 6, 1)
-    assert Regime((1.0, 0.01, 0.3)).window_in_tiles((4, 6, 10)) == (4, 1, 3)
-    assert Regime((1, 1.0, 0.5)).window_in_tiles((3, 3, 3)) == (1, 3, 2)
+    assert Regime((None, 0.01, 0.3)).window_in_tiles((4, 6, 10)) == (4, 1, 3)
+    assert Regime((1, None, 0.5)).window_in_tiles((3, 3, 3)) == (1, 3, 2)
 
 
 def test_switches_take_out_one_half_only():
