@@ -26,6 +26,7 @@ from .tiles import TileLayout, Triple, plan_tile
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
 
+MEANING = tuple(field.name for field in fields(Meaning))
 CARRIED = (torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -133,7 +134,7 @@ class FPSAttention:
         # identity first: a compiled model guards it alone, where comparing values compiles anew for each schedule
         if plan.meaning is self.meaning or plan.meaning == self.meaning:
             return
-        other = [name for name in _names(Meaning) if getattr(plan.meaning, name) != getattr(self.meaning, name)]
+        other = [name for name in MEANING if getattr(plan.meaning, name) != getattr(self.meaning, name)]
         raise ValueError(
             f"plan was made by an attention of another {', '.join(other)}, expected one of this attention's: "
             "plan with the attention that runs it"

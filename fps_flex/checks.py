@@ -5,7 +5,6 @@ Python takes True for 1, 1 for 1.0 and "no" for true; nothing here does. Numpy's
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from math import isfinite
 from numbers import Integral, Real
@@ -90,9 +89,16 @@ def as_device(name: str, value: object) -> torch.device:
 
 
 def as_path(name: str, value: object) -> Path:
-    if not isinstance(value, (str, os.PathLike)) or "\0" in os.fspath(value):
-        raise ValueError(f"{name} is {show(value)}, expected a path")
-    return Path(value)
+    """A path that a file could have, whether there is one or not."""
+    try:
+        path = Path(value)
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (TypeError, ValueError, OSError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{name} is {show(value)}, expected a path that can be read ({reason})") from None
+    return path
 
 
 def as_fields(name: str, value: object, fields: Sequence[str]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import product
-from math import ceil, prod
+from math import prod
 from typing import TYPE_CHECKING
 
 import torch
@@ -66,7 +66,7 @@ class TileLayout:
     @property
     def tiles(self) -> Triple:
         """Tiles on each axis, the ragged last one included."""
-        t, h, w = (ceil(g / t) for g, t in zip(self.grid, self.tile, strict=True))
+        t, h, w = (-(-g // t) for g, t in zip(self.grid, self.tile, strict=True))
         return t, h, w
 
     @property
@@ -190,7 +190,7 @@ def _check_dim(name: str, x: object, dim: object) -> None:
     if not isinstance(x, Tensor):
         raise ValueError(f"{name} is {show(x)}, expected a tensor")
     if not is_whole(dim) or not -x.ndim <= dim < x.ndim:
-        raise ValueError(f"dim is {show(dim)}, expected one of a tensor of shape {tuple(x.shape)}")
+        raise ValueError(f"dim is {show(dim)}, expected a dim of {name} of shape {tuple(x.shape)}")
 
 
 class _Order(torch.autograd.Function):
@@ -232,7 +232,7 @@ def count_slots(grid: Triple, tile: Triple, block: int) -> int:
     """Slots of a layout without building it: tiles have at most two lengths on an axis, full and ragged."""
     lengths = [((t, g // t), (g % t, 1 if g % t else 0)) for g, t in zip(grid, tile, strict=True)]
     return sum(
-        prod(count for _, count in sides) * ceil(prod(length for length, _ in sides) / block) * block
+        prod(count for _, count in sides) * -(-prod(length for length, _ in sides) // block) * block
         for sides in product(*lengths)
     )
 

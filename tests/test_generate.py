@@ -254,3 +254,21 @@ def test_prompt_files_and_videos_of_other_settings_are_refused(uninterrupted, tr
     line = refused(capsys, [*options(trained, prompts, uninterrupted), "--guidance=2"])
     assert "was made with guidance 5.0 (now 2.0): choose another --out" in line
     assert contents(uninterrupted) == before
+
+
+def test_a_video_made_with_a_window_of_another_meaning_is_not_kept(wan_folder, tmp_path, capsys):
+    """In a record from when the whole axis was 1.0, Python takes it for the 1 of one tile."""
+    shared = [f"--checkpoint={wan_folder}", "--prompt=a", "--frames=1", "--height=32", "--width=48", "--steps=1",
+              "--guidance=1", f"--out={tmp_path}", "--attention.tile=[1,1,1]", "--attention.block=16",
+              "--attention.schedule={bounds: [], regimes: [{window: [1, 1, 1], granularity: 1}]}"]  # fmt: skip
+    command(shared)
+    command(shared)
+    assert "1 of 1 videos are there already" in capsys.readouterr().out
+    record = next(tmp_path.glob("*.json"))
+    said = json.loads(record.read_text())
+    assert said["attention"]["schedule"]["regimes"][0]["window"] == [1, 1, 1]
+    said["attention"]["schedule"]["regimes"][0]["window"] = [1.0, 1.0, 1.0]
+    record.write_text(json.dumps(said))
+    assert ".mp4 was made with attention" in refused(capsys, shared)
+    record.write_text("[]")
+    assert "holds no video's settings" in refused(capsys, shared)
