@@ -16,6 +16,7 @@ import torch
 from jsonargparse import auto_cli
 
 from fps_flex import FPSAttention, density
+from fps_flex.schedule import preset_of
 from train.console import check_writable, speaking_plainly
 
 from .fidelity_report import Row, Video, write_report
@@ -149,10 +150,9 @@ def describe_attention(attention: FPSAttention) -> str:
     schedule = attention.step_schedule
     if schedule.is_dense:
         return "dense"
-    windows = any(regime.window != (1.0, 1.0, 1.0) for regime in schedule.regimes)
-    parts = ["FP8"] * schedule.quantizes + ["windows"] * windows
-    preset = f" of {attention.schedule}" if isinstance(attention.schedule, str) else ""
-    return " and ".join(parts) + preset
+    parts = ["FP8"] * schedule.quantizes + ["windows"] * schedule.is_sparse
+    name = preset_of(attention.schedule)
+    return " and ".join(parts) + (f" of {name}" if name else "")
 
 
 def note_on_weights(model: TextToVideo, with_trained: bool) -> list[str]:

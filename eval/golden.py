@@ -26,6 +26,7 @@ from fps_flex.quant import (
     tile_groups,
     tile_scales,
 )
+from fps_flex.schedule import Extent
 from train.console import check_writable
 
 Arrays = dict[str, np.ndarray]
@@ -220,11 +221,18 @@ def _build_schedule() -> Arrays:
         schedule = preset(name)
         arrays |= {
             f"{name}_bounds": np.array(schedule.bounds),
-            f"{name}_extents": np.array([regime.window for regime in schedule.regimes]),
+            f"{name}_extents": np.array([[_share(extent) for extent in regime.window] for regime in schedule.regimes]),
             f"{name}_regime": schedule.regime(sigma).numpy(),
             f"{name}_windows": np.array([schedule.windows(axes) for axes in tiles], np.int32),
         }
     return arrays
+
+
+def _share(extent: Extent) -> float:
+    """Of an axis; the whole of it is 1.0 here, where presets have no windows in tiles. Raises ValueError for tiles."""
+    if isinstance(extent, int):
+        raise ValueError(f"a preset's window is {extent} tiles, expected a share of the axis or the whole axis")
+    return 1.0 if extent is None else extent
 
 
 def main(out: Path = Path("docs/golden")) -> None:

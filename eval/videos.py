@@ -149,11 +149,18 @@ def _is_done(out: Path, records: Path, job: Job, record: dict[str, Any]) -> bool
     except ValueError:
         print(f"{file} is broken: its video is made again", flush=True)
         return False
-    other = [name for name in record if name != "versions" and made.get(name) != record[name]]
+    if not isinstance(made, dict):
+        raise ValueError(f"{file} holds no video's settings: choose another --out")
+    other = [name for name in record if name != "versions" and not _says_the_same(made.get(name), record[name])]
     if other:
         was = ", ".join(f"{name} {made.get(name)} (now {record[name]})" for name in other)
         raise ValueError(f"{out / job.name}.mp4 was made with {was}: choose another --out")
     return True
+
+
+def _says_the_same(one: Any, other: Any) -> bool:
+    """Whether two values are the same JSON: to Python 1, 1.0 and true are equal, but as settings they differ."""
+    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
 def draw_contacts(path: Path, folder: Path, jobs: list[Job], clip: Clip) -> None:

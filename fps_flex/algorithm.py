@@ -14,7 +14,8 @@ from torch.nn.attention.flex_attention import BlockMask
 from .engines import FLOAT8, Chosen, attend, compiled
 from .mods import ScoreMod, dequantize, dequantize_heads
 from .quant import ScaleFormat, channel_scales, quantize, realize, snap, tile_scales
-from .tiles import TileLayout
+from .schedule import StepSchedule
+from .tiles import TileLayout, Triple
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -43,11 +44,26 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class Meaning:
+    """What of an attention decides what it computes: all but the engine, which computes the same.
+
+    schedule: with what is switched off taken out. float8: as in Recipe. The others: as in FPSAttention.
+    """
+
+    schedule: StepSchedule
+    tile: Triple | None
+    block: int
+    scale_format: ScaleFormat
+    float8: bool
+
+
+@dataclass(frozen=True, eq=False)  # tensors have no one answer to ==
 class Plan:
     """What all layers of one forward pass share.
 
     layout: orders tokens into slots. block_mask: of each sample's windows, complete on its own. kernel_mask: the same
     blocks, for kernels. groups: the tiles that share a scale. quantized: whether the sample is quantised at all.
+    meaning: of the attention that made it, which no other may run.
     """
 
     layout: TileLayout
@@ -55,6 +71,7 @@ class Plan:
     kernel_mask: BlockMask
     groups: Int[Tensor, "b tiles"]
     quantized: Bool[Tensor, " b"]
+    meaning: Meaning
 
     def mask_for(self, engine: Chosen) -> BlockMask:
         return self.block_mask if engine == "eager" else self.kernel_mask

@@ -7,7 +7,7 @@ A StepSchedule (schedule.py) turns the noise level into their strength.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,16 +15,18 @@ import torch
 from torch import Tensor
 
 from . import algorithm
-from .algorithm import Plan, Recipe
-from .engines import FLOAT8, Chosen, Engine, choose_engine
-from .masks import BlockMaskBank, kernel_mask
+from .algorithm import Meaning, Plan, Recipe
+from .checks import as_bool, as_fields, as_instance, as_triple, as_tuple, as_whole, one_of, show
+from .engines import FLOAT8, Chosen, Engine, check_engine, choose_engine
+from .masks import BlockMaskBank, check_blocks, kernel_mask
 from .quant import ScaleFormat, tile_groups
-from .schedule import Regime, StepSchedule, preset
+from .schedule import PRESETS, Regime, StepSchedule, preset
 from .tiles import TileLayout, Triple, plan_tile
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
 
+MEANING = tuple(field.name for field in fields(Meaning))
 CARRIED = (torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -32,7 +34,7 @@ CARRIED = (torch.bfloat16, torch.float32, torch.float64)
 class FPSAttention:
     """Self-attention over a video with tile-wise FP8, sliding windows of tiles and a step-aware strength.
 
-    schedule: a preset's name (fps, sta, uniform, dense) or a StepSchedule.
+    schedule: a StepSchedule, or a preset's name (fps, sta, uniform, dense), in whose place its numbers are kept.
     tile: tokens of a tile on (T, H, W); None asks `plan_tile` for the one with the fewest pads, and makes the whole
         grid one tile where the schedule is dense.
     block: slots of a kernel block, a multiple of 128 on a GPU; smaller ones suit small grids on a CPU.
@@ -43,7 +45,7 @@ class FPSAttention:
         the kernel then also rounds P and its output to e4m3).
     engine: see engines.py.
 
-    Raises ValueError for an unknown or contradictory option.
+    Raises ValueError for an unknown or contradictory option, and for one of another type.
     """
 
     schedule: str | StepSchedule = "fps"
@@ -56,43 +58,52 @@ class FPSAttention:
     engine: Engine = "auto"
 
     def __post_init__(self) -> None:
-        if self.tile is not None:
-            object.__setattr__(self, "tile", tuple(self.tile))
-        for name, known in (("scale_format", ("fp32", "pow2")), ("carrier", ("input", "float8"))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(known)}")
+        checked = {
+            "schedule": as_schedule(self.schedule),
+            "tile": None if self.tile is None else as_triple("tile", self.tile),
+            "block": as_whole("block", self.block),
+            "quantize": as_bool("quantize", self.quantize),
+            "sparse": as_bool("sparse", self.sparse),
+            "scale_format": one_of("scale_format", self.scale_format, ("fp32", "pow2")),
+            "carrier": one_of("carrier", self.carrier, ("input", "float8")),
+            "engine": check_engine(self.engine),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
         if self.recipe.float8 and self.recipe.some_unquantized:
             raise ValueError("the float8 carrier needs every regime of the schedule quantised: use carrier 'input'")
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> FPSAttention:
-        """The inverse of `dataclasses.asdict`, as checkpoints keep it."""
-        schedule = data["schedule"]
-        if not isinstance(schedule, str):
-            regimes = tuple(Regime(**regime) for regime in schedule["regimes"])
-            schedule = StepSchedule(**{**schedule, "regimes": regimes})
-        return cls(**{**data, "schedule": schedule})
+        """The inverse of `dataclasses.asdict`, as checkpoints keep it.
+
+        The schedule may also be a preset's name. Raises ValueError for a missing or unknown field, and for values that
+        aren't such an attention's.
+        """
+        data = as_fields("attention", data, _names(cls))
+        return cls(**{**data, "schedule": _schedule_from(data["schedule"])})
 
     @cached_property
     def step_schedule(self) -> StepSchedule:
-        """The schedule in force: the preset looked up, what is switched off taken out."""
-        schedule = preset(self.schedule) if isinstance(self.schedule, str) else self.schedule
-        schedule = schedule if self.quantize else schedule.without_quantization()
+        """The schedule in force: what is switched off taken out."""
+        schedule = self.schedule if self.quantize else self.schedule.without_quantization()
         return schedule if self.sparse else schedule.without_sparsity()
 
     def plan(self, grid: Triple, sigma: Float[Tensor, " b"]) -> Plan:
         """What all layers of one forward pass share. grid: tokens on (T, H, W). sigma: noise level of each sample.
 
         Builds block lists when it first meets a grid; then it only picks, and never waits for a GPU.
-        Raises ValueError when the tile doesn't fit the grid or the block a GPU's kernel.
+        Raises ValueError when the tile doesn't fit the grid, the block a GPU's kernel or the lists memory, and as
+        `check_sigma`.
         """
+        grid = as_triple("grid", grid)
+        regime = self.step_schedule.regime(sigma)
         if sigma.is_cuda and self.engine != "eager" and self.block % 128:
             raise ValueError(f"block is {self.block}, a GPU's kernel needs a multiple of 128 (or use engine eager)")
-        stages = _build_stages(self, tuple(grid), sigma.device)
-        regime = self.step_schedule.regime(sigma)
+        stages = _build_stages(self, grid, sigma.device)
         layout, block_mask = stages.bank.layout, stages.bank.pick(regime)
         kernel = kernel_mask(block_mask, layout)
-        return Plan(layout, block_mask, kernel, stages.groups[regime], stages.quantized[regime])
+        return Plan(layout, block_mask, kernel, stages.groups[regime], stages.quantized[regime], self.meaning)
 
     def __call__(
         self, q: Float[Tensor, "b h s d"], k: Float[Tensor, "b h s d"], v: Float[Tensor, "b h s d"], plan: Plan
@@ -100,8 +111,10 @@ class FPSAttention:
         """Attention over slots in tile order (paper, Algorithm 1).
 
         q, k after rotary embedding. Gradients pass the rounding straight through; scales are constants to them.
-        Raises ValueError where q, k, v don't fit each other or the plan, and where no engine can run this.
+        Raises ValueError where q, k, v don't fit each other or the plan, where an attention that differs in more than
+        its engine made the plan, and where no engine can run this.
         """
+        self._check_plan(plan)
         _check_inputs(q, k, v, plan, plan.layout.slots, "slots", ": order tokens with plan.layout.order")
         return self._run(q, k, v, plan, in_tile_order=True)
 
@@ -112,8 +125,20 @@ class FPSAttention:
 
         The output lies in memory as [B, N, H, D], ready for the layer that takes all heads. Raises as a call does.
         """
+        self._check_plan(plan)
         _check_inputs(q, k, v, plan, plan.layout.tokens, "tokens")
         return self._run(q, k, v, plan, in_tile_order=False)
+
+    def _check_plan(self, plan: Plan) -> None:
+        as_instance("plan", plan, Plan)
+        # identity first: a compiled model guards it alone, where comparing values compiles anew for each schedule
+        if plan.meaning is self.meaning or plan.meaning == self.meaning:
+            return
+        other = [name for name in MEANING if getattr(plan.meaning, name) != getattr(self.meaning, name)]
+        raise ValueError(
+            f"plan was made by an attention of another {', '.join(other)}, expected one of this attention's: "
+            "plan with the attention that runs it"
+        )
 
     def _run(self, q: Tensor, k: Tensor, v: Tensor, plan: Plan, in_tile_order: bool) -> Tensor:
         """On a GPU everything around the kernel is compiled with it; on a CPU the kernel alone can be."""
@@ -124,8 +149,14 @@ class FPSAttention:
 
     def engine_for(self, q: Float[Tensor, "b h s d"]) -> Chosen:
         """The engine that a call with such tensors gets. Raises ValueError where none can run it."""
+        if not isinstance(q, Tensor) or q.ndim != 4:
+            raise ValueError(f"q is {show(q)}, expected a tensor [B, H, S, D]")
         dtype = FLOAT8 if self.carrier == "float8" else q.dtype
         return choose_engine(self.engine, q.device, dtype, q.shape[-1], self.block, self.recipe.has_score_mod)
+
+    @cached_property
+    def meaning(self) -> Meaning:
+        return Meaning(self.step_schedule, self.tile, self.block, self.scale_format, self.carrier == "float8")
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -140,7 +171,29 @@ class FPSAttention:
         )
 
 
-@dataclass(frozen=True)
+def _names(kind: type) -> list[str]:
+    return [field.name for field in fields(kind)]
+
+
+def _schedule_from(data: object) -> str | StepSchedule:
+    if isinstance(data, str):
+        return data
+    data = as_fields("schedule", data, _names(StepSchedule))
+    regimes = as_tuple("regimes", data["regimes"], "a list of regimes")
+    regimes = [Regime(**as_fields(f"regimes[{i}]", regime, _names(Regime))) for i, regime in enumerate(regimes)]
+    return StepSchedule(**{**data, "regimes": tuple(regimes)})
+
+
+def as_schedule(schedule: object) -> StepSchedule:
+    """A StepSchedule itself, or a preset's numbers. Raises ValueError for anything else."""
+    if isinstance(schedule, StepSchedule):
+        return schedule
+    if not isinstance(schedule, str):
+        raise ValueError(f"schedule is {show(schedule)}, expected a StepSchedule or one of {', '.join(PRESETS)}")
+    return preset(schedule)
+
+
+@dataclass(frozen=True, eq=False)
 class _Stages:
     """A row for each regime of a schedule, on one grid."""
 
@@ -154,7 +207,9 @@ class _Stages:
 def _build_stages(attention: FPSAttention, grid: Triple, device: torch.device) -> _Stages:
     schedule = attention.step_schedule
     tile = attention.tile or (grid if schedule.is_dense else plan_tile(grid, block=attention.block))
-    layout = TileLayout(grid, tile, attention.block, device).build()
+    layout = TileLayout(grid, tile, attention.block, device)
+    check_blocks(layout)
+    layout.build()
     granularities = [regime.granularity for regime in schedule.regimes]
     return _Stages(
         BlockMaskBank.build(layout, schedule.windows(layout.tiles)),
@@ -164,8 +219,11 @@ def _build_stages(attention: FPSAttention, grid: Triple, device: torch.device) -
 
 
 def _check_inputs(q: Tensor, k: Tensor, v: Tensor, plan: Plan, length: int, unit: str, hint: str = "") -> None:
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(x, Tensor):
+            raise ValueError(f"{name} is {show(x)}, expected a tensor [B, H, S, D]")
     shapes = [tuple(x.shape) for x in (q, k, v)]
-    if q.ndim != 4 or len(set(shapes)) != 1:
+    if q.ndim != 4 or len(set(shapes)) != 1 or 0 in shapes[0]:
         raise ValueError(f"q, k, v have shapes {', '.join(map(str, shapes))}, expected the same [B, H, S, D]")
     if q.shape[2] != length or q.shape[0] != len(plan.quantized):
         raise ValueError(
@@ -176,4 +234,10 @@ def _check_inputs(q: Tensor, k: Tensor, v: Tensor, plan: Plan, length: int, unit
     if len(set(dtypes)) != 1 or q.dtype not in CARRIED:
         raise ValueError(
             f"q, k, v have dtypes {', '.join(map(str, dtypes))}, expected the same one of bfloat16, float32, float64"
+        )
+    devices = [x.device for x in (q, k, v)]
+    if set(devices) != {plan.quantized.device}:
+        raise ValueError(
+            f"q, k, v are on {', '.join(map(str, devices))}, expected the plan's {plan.quantized.device}: "
+            "plan with a sigma that is on their device"
         )

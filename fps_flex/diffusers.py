@@ -8,7 +8,7 @@ on the transformer read both and plan each forward pass, and every layer orders 
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from threading import local
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from einops import rearrange
 from torch import Tensor
 
 from .attention import FPSAttention, Plan
+from .checks import show
 from .rope import rotate
 from .schedule import StepSchedule
 from .tiles import Triple
@@ -44,8 +45,9 @@ def install(
     schedule, tile, options: as for FPSAttention (block, quantize, sparse, scale_format, carrier, engine).
     Gradients flow where blocks are neither compiled nor checkpointed.
     Raises ValueError for another kind of model, float16, a processor or a sequence split that isn't stock diffusers',
-    and for contradictory options.
+    and for unknown, wrong or contradictory options.
     """
+    _check_options(options, but=("schedule", "tile"))
     _install(_unwrap(transformer), FPSAttention(schedule, tile, **options))
 
 
@@ -56,6 +58,7 @@ def install_trained(transformer: WanTransformer3DModel, path: str | Path, **opti
     options: of FPSAttention, each in place of what it was trained with (carrier="float8").
     Raises ValueError as `install`, and where the settings are missing or another model's.
     """
+    _check_options(options)
     wan = _unwrap(transformer)
     config, attention = read_settings(path)
     here = asdict(_describe(wan))
@@ -196,6 +199,14 @@ def _install(wan: WanTransformer3DModel, attention: FPSAttention) -> None:
     wan._fps_processor = processor
 
 
+def _check_options(options: dict[str, Any], but: tuple[str, ...] = ()) -> None:
+    known = [field.name for field in fields(FPSAttention) if field.name not in but]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        given = ", ".join(f"{name}={show(options[name])}" for name in unknown)
+        raise ValueError(f"got {given}, expected options of FPSAttention: {', '.join(known)}")
+
+
 def _unwrap(transformer: Any) -> WanTransformer3DModel:
     """The transformer itself, also out of torch.compile's wrapper. Raises ValueError for anything else."""
     from diffusers import WanTransformer3DModel
@@ -203,7 +214,7 @@ def _unwrap(transformer: Any) -> WanTransformer3DModel:
     wan = getattr(transformer, "_orig_mod", transformer)
     if not isinstance(wan, WanTransformer3DModel):
         hint = ": pass its transformer" if hasattr(wan, "transformer") else ""
-        raise ValueError(f"got a {type(wan).__name__}, expected diffusers' WanTransformer3DModel{hint}")
+        raise ValueError(f"transformer: got a {type(wan).__name__}, expected diffusers' WanTransformer3DModel{hint}")
     return wan
 
 

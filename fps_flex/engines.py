@@ -14,12 +14,13 @@ import logging
 from collections.abc import Callable
 from functools import cache, wraps
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from .checks import show
 from .mods import ScoreMod
 from .reference import reference_attention
 
@@ -111,6 +112,13 @@ def _kernel_options(engine: Chosen, q: Tensor) -> dict[str, Any] | None:
     return {"BACKEND": "TRITON", "ROWS_GUARANTEED_SAFE": True, **TRITON_OPTIONS.get((q.dtype, q.shape[-1]), {})}
 
 
+def check_engine(engine: object) -> Engine:
+    """The engine itself. Raises ValueError for an unknown one."""
+    if not isinstance(engine, str) or engine not in get_args(Engine):
+        raise ValueError(f"engine is {show(engine)}, expected auto, eager, triton or flash")
+    return engine
+
+
 @torch.compiler.assume_constant_result
 def choose_engine(
     engine: Engine, device: torch.device, dtype: torch.dtype, head_dim: int, block: int, score_mod: bool
@@ -120,8 +128,7 @@ def choose_engine(
     dtype: of q, k, v as the kernel gets them. block: slots of a block of the mask. score_mod: whether there is one.
     Says once what `auto` took, and why. Raises ValueError naming the engines that would work when this one can't.
     """
-    if engine not in ("auto", "eager", "triton", "flash"):
-        raise ValueError(f"engine is {engine!r}, expected auto, eager, triton or flash")
+    check_engine(engine)
     what = (device, dtype, head_dim, block, score_mod)
     if engine == "auto" and device.type != "cuda" and dtype != FLOAT8:
         _say_once("eager", device.type, dtype, "the dense oracle, which also has gradients")

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .checks import as_path
+
 Shape = tuple[int, ...]
 
 PICKLES = {".pth", ".pt", ".bin", ".pkl", ".pickle"}
@@ -37,14 +39,17 @@ class TensorFiles:
 def open_files(path: Path) -> TensorFiles:
     """path: a safetensors file, the index of shards, or a folder with either, also as its `transformer`.
 
-    Raises ValueError for a missing file or shard, a pickle, and a file that is not whole.
+    Raises ValueError for a missing file or shard, a pickle, a file that is not whole, and where there is no tensor.
     """
+    path = as_path("path", path)
     where, shapes = {}, {}
     for file in _find_files(path):
         with _open(file) as tensors:
             for name in tensors.keys():  # noqa: SIM118 - not a mapping
                 where[name] = file
                 shapes[name] = tuple(tensors.get_slice(name).get_shape())
+    if not where:
+        raise ValueError(f"{path} holds no tensors: fetch or save it again")
     return TensorFiles(where, shapes)
 
 
@@ -78,9 +83,9 @@ def _find_in_folder(folder: Path) -> list[Path]:
 def _shards(index: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError):
+        missing = [name for name in names if not (index.parent / name).is_file()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{index} is no index of shards: expected JSON with a weight_map") from None
-    missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise ValueError(f"{index.parent} lacks {', '.join(missing)}, named in {index.name}: fetch the missing shards")
     return [index.parent / name for name in names]
@@ -128,17 +133,37 @@ def write_files(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_bytes
 
 
 def read_training_checkpoint(path: Path) -> dict[str, Any]:
-    """What train.fit saved: `state_dict` with the averaged weights, `current_model_state` with the live ones, and under
-    `fps_flex` plain data that says which model they are.
+    """What train.fit saved: `state_dict` with the averaged weights, `current_model_state` with the live ones where they
+    were averaged, and under `fps_flex` plain data that says which model they are, its `wan` and `attention` among it.
 
-    Raises ValueError for another file; only plain data and tensors are read from it.
+    Raises ValueError for another file, and where one of these is missing or of another type; only plain data and
+    tensors are read from it.
     """
+    path = as_path("path", path)
     try:
         held = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        if not {"state_dict", "fps_flex"} <= set(held):
-            raise ValueError("it lacks state_dict or fps_flex")
+        _check_training_checkpoint(held)
     except FileNotFoundError:
         raise ValueError(f"no checkpoint {path}") from None
     except Exception as error:
-        raise ValueError(f"{path} is no checkpoint of this project ({str(error).splitlines()[0]})") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path} is no checkpoint of this project ({reason})") from None
     return held
+
+
+def _check_training_checkpoint(held: Any) -> None:
+    if not isinstance(held, dict) or not {"state_dict", "fps_flex"} <= set(held):
+        raise ValueError("it lacks state_dict or fps_flex")
+    for name in ("state_dict", "current_model_state"):
+        state = held.get(name, {})
+        if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
+            raise ValueError(f"its {name} is no dict of tensors")
+        if not all(isinstance(key, str) for key in state):
+            raise ValueError(f"its {name} has a key that is no name")
+    said = held["fps_flex"]
+    lacking = [name for name in ("wan", "attention") if not isinstance(said, dict) or name not in said]
+    if lacking:
+        raise ValueError(f"it lacks {' and '.join(f'fps_flex.{name}' for name in lacking)}")
+    for name in ("wan", "attention"):
+        if not isinstance(said[name], dict):
+            raise ValueError(f"its fps_flex.{name} is a {type(said[name]).__name__}, expected a dict")

@@ -12,12 +12,16 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
+from .checks import as_instance, is_whole, show
 from .tiles import TileLayout
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
 
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+MOST_TILES = 2**31 - 1  # of a window, in int32: more than any layout has
+MOST_BLOCKS = 2**15  # of a layout that lists are built for: they hold the square of it
 
 
 def in_window(query: Tensor, key: Tensor, window: Tensor, tiles: Tensor) -> Tensor:
@@ -37,14 +41,24 @@ def in_window(query: Tensor, key: Tensor, window: Tensor, tiles: Tensor) -> Tens
 def as_windows(windows: Tensor | Sequence, layout: TileLayout) -> Int[Tensor, "b 3"]:
     """Windows in tiles, (T, H, W) or one such triple a sample, as a tensor on the layout's device.
 
-    Raises ValueError for another shape or a window below 1. Reads the values: it waits for a GPU.
+    Raises ValueError for another shape, what isn't whole numbers, and a window below 1. Reads the values: it waits for
+    a GPU.
     """
-    table = torch.as_tensor(windows, device=layout.device)
-    if table.is_floating_point() or table.shape[-1:] != (3,) or table.ndim not in (1, 2):
-        raise ValueError(f"windows are {windows}, expected whole tiles (T, H, W), or one such triple a sample")
-    if (table < 1).any():
-        raise ValueError(f"windows are {table.tolist()}, expected at least 1 tile on each axis")
-    return table.reshape(-1, 3).to(torch.int32)
+    as_instance("layout", layout, TileLayout)
+    rows = windows.tolist() if isinstance(windows, Tensor) and not windows.is_meta else windows
+    several = isinstance(rows, (list, tuple)) and len(rows) > 0 and all(isinstance(x, (list, tuple)) for x in rows)
+    rows = rows if several else [rows]
+    if not all(_is_window(row) for row in rows):
+        raise ValueError(f"windows are {show(windows)}, expected whole tiles (T, H, W), or one such triple a sample")
+    if any(size < 1 for row in rows for size in row):
+        given = [list(map(int, row)) for row in rows]
+        raise ValueError(f"windows are {show(given if several else given[0])}, expected at least 1 tile on each axis")
+    rows = [[min(int(size), MOST_TILES) for size in row] for row in rows]
+    return torch.tensor(rows, dtype=torch.int32, device=layout.device)
+
+
+def _is_window(row: object) -> bool:
+    return isinstance(row, (list, tuple)) and len(row) == 3 and all(map(is_whole, row))
 
 
 def sliding_tile_mask(layout: TileLayout, windows: Tensor | Sequence) -> MaskMod:
@@ -96,10 +110,14 @@ def tile_mask(layout: TileLayout, windows: Int[Tensor, "b 3"]) -> Bool[Tensor, "
 
 
 def density(layout: TileLayout, windows: Tensor | Sequence) -> Float[Tensor, " b"]:
-    """The share of (query token, key token) pairs that are computed, for each triple of windows; pads don't count."""
+    """The share of (query token, key token) pairs that are computed, for each triple of windows; pads don't count.
+
+    windows: tiles on (T, H, W), one triple or [B, 3]. Raises ValueError as `as_windows`.
+    """
+    windows = as_windows(windows, layout)
     tokens_of_tile = layout.coords_of_tile.new_zeros(prod(layout.tiles), dtype=torch.float64)
     tokens_of_tile.index_add_(0, layout.tile_of_slot, layout.valid.double())
-    kept = tile_mask(layout, as_windows(windows, layout)).double()
+    kept = tile_mask(layout, windows).double()
     return (kept @ tokens_of_tile) @ tokens_of_tile / layout.tokens**2
 
 
@@ -134,12 +152,24 @@ def block_lists(layout: TileLayout, windows: Int[Tensor, "r 3"]) -> BlockLists:
     """Block lists from tiles alone, without looking at any (query, key) pair.
 
     All blocks of two tiles are either kept or dropped together. A kept block is full if all its keys are tokens.
+    Raises ValueError as `check_blocks`.
     """
+    check_blocks(layout)
     tile = layout.tile_of_block
     kept = tile_mask(layout, windows)[:, tile][:, :, tile]
     whole = rearrange(layout.valid, "(blocks slot) -> blocks slot", slot=layout.block).all(-1)
     partial, full = kept & ~whole, kept & whole
     return BlockLists(*_indices(partial), *_indices(full), *_indices(partial.mT), *_indices(full.mT))
+
+
+def check_blocks(layout: TileLayout) -> None:
+    """Raises ValueError for a layout of more than MOST_BLOCKS blocks: no memory holds its lists."""
+    blocks = layout.slots // layout.block
+    if blocks > MOST_BLOCKS:
+        raise ValueError(
+            f"grid {layout.grid} in tiles {layout.tile} takes {blocks} blocks of {layout.block} slots, expected at "
+            f"most {MOST_BLOCKS}: choose a larger block or tile, or a smaller grid"
+        )
 
 
 def _indices(kept: Bool[Tensor, "r rows cols"]) -> tuple[Int[Tensor, "r 1 rows"], Int[Tensor, "r 1 rows cols"]]:
@@ -151,7 +181,7 @@ def _indices(kept: Bool[Tensor, "r rows cols"]) -> tuple[Int[Tensor, "r 1 rows"]
 def block_mask(layout: TileLayout, windows: Tensor | Sequence) -> BlockMask:
     """The BlockMask of a sliding window of tiles, with its complete mask_mod; B is 1 or the rows of `windows`.
 
-    windows: tiles on (T, H, W), one triple or [B, 3]. Raises as `as_windows`.
+    windows: tiles on (T, H, W), one triple or [B, 3]. Raises as `as_windows` and `check_blocks`.
     """
     windows = as_windows(windows, layout)
     return block_lists(layout, windows).block_mask(layout, _mask_mod(layout, windows))
@@ -166,7 +196,7 @@ def kernel_mask(block_mask: BlockMask, layout: TileLayout) -> BlockMask:
     return lists.block_mask(layout, pad_mask(layout))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors have no one answer to ==
 class BlockMaskBank:
     """Block lists of every regime of a schedule, from which each batch picks its own without building anything."""
 
@@ -176,7 +206,7 @@ class BlockMaskBank:
 
     @classmethod
     def build(cls, layout: TileLayout, windows: Tensor | Sequence) -> BlockMaskBank:
-        """windows: tiles on (T, H, W), one triple a regime. Raises as `as_windows`."""
+        """windows: tiles on (T, H, W), one triple a regime. Raises as `as_windows` and `check_blocks`."""
         windows = as_windows(windows, layout)
         return cls(layout, windows, block_lists(layout, windows))
 

@@ -8,6 +8,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from .checks import as_instance, is_whole, show
 from .tiles import TileLayout
 
 if TYPE_CHECKING:
@@ -123,18 +124,23 @@ def tile_groups(layout: TileLayout, granularity: Granularity) -> Int[Tensor, " t
     granularity: tiles per axis in a group (1: each tile its own scale, 2: groups of 2x2x2, ...), or "head": all.
     Raises ValueError for anything else.
     """
-    check_granularity(granularity)
+    granularity = check_granularity(granularity)
+    as_instance("layout", layout, TileLayout)
     if granularity == "head":
         return torch.zeros_like(layout.coords_of_tile[0], dtype=torch.int64)
+    granularity = min(granularity, max(layout.tiles))  # larger ones are one group all the same, but may not fit int64
     t, h, w = layout.coords_of_tile.long() // granularity
     _, groups_h, groups_w = (-(-n // granularity) for n in layout.tiles)
     return (t * groups_h + h) * groups_w + w
 
 
-def check_granularity(granularity: object) -> None:
-    whole = isinstance(granularity, int) and not isinstance(granularity, bool) and granularity >= 1
-    if not whole and granularity != "head":
-        raise ValueError(f"granularity is {granularity!r}, expected a whole number of tiles from 1 up, or 'head'")
+def check_granularity(granularity: object) -> Granularity:
+    """The granularity in Python's own types. Raises ValueError unless it is tiles from 1 up, or "head"."""
+    if isinstance(granularity, str) and granularity == "head":
+        return "head"
+    if not is_whole(granularity) or granularity < 1:
+        raise ValueError(f"granularity is {show(granularity)}, expected a whole number of tiles from 1 up, or 'head'")
+    return int(granularity)
 
 
 def pool_amax(amax: Float[Tensor, "b h tiles"], groups: Int[Tensor, "b tiles"]) -> Float[Tensor, "b h tiles"]:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import product
-from math import ceil, prod
+from math import prod
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from .checks import Triple, as_device, as_real, as_triple, as_tuple, as_whole, is_whole, show
+
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int, Shaped
 
-Triple = tuple[int, int, int]
+MOST_SLOTS = 2**31 - 1  # slots are numbered in int32
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +34,8 @@ class TileLayout:
     grid: tokens on the axes (T, H, W). tile: tokens of a full tile on the same axes. block: slots of one block of
     the attention kernel; a multiple of 128 on a GPU. device: where the index tensors live.
 
-    Raises ValueError when a size is below 1 or the tile is larger than the grid.
+    Raises ValueError for a size that isn't a whole number from 1 up, a tile larger than the grid, more than 2^31 - 1
+    slots, and no device.
     """
 
     grid: Triple
@@ -41,16 +45,17 @@ class TileLayout:
 
     def __post_init__(self) -> None:
         for name in ("grid", "tile"):
-            sizes = tuple(getattr(self, name))
-            if len(sizes) != 3 or min(sizes) < 1:
-                raise ValueError(f"{name} is {sizes}, expected three sizes (T, H, W) of at least 1")
-            object.__setattr__(self, name, sizes)
-        object.__setattr__(self, "device", torch.device(self.device))
-        if self.block < 1:
-            raise ValueError(f"block is {self.block}, expected at least 1 slot")
+            object.__setattr__(self, name, as_triple(name, getattr(self, name)))
+        object.__setattr__(self, "block", as_whole("block", self.block))
+        object.__setattr__(self, "device", as_device("device", self.device))
         if any(t > g for t, g in zip(self.tile, self.grid, strict=True)):
             raise ValueError(
                 f"tile {self.tile} is larger than the grid {self.grid} of tokens (T, H, W): choose a smaller tile"
+            )
+        if self.slots > MOST_SLOTS:
+            raise ValueError(
+                f"grid {self.grid} in tiles {self.tile} and blocks of {self.block} takes {self.slots} slots, "
+                f"expected at most {MOST_SLOTS}: choose a smaller grid or block"
             )
         if self.pad_share > 0.25:
             _warn_once(
@@ -61,7 +66,7 @@ class TileLayout:
     @property
     def tiles(self) -> Triple:
         """Tiles on each axis, the ragged last one included."""
-        t, h, w = (ceil(g / t) for g, t in zip(self.grid, self.tile, strict=True))
+        t, h, w = (-(-g // t) for g, t in zip(self.grid, self.tile, strict=True))
         return t, h, w
 
     @property
@@ -152,6 +157,7 @@ class TileLayout:
 
     def order(self, tokens: Shaped[Tensor, "..."], dim: int = 1) -> Shaped[Tensor, "..."]:
         """Raster tokens -> slots along `dim`; pad slots are 0. Raises ValueError if `dim` does not hold the grid."""
+        _check_dim("tokens", tokens, dim)
         if tokens.shape[dim] != self.tokens:
             raise ValueError(
                 f"got {tokens.shape[dim]} tokens on dim {dim}, expected {self.tokens}: a grid of {self.grid}"
@@ -160,6 +166,7 @@ class TileLayout:
 
     def unorder(self, slots: Shaped[Tensor, "..."], dim: int = 1) -> Shaped[Tensor, "..."]:
         """Slots -> raster tokens along `dim`, pads dropped. Raises ValueError if `dim` does not hold the slots."""
+        _check_dim("slots", slots, dim)
         if slots.shape[dim] != self.slots:
             raise ValueError(f"got {slots.shape[dim]} slots on dim {dim}, expected {self.slots} for grid {self.grid}")
         return _Unorder.apply(slots, dim % slots.ndim, self.token_of_slot, self.slot_of_token, self.valid)
@@ -177,6 +184,13 @@ class TileLayout:
     @property
     def _slots_of_tile(self) -> Int[Tensor, " tiles"]:
         return (self._tokens_of_tile + self.block - 1) // self.block * self.block
+
+
+def _check_dim(name: str, x: object, dim: object) -> None:
+    if not isinstance(x, Tensor):
+        raise ValueError(f"{name} is {show(x)}, expected a tensor")
+    if not is_whole(dim) or not -x.ndim <= dim < x.ndim:
+        raise ValueError(f"dim is {show(dim)}, expected a dim of {name} of shape {tuple(x.shape)}")
 
 
 class _Order(torch.autograd.Function):
@@ -218,7 +232,7 @@ def count_slots(grid: Triple, tile: Triple, block: int) -> int:
     """Slots of a layout without building it: tiles have at most two lengths on an axis, full and ragged."""
     lengths = [((t, g // t), (g % t, 1 if g % t else 0)) for g, t in zip(grid, tile, strict=True)]
     return sum(
-        prod(count for _, count in sides) * ceil(prod(length for length, _ in sides) / block) * block
+        prod(count for _, count in sides) * -(-prod(length for length, _ in sides) // block) * block
         for sides in product(*lengths)
     )
 
@@ -230,14 +244,13 @@ def plan_tile(
 
     Ties go to the tile whose tokens are nearest `volume`, then to the most cubic one.
     volumes: the fewest and the most tokens of a full tile. aspect: its longest side over its shortest, at most.
-    Raises ValueError when no such tile fits the grid.
+    Raises ValueError when no such tile fits the grid, and for sizes that aren't whole numbers from 1 up.
     """
-    low, high = volumes
-    candidates = [
-        tile
-        for tile in product(*(range(1, min(side, high) + 1) for side in grid))
-        if low <= prod(tile) <= high and max(tile) <= aspect * min(tile)
-    ]
+    grid, volume, block = as_triple("grid", grid), as_whole("volume", volume), as_whole("block", block)
+    low, high = _check_volumes(volumes)
+    if as_real("aspect", aspect) < 1:
+        raise ValueError(f"aspect is {aspect}, expected at least 1")
+    candidates = [tile for tile in _tiles_up_to(high, grid) if low <= prod(tile) and max(tile) <= aspect * min(tile)]
     if not candidates:
         raise ValueError(
             f"no tile of {low} to {high} tokens with sides within a factor of {aspect} fits the grid {grid}: "
@@ -248,6 +261,22 @@ def plan_tile(
         return count_slots(grid, tile, block), abs(prod(tile) - volume), max(tile) / min(tile)
 
     return min(candidates, key=cost)
+
+
+def _check_volumes(volumes: object) -> tuple[int, int]:
+    expected = "the fewest and the most tokens of a tile"
+    pair = as_tuple("volumes", volumes, expected)
+    if len(pair) != 2 or not all(map(is_whole, pair)) or not 1 <= pair[0] <= pair[1]:
+        raise ValueError(f"volumes is {show(pair)}, expected {expected}, from 1 up and in this order")
+    return int(pair[0]), int(pair[1])
+
+
+def _tiles_up_to(volume: int, grid: Triple) -> Iterator[Triple]:
+    """Every tile of at most so many tokens that fits a grid."""
+    for t in range(1, min(grid[0], volume) + 1):
+        for h in range(1, min(grid[1], volume // t) + 1):
+            for w in range(1, min(grid[2], volume // (t * h)) + 1):
+                yield t, h, w
 
 
 @cache

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .attention import FPSAttention
+from .checks import as_real, as_triple, as_whole
 from .engines import compiled
 from .rope import Rope, ordered_rope, rotate
 from .tiles import Triple
@@ -47,16 +48,14 @@ class WanConfig:
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "patch", tuple(self.patch))
-        if len(self.patch) != 3 or not all(_is_size(size) for size in self.patch):
-            raise ValueError(f"patch is {self.patch}, expected whole numbers (T, H, W) of at least 1")
+        object.__setattr__(self, "patch", as_triple("patch", self.patch))
         for name in ("dim", "ffn_dim", "heads", "layers", "channels", "text_dim", "freq_dim"):
-            if not _is_size(getattr(self, name)):
-                raise ValueError(f"{name} is {getattr(self, name)!r}, expected a whole number of at least 1")
+            object.__setattr__(self, name, as_whole(name, getattr(self, name)))
+        object.__setattr__(self, "eps", as_real("eps", self.eps))
         if self.freq_dim % 2:
             raise ValueError(f"freq_dim is {self.freq_dim}, expected an even number: a cosine and a sine each")
-        if not (isinstance(self.eps, float) and 0 < self.eps < 1):
-            raise ValueError(f"eps is {self.eps!r}, expected a number above 0 and below 1")
+        if not 0 < self.eps < 1:
+            raise ValueError(f"eps is {self.eps}, expected a number above 0 and below 1")
         if self.dim % self.heads or self.head_dim % 2 or self.head_dim < 6:
             raise ValueError(f"dim {self.dim} over {self.heads} heads, expected an even head size of at least 6")
 
@@ -70,10 +69,6 @@ class WanConfig:
             raise ValueError(f"latents of {latents} (frames, rows, columns) don't divide into patches of {self.patch}")
         t, h, w = (size // p for size, p in zip(latents, self.patch, strict=True))
         return t, h, w
-
-
-def _is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 WAN_TINY = WanConfig(dim=128, ffn_dim=384, heads=2, layers=3, channels=24, text_dim=32, freq_dim=64)

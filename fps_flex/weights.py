@@ -10,14 +10,15 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from .attention import FPSAttention
+from .checks import as_device, as_instance, as_path, as_whole, one_of, show
 from .files import Shape, open_files, read_training_checkpoint, write_files
 from .names import Naming, naming_of, to_diffusers, to_official
 from .wan import Wan, WanConfig
@@ -48,10 +49,11 @@ def open_weights(path: str | Path, which: Which = "average") -> Weights:
     """path: safetensors in the official or in the diffusers naming (a file, an index of shards, or a folder with
     either), or a .ckpt of train.fit, of which `which` picks the weights.
 
-    Raises ValueError for what is missing, broken or a pickle, and for tensors that are not exactly a text-to-video
-    Wan transformer's.
+    Raises ValueError for what is missing, broken or a pickle, for tensors that are not exactly a text-to-video Wan
+    transformer's, and for another `which`.
     """
-    path = Path(path)
+    path = as_path("path", path)
+    one_of("which", which, get_args(Which))
     if path.suffix == ".ckpt":
         return _open_trained(path, which)
     files = open_files(path)
@@ -71,8 +73,12 @@ def load_wan(
     """The model on a device, tensor by tensor: the host holds at most it and one tensor more.
 
     dtype: of the weights, except those that stay fp32; None keeps what the file has. Raises ValueError as
-    `open_weights` does.
+    `open_weights` does, and for arguments of other types.
     """
+    as_instance("attention", attention, FPSAttention)
+    device = as_device("device", device)
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"dtype is {show(dtype)}, expected a floating-point dtype of torch, or None")
     weights = open_weights(path)
     model = build_empty(weights.config, attention)
     fill(model, weights.stream(), device, dtype)
@@ -84,19 +90,36 @@ def read_settings(path: str | Path) -> tuple[WanConfig, FPSAttention]:
 
     path: a .ckpt of train.fit, or a folder exported from one. Raises ValueError where it doesn't say them.
     """
-    path = Path(path)
+    path = as_path("path", path)
+    held = read_training_checkpoint(path)["fps_flex"] if path.suffix == ".ckpt" else _read_exported(path)
     try:
-        if path.suffix == ".ckpt":
-            held = read_training_checkpoint(path)["fps_flex"]
-        else:
-            held = json.loads((path / SETTINGS).read_text())
-        return WanConfig(**held["wan"]), FPSAttention.from_dict(held["attention"])
+        return _config_from(held["wan"]), FPSAttention.from_dict(held["attention"])
+    except (KeyError, ValueError) as error:
+        raise _unsaid(path, error) from None
+
+
+def _read_exported(folder: Path) -> dict[str, Any]:
+    try:
+        return as_instance(SETTINGS, json.loads((folder / SETTINGS).read_text(encoding="utf-8")), dict)
     except OSError:
         raise ValueError(
-            f"no {SETTINGS} in {path}: expected a .ckpt of train.fit, or the folder that fps_flex.weights made of one"
+            f"no {SETTINGS} in {folder}: expected a .ckpt of train.fit, or the folder that fps_flex.weights made of one"
         ) from None
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} doesn't say its attention ({error!r}): export it again from its .ckpt") from None
+    except ValueError as error:
+        raise _unsaid(folder, error) from None
+
+
+def _unsaid(path: Path, error: Exception) -> ValueError:
+    reason = str(error) if type(error) is ValueError else repr(error)
+    return ValueError(f"{path} doesn't say its attention ({reason}): export it again from its .ckpt")
+
+
+def _config_from(data: Any) -> WanConfig:
+    """Sizes as a checkpoint says them. Raises ValueError for anything else."""
+    try:
+        return WanConfig(**as_instance("wan", data, dict))
+    except (TypeError, ArithmeticError, AttributeError) as error:
+        raise ValueError(f"{error!r} for wan = {show(data)}") from None
 
 
 def build_empty(config: WanConfig, attention: FPSAttention) -> Wan:
@@ -110,25 +133,31 @@ def fill(
 ) -> None:
     """Put tensors, with their official names, in the place of a model's own; each is copied.
 
-    dtype: as for `load_wan`.
+    dtype: as for `load_wan`. Raises ValueError for a tensor of whole numbers: quantised weights are not the model's.
     """
     for name, tensor in tensors:
         owner, _, leaf = name.rpartition(".")
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} is of {tensor.dtype}, expected floating-point weights, not quantised ones")
         kept = torch.float32 if any(part in name for part in FP32) else dtype or tensor.dtype
         setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor.to(device, kept, copy=True)))
 
 
 def save_wan(model: Wan, folder: str | Path, naming: Naming) -> None:
-    """Save a model for stock tools. Raises ValueError when the folder exists or can't be written."""
+    """Save a model for stock tools. Raises ValueError as `export`."""
+    as_instance("model", model, Wan)
     export(Weights(model.config, lambda: iter(model.state_dict().items())), folder, naming)
 
 
 def export(weights: Weights, folder: str | Path, naming: Naming, shard_bytes: int = SHARD_BYTES) -> None:
     """Write safetensors, config.json and a checkpoint's attention; the folder appears whole or not at all.
 
-    Raises ValueError when it exists or can't be written.
+    Raises ValueError when it exists or can't be written, and for another naming.
     """
-    folder = Path(folder)
+    as_instance("weights", weights, Weights)
+    folder = as_path("folder", folder)
+    one_of("naming", naming, get_args(Naming))
+    as_whole("shard_bytes", shard_bytes)
     if folder.exists():
         raise ValueError(f"{folder} exists already: choose another folder")
     rename = to_diffusers if naming == "diffusers" else str
@@ -140,7 +169,9 @@ def export(weights: Weights, folder: str | Path, naming: Naming, shard_bytes: in
         describe = _diffusers_config if naming == "diffusers" else _official_config
         (aside / "config.json").write_text(json.dumps(describe(weights.config), indent=2) + "\n")
         if weights.trained is not None:
-            settings = {name: weights.trained[name] for name in ("wan", "attention")}
+            # through the class, so that a preset's name in an older checkpoint becomes its numbers
+            attention = asdict(FPSAttention.from_dict(weights.trained["attention"]))
+            settings = {"wan": weights.trained["wan"], "attention": attention}
             (aside / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
         aside.rename(folder)
     except OSError as error:
@@ -153,7 +184,11 @@ def _open_trained(path: Path, which: Which) -> Weights:
     held = read_training_checkpoint(path)
     state = held.get("current_model_state", held["state_dict"]) if which == "live" else held["state_dict"]
     state = {name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")}
-    config = WanConfig(**held["fps_flex"]["wan"])
+    try:
+        config = _config_from(held["fps_flex"]["wan"])
+        FPSAttention.from_dict(held["fps_flex"]["attention"])
+    except ValueError as error:
+        raise ValueError(f"{path} is no checkpoint of this project ({error})") from None
     _check_shapes(path, {name: tuple(tensor.shape) for name, tensor in state.items()}, config)
     return Weights(config, lambda: iter(state.items()), held["fps_flex"])
 
@@ -162,6 +197,7 @@ def _infer_config(path: Path, shapes: dict[str, Shape], folder: Path) -> WanConf
     """Sizes from the shapes; heads and eps, which no shape shows, from config.json, or else as in every Wan2.1."""
     try:
         said = json.loads((folder / "config.json").read_text()) if (folder / "config.json").is_file() else {}
+        said = as_instance("config.json", said, dict)
         dim, channels, *patch = shapes["patch_embedding.weight"]
         heads = said.get("num_heads") or said.get("num_attention_heads") or dim // HEAD_DIM
         return WanConfig(
@@ -175,13 +211,13 @@ def _infer_config(path: Path, shapes: dict[str, Shape], folder: Path) -> WanConf
             patch=tuple(patch),
             eps=said.get("eps", 1e-6),
         )
-    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
+    except (OSError, KeyError, IndexError, ValueError, TypeError, ZeroDivisionError) as error:
         some = ", ".join(sorted(shapes)[:3])
         raise ValueError(f"{path} holds no Wan transformer ({error}): its tensors are {some}, ...") from None
 
 
 def _check_shapes(path: Path, shapes: dict[str, Shape], config: WanConfig) -> None:
-    expected = {name: tuple(tensor.shape) for name, tensor in build_empty(config, FPSAttention()).state_dict().items()}
+    expected = _expected_shapes(path, config, most_layers=len(shapes))
     wrong = [
         *(f"unknown {name}" for name in shapes if name not in expected),
         *(f"missing {name}" for name in expected if name not in shapes),
@@ -194,6 +230,17 @@ def _check_shapes(path: Path, shapes: dict[str, Shape], config: WanConfig) -> No
     if wrong:
         more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
         raise ValueError(f"{path} is no text-to-video Wan transformer: {'; '.join(wrong[:8])}{more}")
+
+
+def _expected_shapes(path: Path, config: WanConfig, most_layers: int) -> dict[str, Shape]:
+    """Of each tensor of such a model. most_layers: more than these can't be there, and would take long to build."""
+    try:
+        if config.layers > most_layers:
+            raise ValueError(f"{config.layers} layers in {most_layers} tensors")
+        return {name: tuple(x.shape) for name, x in build_empty(config, FPSAttention()).state_dict().items()}
+    except (RuntimeError, TypeError, ValueError, ArithmeticError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} is no text-to-video Wan transformer: no model is of its sizes ({reason})") from None
 
 
 def _official_config(config: WanConfig) -> dict[str, Any]:

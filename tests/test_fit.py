@@ -189,6 +189,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_a_checkpoint_and_names_the
         (["--model.attention.tile=[9,4,1]"], "tile (9, 4, 1) is larger than the grid (5, 8, 8)"),
         (["--model.attention.schedule=paper"], "schedule is 'paper', expected one of fps, sta, uniform, dense"),
         (["--model.attention.schedule.regimes=[{window: [0, 1, 1]}]"], "window is (0, 1, 1), expected three extents"),
+        (
+            ["--model.attention.schedule.regimes=[{window: [0.4, 1.0, 1.0]}]"],
+            "window is (0.4, 1.0, 1.0), expected three",
+        ),
         (["--model.wan.channels=16"], "the PixelCodec gives 24, expected the transformer's channels = 16"),
         (["--data.height=33"], "don't divide into boxes"),
         (["--data.folder=nowhere"], "no folder nowhere: expected a folder of clips with metadata.csv"),
@@ -244,6 +248,20 @@ def test_every_config_of_training_parses(config, capsys):
         main(command("unused", *options, "--print_config", config=base)[3:])
     assert stopped.value.code == 0
     assert yaml.safe_load(capsys.readouterr().out)["model"]["wan"]["dim"] > 0
+
+
+def test_windows_on_the_command_line_keep_their_types(capsys):
+    """An int stays tiles, a float a share, null the whole axis."""
+    regimes = "[{window: [0.4, null, 1], granularity: 4}, {window: [2, 1, null], granularity: null}]"
+    options = [f"--model.attention.schedule.regimes={regimes}", "--model.attention.schedule.bounds=[0.5]"]
+    with pytest.raises(SystemExit) as stopped:
+        main(command("unused", *options, "--print_config")[3:])
+    assert stopped.value.code == 0
+    schedule = yaml.safe_load(capsys.readouterr().out)["model"]["attention"]["schedule"]
+    said = schedule.get("init_args", schedule)["regimes"]
+    said = [regime.get("init_args", regime) for regime in said]
+    assert repr([regime["window"] for regime in said]) == "[[0.4, None, 1], [2, 1, None]]"
+    assert [regime["granularity"] for regime in said] == [4, None]
 
 
 def test_tiny_has_many_tiles_is_sparse_and_meets_every_regime():

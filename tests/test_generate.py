@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import av
@@ -17,7 +18,7 @@ from tiny_wan import SIZES
 from eval.generate import command, plan_jobs, settle
 from eval.models import open_model
 from eval.sampling import build_scheduler, sample_latents
-from fps_flex import WAN_TINY, FPSAttention, Wan, WanConfig
+from fps_flex import WAN_TINY, FPSAttention, Wan, WanConfig, preset
 from fps_flex.flow import euler_sample, sampling_levels
 from fps_flex.wan import default_residual
 from fps_flex.weights import load_wan, main, open_weights
@@ -153,8 +154,9 @@ def test_released_weights_generate_with_and_without_fps_attention(wan_folder, tm
     command([*shared, f"--out={tmp_path / 'dense'}"])
     command([*shared, f"--out={tmp_path / 'fps'}", "--attention.tile=[1,2,2]", "--attention.block=16"])
     dense, fps = (json.loads(next((tmp_path / x).glob("*.json")).read_text()) for x in ("dense", "fps"))
-    assert dense["shift"] == 3.0 and dense["attention"]["schedule"] == "dense" and dense["clip"]["fps"] == 16
-    assert fps["attention"]["schedule"] == "fps" and dense["negative_prompt"].startswith("色调艳丽")
+    assert dense["shift"] == 3.0 and dense["clip"]["fps"] == 16 and dense["negative_prompt"].startswith("色调艳丽")
+    for said, name in ((dense, "dense"), (fps, "fps")):
+        assert said["attention"]["schedule"] == json.loads(json.dumps(asdict(preset(name))))
     videos = [next((tmp_path / x).glob("*.mp4")).read_bytes() for x in ("dense", "fps")]
     assert videos[0] != videos[1]
 
@@ -271,3 +273,21 @@ def test_prompt_files_and_videos_of_other_settings_are_refused(uninterrupted, tr
     line = refused(capsys, [*options(trained, prompts, uninterrupted), "--guidance=2"])
     assert "was made with guidance 5.0 (now 2.0): choose another --out" in line
     assert contents(uninterrupted) == before
+
+
+def test_a_video_made_with_a_window_of_another_meaning_is_not_kept(wan_folder, tmp_path, capsys):
+    """In a record from when the whole axis was 1.0, Python takes it for the 1 of one tile."""
+    shared = [f"--checkpoint={wan_folder}", "--prompt=a", "--frames=1", "--height=32", "--width=48", "--steps=1",
+              "--guidance=1", f"--out={tmp_path}", "--attention.tile=[1,1,1]", "--attention.block=16",
+              "--attention.schedule={bounds: [], regimes: [{window: [1, 1, 1], granularity: 1}]}"]  # fmt: skip
+    command(shared)
+    command(shared)
+    assert "1 of 1 videos are there already" in capsys.readouterr().out
+    record = next(tmp_path.glob("*.json"))
+    said = json.loads(record.read_text())
+    assert said["attention"]["schedule"]["regimes"][0]["window"] == [1, 1, 1]
+    said["attention"]["schedule"]["regimes"][0]["window"] = [1.0, 1.0, 1.0]
+    record.write_text(json.dumps(said))
+    assert ".mp4 was made with attention" in refused(capsys, shared)
+    record.write_text("[]")
+    assert "holds no video's settings" in refused(capsys, shared)

@@ -1,6 +1,8 @@
 """The engines on a GPU: compiled FlexAttention against the loop over tiles and the eager oracle."""
 
 import random
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -248,3 +250,23 @@ def test_a_training_step_at_480p_fits_because_nothing_is_dense(compiled):
     gigabytes = torch.cuda.max_memory_allocated() / 1e9
     print(f"peak memory of two layers: {gigabytes:.1f} GB")
     assert gigabytes < 16
+
+
+OUT_OF_RANGE = """
+import sys, torch
+from fps_flex import FPSAttention
+attention = FPSAttention(tile=(4, 6, 6))
+torch.cuda.set_sync_debug_mode("error")
+attention.plan((8, 12, 20), torch.tensor([0.5], device="cuda"))
+attention.plan((8, 12, 20), torch.full((1,), float(sys.argv[1]), device="cuda"))
+print("planned", flush=True)
+torch.cuda.set_sync_debug_mode("default")
+torch.cuda.synchronize()
+"""
+
+
+@pytest.mark.parametrize("sigma", ["1.5", "-0.5", "nan"])
+def test_a_noise_level_out_of_range_fails_on_the_gpu_without_being_waited_for(sigma):
+    """In a process of its own: an assertion on a GPU ends it."""
+    done = subprocess.run([sys.executable, "-c", OUT_OF_RANGE, sigma], capture_output=True, text=True)
+    assert done.stdout == "planned\n" and done.returncode != 0 and "assert" in done.stderr.lower()

@@ -5,6 +5,7 @@ import torch
 
 from fps_flex import Regime, StepSchedule, preset
 from fps_flex.flow import sampling_levels, shift_noise
+from fps_flex.schedule import preset_of
 
 
 def test_the_default_is_the_fps_preset():
@@ -49,8 +50,8 @@ def test_the_same_noise_level_meets_the_same_regime_whatever_the_samplers_shift(
 
 def test_windows_are_tiles_or_fractions_and_at_least_one_tile():
     assert Regime((6, 6, 1)).window_in_tiles((4, 6, 10)) == (4, 6, 1)
-    assert Regime((1.0, 0.01, 0.3)).window_in_tiles((4, 6, 10)) == (4, 1, 3)
-    assert Regime((1, 1.0, 0.5)).window_in_tiles((3, 3, 3)) == (1, 3, 2)
+    assert Regime((None, 0.01, 0.3)).window_in_tiles((4, 6, 10)) == (4, 1, 3)
+    assert Regime((1, None, 0.5)).window_in_tiles((3, 3, 3)) == (1, 3, 2)
 
 
 def test_switches_take_out_one_half_only():
@@ -61,10 +62,38 @@ def test_switches_take_out_one_half_only():
     assert [r.granularity for r in schedule.without_sparsity().regimes] == [4, 1, 2]
 
 
-@pytest.mark.parametrize("window", [(0, 1, 1), (1, 1), (1.0, 0.0, 1.0), (1.0, 1.5, 1.0), (True, 1, 1), (-1, 1, 1)])
+@pytest.mark.parametrize(
+    "window",
+    [(0, 1, 1), (1, 1), (None, 0.0, None), (None, 1.5, None), (True, 1, 1), (-1, 1, 1), (1.0, 1.0, 1.0), (1, 1, 1.0),
+     (float("nan"), 1, 1), (float("inf"), 1, 1), ("1", 1, 1), "111", 1, None],
+)  # fmt: skip
 def test_a_bad_window_is_named(window):
     with pytest.raises(ValueError, match="window is .*, expected three extents"):
         Regime(window)
+
+
+def test_a_window_of_1_0_is_told_to_say_null():
+    with pytest.raises(ValueError, match=r"or None for the whole axis \(not 1.0: write null in YAML and JSON\)"):
+        Regime((1.0, 1.0, 0.1))
+
+
+def test_dense_is_the_whole_of_every_axis_unquantised():
+    for window, dense in (
+        ((None,) * 3, True),
+        ((1, 1, 1), False),
+        ((None, None, 1), False),
+        ((None, 0.99, None), False),
+    ):
+        schedule = StepSchedule((), (Regime(window),))
+        assert schedule.is_dense == dense == (not schedule.is_sparse)
+        assert not StepSchedule((), (Regime(window, 1),)).is_dense
+        assert schedule.without_sparsity().is_dense
+
+
+def test_a_preset_is_known_by_its_numbers():
+    for name in ("fps", "sta", "uniform", "dense"):
+        assert preset_of(replace(preset(name))) == name
+    assert preset_of(StepSchedule(shift=3.0)) is None
 
 
 @pytest.mark.parametrize(
@@ -74,6 +103,11 @@ def test_a_bad_window_is_named(window):
         ({"bounds": (0.7, 0.3)}, r"bounds are \(0.7, 0.3\), expected ascending"),
         ({"bounds": (0.0, 0.3)}, "expected ascending"),
         ({"shift": 0.0}, "shift is 0.0"),
+        ({"shift": float("inf")}, "shift is inf, expected a number"),
+        ({"shift": True}, "shift is True, expected a number"),
+        ({"bounds": (0.3, float("nan"))}, r"bounds\[1\] is nan, expected a number"),
+        ({"bounds": 0.3}, "bounds is 0.3, expected a tuple of numbers"),
+        ({"regimes": (Regime(), {}, Regime())}, r"regimes\[1\] is {}, expected a Regime"),
     ],
 )
 def test_a_schedule_that_does_not_fit_is_named(options, message):

@@ -8,9 +8,31 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from jsonargparse import ArgumentError
+import yaml
+from jsonargparse import ArgumentError, get_loader, set_loader
+
+_load_yaml = get_loader("yaml")
+
+
+def load_yaml(text: str) -> Any:
+    """YAML as jsonargparse reads it, and None for null inside lists and dicts.
+
+    An option below one that can be a string as well (schedule.regimes) gets what was parsed as Python writes it.
+    """
+    return _none_for_null(_load_yaml(text), inside=False)
+
+
+def _none_for_null(value: Any, inside: bool = True) -> Any:
+    if isinstance(value, list):
+        return [_none_for_null(x) for x in value]
+    if isinstance(value, dict):
+        return {key: _none_for_null(x) for key, x in value.items()}
+    return None if inside and value == "None" else value
+
+
+set_loader("yaml", load_yaml, (yaml.YAMLError,))
 
 
 @contextmanager

@@ -80,7 +80,7 @@ def _quantised(
     scales: ScaleFormat,
     p: Precision,
 ) -> Tensor:
-    regime = Regime((1.0, 1.0, 1.0), granularity)
+    regime = Regime(granularity=granularity)
     attention = FPSAttention(StepSchedule((), (regime,)), tile, scale_format=scales)
     plan = attention.plan(grid, torch.full((1,), 0.5, device=q.device))
     coded = encode(attention.recipe, *(plan.layout.order(x, dim=2) for x in (q, k, v)), plan)

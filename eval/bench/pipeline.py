@@ -13,6 +13,7 @@ import torch
 
 from fps_flex import FPSAttention, density
 from fps_flex.diffusers import cut_tile, install, uninstall
+from fps_flex.schedule import preset_of
 from train.console import check_writable
 
 from ..sampling import build_scheduler, list_regimes
@@ -160,4 +161,4 @@ class _Run:
 
 
 def _name(attention: FPSAttention) -> str:
-    return attention.schedule if isinstance(attention.schedule, str) else "own schedule"
+    return preset_of(attention.schedule) or "own schedule"
