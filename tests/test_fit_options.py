@@ -13,11 +13,11 @@ SWITCH = ["maybe", "2", "[]"]
 ENCODER = ["nothing.Here", "7", "{class_path: train.codecs.NoSuch}"]
 
 BAD = {
-    "config": ["nowhere.yaml", "README.md", "''"],
+    "config": ["nowhere.yaml", "README.md", ""],
     "seed_everything": ["-1", "1.5", "18446744073709551616"],
-    "run": ["''", "/proc/run", "README.md"],
+    "run": ["", " ", "/proc/run", "README.md"],
     "ckpt_path": ["nowhere.ckpt", "last", "README.md"],
-    "trainer.accelerator": ["gpu", "abacus", "''"],
+    "trainer.accelerator": ["gpu", "abacus", ""],
     "trainer.strategy": ["fsdp", "nonsense", "ddp_spawn"],
     "trainer.devices": ["0", "-2", "many"],
     "trainer.num_nodes": WHOLE,
@@ -74,7 +74,7 @@ BAD = {
     "model.checkpointing": SWITCH,
     "model.compiled": SWITCH,
     "model.residual": ["bf16", "7", "fp64"],
-    "data.folder": ["nowhere", "''", "README.md"],
+    "data.folder": ["nowhere", "", "README.md"],
     "data.frames": ["0", "9", "1.5"],
     "data.fps": ["0", "-8", "inf"],
     "data.height": ["0", "33", "-32"],
