@@ -56,10 +56,15 @@ logger = logging.getLogger(__name__)
 def compiled(function: Function) -> Function:
     """torch.compile as everything here uses it: one graph or an error, static shapes, and true division.
 
-    Inductor's own division on a GPU is approximate, which would flip FP8 codes, and its search for tiles splits a
-    head's channels where a gather is fused with their amax.
+    Inductor's own division on a GPU is approximate, which would flip FP8 codes; its search for tiles splits a head's
+    channels where a gather is fused with their amax; and its reductions of mixed order left the gradients of a block's
+    modulation unwritten (torch 2.11, an H100): without a word, in whatever was in memory before.
     """
-    options = {"eager_numerics.division_rounding": True, "triton.coalesce_tiling_analysis": False}
+    options = {
+        "eager_numerics.division_rounding": True,
+        "triton.coalesce_tiling_analysis": False,
+        "triton.mix_order_reduction": False,
+    }
     return limited(torch.compile(function, fullgraph=True, dynamic=False, options=options))
 
 

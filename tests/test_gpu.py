@@ -4,6 +4,7 @@ import random
 import subprocess
 import sys
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from fps_flex.algorithm import encode
 from fps_flex.engines import attend, compiled, flash_is_installed
 from fps_flex.linears import quantize_linears
 from fps_flex.quant import channel_scales, quantize, snap, tile_scales
+from fps_flex.wan import Residual
 
 pytestmark = pytest.mark.gpu
 
@@ -51,6 +53,11 @@ def test_given_codes_and_scales_equals_the_loop_over_tiles(case):
     assert all(a <= TOLERATED * b for a, b in zip(ours, plain, strict=True)), (ours, plain)
 
 
+def _skip_without(engine):
+    if engine == "flash" and not flash_is_installed():
+        pytest.skip("flash-attn-4 isn't installed")
+
+
 def ordered(plan, *shape, dtype=torch.bfloat16):
     generator = torch.Generator("cuda").manual_seed(0)
     shape = (*shape[:2], plan.layout.tokens, shape[2])
@@ -62,8 +69,7 @@ def ordered(plan, *shape, dtype=torch.bfloat16):
 @pytest.mark.parametrize(("engine", "scale_format"), [("triton", "fp32"), ("triton", "pow2"), ("flash", "pow2")])
 @pytest.mark.parametrize("schedule", ["fps", "sta", "uniform", "dense"])
 def test_mixed_regimes_equal_the_oracle(schedule, engine, scale_format):
-    if engine == "flash" and not flash_is_installed():
-        pytest.skip("flash-attn-4 isn't installed")
+    _skip_without(engine)
     sigma = torch.tensor(FPS_SIGMA, device="cuda")
     options = {"schedule": schedule, "tile": (4, 6, 6), "scale_format": scale_format}
     kernel, eager = FPSAttention(engine=engine, **options), FPSAttention(engine="eager", **options)
@@ -250,6 +256,41 @@ def test_a_training_step_at_480p_fits_because_nothing_is_dense(compiled):
     gigabytes = torch.cuda.max_memory_allocated() / 1e9
     print(f"peak memory of two layers: {gigabytes:.1f} GB")
     assert gigabytes < 16
+
+
+@pytest.mark.parametrize("residual", get_args(Residual))
+@pytest.mark.parametrize(
+    ("engine", "options"),
+    [
+        ("triton", {"scale_format": "fp32"}),
+        ("triton", {"scale_format": "pow2"}),
+        ("triton", {"quantize": False}),
+        ("flash", {"scale_format": "pow2"}),
+    ],
+)
+def test_compiled_blocks_at_480p_have_the_gradients_of_eager_ones(engine, options, residual):
+    """Of every parameter, twice: what a kernel leaves unwritten differs from one time to the next."""
+    _skip_without(engine)
+    attention = FPSAttention(tile=(7, 9, 6), engine=engine, **options)
+    gradients = []
+    for blocks in ("eager", "compiled", "compiled"):
+        torch.manual_seed(0)
+        model = Wan(replace(WAN_1_3B, layers=1), attention, checkpointing=True, residual=residual)
+        model.compiled = blocks == "compiled"
+        torch.nn.init.normal_(model.head.head.weight, std=0.02)
+        model = model.cuda()
+        latents, text = torch.randn(1, 16, 21, 60, 104).cuda(), torch.randn(1, 512, 4096).cuda()
+        for _ in range(2):
+            model.zero_grad()
+            with torch.autocast("cuda", torch.bfloat16):
+                out = model(latents, torch.tensor([700.0], device="cuda"), text)
+            (out.float() * latents).mean().backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    eager, *others = gradients
+    for other in others:
+        errors = {name: relative_error(other[name], eager[name]) for name in eager}
+        print(f"largest error {max(errors.values()):.4f} of {max(errors, key=errors.get)}")
+        assert max(errors.values()) < 0.05, errors
 
 
 OUT_OF_RANGE = """
