@@ -78,7 +78,7 @@ def settle(
         linears: the transformer's linear layers on a GPU: bf16, or faster and rounded to FP8: those of the feed-forward
             networks (fp8-ffn), or all of its blocks' (fp8), with torchao installed.
         residual: what runs from block to block, and the head: in the dtype of the computation (compute), or in fp32 as
-            in the official model; none takes that of training, or for released weights that of the size's default.
+            in the official model; none takes that of training, or fp32 for released weights.
         encoders: folder with vae/, text_encoder/ and tokenizer/; none looks beside released weights.
     """
     model = open_model(checkpoint, weights, encoders, attention)

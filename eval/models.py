@@ -10,7 +10,7 @@ import torch
 
 from fps_flex import FPSAttention, Wan
 from fps_flex.linears import Linears, quantize_linears
-from fps_flex.wan import Residual, default_residual
+from fps_flex.wan import Residual
 from fps_flex.weights import Weights, Which, build_empty, fill, open_weights
 from train.codecs import ByteText, Codec, Fixed, PixelCodec, TextEncoder
 from train.encoders import UMT5Text, WanVAE
@@ -39,7 +39,7 @@ class TextToVideo:
     """A checkpoint that has been opened and checked; its weights and encoders are not in memory yet.
 
     clip: what it was trained on. shift: it was trained with; None for released weights. step: of training, likewise.
-    residual: it was trained with, or the default for released weights.
+    residual: it was trained with, or fp32, as in the official model, for released weights.
     """
 
     weights: Weights
@@ -86,7 +86,7 @@ def open_model(
         beside = Path(checkpoint) if Path(checkpoint).is_dir() else Path(checkpoint).parent
         codec, text = (_find(kind, encoders or str(beside)) for kind in (WanVAE, UMT5Text))
         attention = attention or FPSAttention("dense", tile=None)
-        model = TextToVideo(weights, attention, codec, text, Clip(), default_residual(weights.config))
+        model = TextToVideo(weights, attention, codec, text, Clip(), "fp32")
     else:
         model = _open_trained(checkpoint, weights, encoders, attention)
     for given, name in ((model.codec.channels, "channels"), (model.text.dim, "text_dim")):

@@ -297,9 +297,11 @@ OUT_OF_RANGE = """
 import sys, torch
 from fps_flex import FPSAttention
 attention = FPSAttention(tile=(4, 6, 6))
+sigma = torch.tensor([0.5, float(sys.argv[1])], device="cuda").split(1)
+attention.plan((8, 12, 20), sigma[0])  # builds the grid's lists, which may wait
 torch.cuda.set_sync_debug_mode("error")
-attention.plan((8, 12, 20), torch.tensor([0.5], device="cuda"))
-attention.plan((8, 12, 20), torch.full((1,), float(sys.argv[1]), device="cuda"))
+attention.plan((8, 12, 20), sigma[0])
+attention.plan((8, 12, 20), sigma[1])
 print("planned", flush=True)
 torch.cuda.set_sync_debug_mode("default")
 torch.cuda.synchronize()

@@ -90,6 +90,7 @@ class Checkpoints(Checkpoint):
     def setup(self, trainer: L.Trainer, pl_module: FlowModule, stage: str) -> None:
         self.folder = Path(trainer.default_root_dir) / "checkpoints"
         self.io = trainer.strategy.checkpoint_io = WholeCheckpoints()
+        pl_module.before_step = self.peers.check
         self.peers.watch()
 
     def on_sanity_check_start(self, trainer: L.Trainer, pl_module: FlowModule) -> None:

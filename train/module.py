@@ -53,12 +53,13 @@ class FlowModule(L.LightningModule):
         compiled: run the transformer's blocks through torch.compile; made for GPUs.
         residual: what runs from block to block, and the head: in the dtype of the computation (compute: bf16 under
             bf16-mixed), or in fp32 as in the official model, which rounds less and keeps twice the bytes a block;
-            none takes `default_residual` of the sizes (fps_flex/wan.py).
+            none takes fp32 up to the size of 1.3B, else compute (eval.bench residual says what each costs).
 
     Raises ValueError for a value out of range or unknown, and when codec, text or checkpoint don't fit the transformer.
 
-    average: the averaged weights, where a callback keeps them; validation and sampling use them. is_sound: whether
-    weights, optimizer and average belong to one step, as they do but for a moment of each.
+    average: the averaged weights, where a callback keeps them; validation and sampling use them. before_step: called
+    when the gradients of an optimizer step are there. is_sound: whether weights, optimizer and average belong to one
+    step, as they do but for a moment of each.
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class FlowModule(L.LightningModule):
         self.shift, self.logit_mean, self.logit_std = shift, logit_mean, logit_std
         self.text_dropout, self.val_levels = text_dropout, val_levels
         self.average: Wan | None = None
+        self.before_step: Callable[[], None] = lambda: None
         self.is_sound = True
         # of the batches of one optimizer step, and of the clips of one validation; in fp64 their order doesn't matter
         self.train_loss, self.val_loss = (MeanMetric(nan_strategy="disable").set_dtype(torch.float64) for _ in range(2))
@@ -195,7 +197,9 @@ class FlowModule(L.LightningModule):
         """
         parameters = [x for x in self.model.parameters() if x.grad is not None]
         norm = torch.nn.utils.get_total_norm([x.grad for x in parameters])
-        if not norm.isfinite():
+        finite = bool(norm.isfinite())  # waits for all gradients, of all processes
+        self.before_step()
+        if not finite:
             raise NotFinite(self._what_is_not_finite())
         if gradient_clip_val:
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)

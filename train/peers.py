@@ -12,6 +12,7 @@ from lightning.pytorch import Trainer
 
 FAILED = "fps_flex/failed"
 LOOK_EVERY = 0.5  # seconds
+ELSEWHERE = "another process of this run failed: its own line says why"
 LOST = ("Connection closed by peer", "Connection reset by peer", "NCCL error", "remote process exited")
 GRACE = 30.0  # seconds to save and end in
 
@@ -25,6 +26,7 @@ class Peers:
     """
 
     def __init__(self) -> None:
+        self._failed = False
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -33,6 +35,14 @@ class Peers:
         if dist.is_available() and dist.is_initialized() and self._thread is None:
             self._thread = threading.Thread(target=self._look, daemon=True, name="peers")
             self._thread.start()
+
+    def check(self) -> None:
+        """Raises RuntimeError where another process has failed: an aborted sum of gradients looks like a finished one.
+
+        To be called once it is waited for, and before what it is for.
+        """
+        if self._failed:
+            raise RuntimeError(ELSEWHERE)
 
     def fail(self, reason: str) -> str:
         """Tell the others why this process ends, and leave them. Returns the first reason that any of them gave.
@@ -50,7 +60,7 @@ class Peers:
                 store.set(FAILED, reason)
             reason = store.get(FAILED).decode()
         except Exception:
-            reason = "another process of this run failed: its own line says why"  # it held the store
+            reason = ELSEWHERE  # it held the store
         if dist.get_backend() == "nccl":
             dist.group.WORLD.abort()
         dist.destroy_process_group()  # so that a save waits for nobody
@@ -64,6 +74,7 @@ class Peers:
                     continue
             except Exception:
                 pass  # gone with the process that held it
+            self._failed = True
             if dist.is_initialized() and dist.get_backend() == "nccl":
                 dist.group.WORLD.abort()
             if not self._over.wait(GRACE):
