@@ -142,11 +142,11 @@ class FlowModule(L.LightningModule):
         indices, passes = _draws(batch)
         latents, text = self._encode(batch, torch.zeros(len(batch["prompt"]), dtype=torch.bool))
         noise = _noise(latents, [chance_of(self.seed, index) for index in indices])
-        counts = torch.tensor([float(pass_ != PADDING) for pass_ in passes], device=self.device)
+        counts = torch.tensor([pass_ != PADDING for pass_ in passes], device=self.device)
         levels = spread_noise_levels(self.val_levels, self.shift, self.logit_mean, self.logit_std)
         for sigma in levels.to(self.device):
             losses = self._losses(self.shown, latents, text, sigma.expand(len(latents)), noise)
-            self.val_loss.update(losses, counts)
+            self.val_loss.update(losses[counts])  # torchmetrics forgets weights where NaN is to stay NaN
         self.log("val/loss", self.val_loss, prog_bar=True, batch_size=len(latents))
 
     @property
