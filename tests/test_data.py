@@ -1,7 +1,10 @@
 """Moving shapes, folders of clips, and the codecs."""
 
 import logging
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from itertools import islice
+from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -126,3 +129,27 @@ def test_a_folder_without_a_usable_clip_is_an_error(tmp_path):
 def test_bad_sizes_are_named():
     with pytest.raises(ValueError, match="data.frames is 0, expected more than 0"):
         VideoData(frames=0)
+
+
+def test_an_address_in_a_captions_file_is_never_fetched(tmp_path, monkeypatch, caplog):
+    """Beside ".", a path of "http:/..." is what FFmpeg takes for an address."""
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_error(404)
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    rows = [
+        f"http://127.0.0.1:{server.server_port}/a.mp4",
+        f"tcp://127.0.0.1:{server.server_port}",
+        "concat:a.mp4|b.mp4",
+    ]
+    (tmp_path / "metadata.csv").write_text("\n".join(["video,prompt", *(f"{row},a caption" for row in rows)]))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="none of the 3 clips in . can be used; the first: http:/.*: no such file"):
+        scan_folder(Path("."), 4, 8)
+    server.shutdown()
+    assert asked == []

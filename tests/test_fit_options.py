@@ -153,6 +153,15 @@ def test_a_broken_configuration_file_is_one_line(refuse, tmp_path):
         refuse(f"--config={path}")
 
 
+def test_parts_of_a_preset_do_not_make_another_one_in_silence(refuse):
+    """The parser took `sta` and a shift for the `fps` preset with that shift."""
+    line = refuse("--model.attention.schedule=sta", "--model.attention.schedule.shift=2")
+    assert "which is the preset 'sta': write out its bounds, regimes and shift" in line
+    assert "the preset 'fps'" in refuse(
+        "--config=configs/wan2.1-1.3b-480p.yaml", "--model.attention.schedule.shift", "2"
+    )
+
+
 def test_a_run_ends_by_time_alone(tmp_path, capfd):
     main([*TINY, "--run", str(tmp_path / "run"), "--trainer.max_steps=-1", "--trainer.max_time=00:00:00:01",
           "--sample.steps=1", "--data.val_clips=1"])  # fmt: skip

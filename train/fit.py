@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import sys
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -41,6 +42,7 @@ from .trainer import Trainer
 
 EXPECTED = (ValueError, OSError, NotFinite, SaveError, torch.OutOfMemoryError, torch.distributed.DistError)
 WANDB_ID = "wandb_id"
+SCHEDULE_PART = "--model.attention.schedule."
 Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
 
 
@@ -64,6 +66,20 @@ class FitCLI(LightningCLI):
         parser.add_lightning_class_args(AverageWeights, "ema")
         parser.add_lightning_class_args(SampleVideo, "sample")
         parser.link_arguments("run", "trainer.default_root_dir")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: list[str] | None) -> None:
+        """Raises ValueError for parts of a schedule beside a preset's name: the parser would forget the preset."""
+        super().parse_arguments(parser, args)
+        given = sys.argv[1:] if args is None else args
+        parts = [i for i, word in enumerate(given) if word.startswith(SCHEDULE_PART)]
+        if parts:
+            values = [i + 1 for i in parts if "=" not in given[i]]
+            rest = parser.parse_args([word for i, word in enumerate(given) if i not in (*parts, *values)])
+            if isinstance(preset := rest.model.attention.schedule, str):
+                raise ValueError(
+                    f"{given[parts[0]]} changes a part of model.attention.schedule, which is the preset {preset!r}: "
+                    "write out its bounds, regimes and shift in its place"
+                )
 
     def before_instantiate_classes(self) -> None:
         """What is cheap to check comes before models are built; and a resumed W&B run must know that it is one."""

@@ -45,7 +45,7 @@ class Probe:
 def open_video(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     """Raises ClipError, also for what goes wrong while the file is open."""
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path.absolute())) as container:  # "http:/..." alone would be fetched
             stream = container.streams.best("video")
             if stream is None:
                 raise ClipError(f"{path}: has no video stream")
