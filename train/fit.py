@@ -41,6 +41,12 @@ from .stopping import Stopped
 from .trainer import Trainer
 
 EXPECTED = (ValueError, OSError, NotFinite, SaveError, torch.OutOfMemoryError, torch.distributed.DistError)
+INSTEAD = {  # of options that Lightning's users know
+    "trainer.max_epochs": "runs end by --trainer.max_steps or --trainer.max_time, resumed parts included",
+    "trainer.gradient_clip_algorithm": "gradients are clipped by norm, with --trainer.gradient_clip_val",
+    "trainer.limit_train_batches": "--trainer.max_steps is the length of a run",
+    "trainer.limit_val_batches": "--data.val_clips is the length of a validation",
+}
 WANDB_ID = "wandb_id"
 SCHEDULE_PART = "--model.attention.schedule."
 Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
@@ -198,7 +204,9 @@ def main(args: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         stop("stopped before training began", code=130)
     except Exception as error:
-        stop(one_line(error), code=2)
+        line = one_line(error)
+        hints = (hint for option, hint in INSTEAD.items() if option in line)
+        stop("; ".join((line, *hints)), code=2)
     if cli.trainer.is_global_zero:
         values = list(read_losses(run)["val/loss"].values())
         losses = f"val/loss {values[0]:.3f} -> {values[-1]:.3f}; " if values else ""

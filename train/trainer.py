@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks.timer import Timer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loops import _FitLoop, _TrainingEpochLoop
 from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from .ranges import require
 
@@ -84,32 +85,36 @@ class Trainer(L.Trainer):
             raise ValueError(f"trainer.strategy is {strategy!r}, expected {', '.join(STRATEGIES)} or a class's path")
         if profiler is not None and profiler not in PROFILERS:
             raise ValueError(f"trainer.profiler is {profiler!r}, expected one of {', '.join(PROFILERS)}")
-        super().__init__(
-            accelerator=accelerator,
-            strategy=strategy,
-            devices=devices,
-            num_nodes=num_nodes,
-            precision=precision,
-            logger=logger,
-            callbacks=callbacks,
-            max_steps=max_steps,
-            max_epochs=-1,
-            max_time=max_time,
-            val_check_interval=val_check_interval,
-            check_val_every_n_epoch=None,
-            num_sanity_val_steps=-1,
-            log_every_n_steps=log_every_n_steps,
-            accumulate_grad_batches=accumulate_grad_batches,
-            gradient_clip_val=gradient_clip_val,
-            enable_progress_bar=enable_progress_bar,
-            enable_model_summary=False,
-            deterministic=deterministic,
-            benchmark=benchmark,
-            profiler=profiler,
-            detect_anomaly=detect_anomaly,
-            use_distributed_sampler=False,
-            default_root_dir=default_root_dir,
-        )
+        try:
+            super().__init__(
+                accelerator=accelerator,
+                strategy=strategy,
+                devices=devices,
+                num_nodes=num_nodes,
+                precision=precision,
+                logger=logger,
+                callbacks=callbacks,
+                max_steps=max_steps,
+                max_epochs=-1,
+                max_time=max_time,
+                val_check_interval=val_check_interval,
+                check_val_every_n_epoch=None,
+                num_sanity_val_steps=-1,
+                log_every_n_steps=log_every_n_steps,
+                accumulate_grad_batches=accumulate_grad_batches,
+                gradient_clip_val=gradient_clip_val,
+                enable_progress_bar=enable_progress_bar,
+                enable_model_summary=False,
+                deterministic=deterministic,
+                benchmark=benchmark,
+                profiler=profiler,
+                detect_anomaly=detect_anomaly,
+                use_distributed_sampler=False,
+                default_root_dir=default_root_dir,
+            )
+        except MisconfigurationException as error:
+            asked = f"trainer.accelerator {accelerator}, devices {devices}, num_nodes {num_nodes}, strategy {strategy}"
+            raise ValueError(f"{asked}: {error}") from None
         self.fit_loop = FitLoop(self, max_epochs=-1)
         self.fit_loop.epoch_loop = EpochLoop(self, max_steps=max_steps)
 
