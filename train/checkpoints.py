@@ -89,7 +89,7 @@ class Checkpoints(Checkpoint):
         self._saved: dict[str, int] = {}  # the step in each file
 
     def setup(self, trainer: L.Trainer, pl_module: FlowModule, stage: str) -> None:
-        self.folder = Path(trainer.default_root_dir) / "checkpoints"
+        self.folder = checkpoint_folder(trainer.default_root_dir)
         self.io = trainer.strategy.checkpoint_io = WholeCheckpoints()
         pl_module.before_step = self.peers.check
         self.peers.watch()
@@ -196,6 +196,10 @@ class Checkpoints(Checkpoint):
 
 
 TOGETHER = (Stopped, NotFinite, SaveError)  # what all processes raise at the same point
+
+
+def checkpoint_folder(run: str | Path) -> Path:
+    return Path(run) / "checkpoints"
 
 
 def trained_steps(path: Path) -> int | None:

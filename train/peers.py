@@ -59,7 +59,7 @@ class Peers:
             if not store.check([FAILED]):
                 store.set(FAILED, reason)
             reason = store.get(FAILED).decode()
-        except Exception:
+        except RuntimeError:
             reason = ELSEWHERE  # it held the store
         if dist.get_backend() == "nccl":
             dist.group.WORLD.abort()
@@ -72,7 +72,7 @@ class Peers:
             try:
                 if not store.check([FAILED]):
                     continue
-            except Exception:
+            except RuntimeError:
                 pass  # gone with the process that held it
             self._failed = True
             if dist.is_initialized() and dist.get_backend() == "nccl":

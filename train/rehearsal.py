@@ -25,7 +25,7 @@ def rehearse(module: FlowModule, trainer: L.Trainer, grid: Triple) -> None:
     t, h, w = (size * patch for size, patch in zip(whole.attention.tile or grid, config.patch, strict=True))
     try:
         with torch.random.fork_rng(devices=[]):
-            model = Wan(config, whole.attention).to(device)
+            model = Wan(config, whole.attention, residual=whole.residual).to(device)
             latents = torch.randn(1, config.channels, t, h, w, device=device)
             text = torch.randn(1, 8, config.text_dim, device=device)
             with trainer.precision_plugin.forward_context():

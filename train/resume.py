@@ -16,7 +16,7 @@ from typing import Any
 
 from fps_flex.files import read_training_checkpoint
 
-from .checkpoints import BEST, INTERRUPTED, LAST, RESUMABLE, trained_steps
+from .checkpoints import BEST, INTERRUPTED, LAST, RESUMABLE, checkpoint_folder, trained_steps
 from .data import VideoData
 from .module import FlowModule
 
@@ -29,10 +29,6 @@ ELSEWHERE = (".path", ".dtype")  # of an encoder: where it lies and how it is lo
 UNSAID = ("run", "ckpt_path", "config", "data.folder")
 NEEDED = ("current_model_state", "optimizer_states", "lr_schedulers", "loops", "callbacks", "global_step")
 TOLD = ("position", "options", "val_loss")
-
-
-def checkpoint_folder(run: str | Path) -> Path:
-    return Path(run) / "checkpoints"
 
 
 def find_checkpoint(run: Path, wanted: str | None) -> Path | None:

@@ -128,7 +128,7 @@ def require_end(max_steps: int, max_time: str | None) -> None:
     if max_time is not None:
         try:
             duration = timedelta(seconds=Timer(max_time).time_remaining() or 0)
-        except Exception:
+        except (MisconfigurationException, ValueError, OverflowError):
             raise ValueError(f"trainer.max_time is {max_time!r}, expected DD:HH:MM:SS") from None
         require("trainer.max_time", duration.total_seconds(), above=0)
 
