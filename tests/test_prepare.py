@@ -20,11 +20,12 @@ import yaml
 from PIL import Image
 from raw_clips import FPS, letterbox, scene, subtitle, write
 
-from train.cached import CachedClips, read_index
+from train.cached import CachedClips
 from train.codecs import PixelCodec
 from train.data import VideoData
 from train.fit import main as fit
-from train.prepare import encode
+from train.index import read_index
+from train.prepare import encode, pack
 from train.prepare.__main__ import command
 from train.prepare.cut import cut_one, find_scenes
 from train.prepare.judge import measure_video
@@ -364,7 +365,7 @@ def test_another_configurations_data_and_other_mistakes_are_one_line(raw, small,
         (tmp_path / "none", tmp_path / "out", [], "no captions in"),
         (raw, tmp_path / "out", ["--frames=9"], "don't divide into boxes"),
         (raw, "/proc/out", [], "can't be written"),
-        (raw, tmp_path / "out2", ["--limits.min_motion=50"], "no clip is left"),
+        (raw, tmp_path / "out2", ["--limits.min_motion=50", "--limits.max_motion=60"], "no clip is left"),
         (raw, tmp_path / "out", ["--stages=[scann]"], "scann"),
     ):
         with pytest.raises(SystemExit) as stopped:
@@ -384,14 +385,14 @@ def test_a_full_disk_stops_cleanly_and_keeps_what_is_done(raw, small, prepared, 
         saved.append(path)
         return save(tensors, path, **options)
 
-    save = encode.save_file
-    monkeypatch.setattr(encode, "save_file", fill_up)
+    save = pack.save_file
+    monkeypatch.setattr(pack, "save_file", fill_up)
     with pytest.raises(SystemExit) as stopped:
         prepare(raw, tmp_path / "out", small, "--batch_size=2")
     assert stopped.value.code == 1
     assert "the disk is full; what is done is kept" in capsys.readouterr().err.splitlines()[-1]
     assert len(list((tmp_path / "out/work/encoded").glob("*.safetensors"))) == 3
-    monkeypatch.setattr(encode, "save_file", save)
+    monkeypatch.setattr(pack, "save_file", save)
     prepare(raw, tmp_path / "out", small, "--batch_size=2")
     assert contents(tmp_path / "out") == contents(prepared)
 

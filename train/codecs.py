@@ -5,6 +5,8 @@ They are fixed: neither trained nor part of a checkpoint's weights, which keeps 
 
 from __future__ import annotations
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -38,6 +40,9 @@ class Fixed:
     def spec(self) -> dict[str, Any]:
         """As a configuration names it: class_path and init_args."""
         return {"class_path": self.class_path(), "init_args": asdict(self)}
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(json.dumps(self.spec()).encode()).hexdigest()[:16]
 
     def load(self) -> None:
         """Load now what is otherwise loaded when first used. Raises ValueError when it is broken."""

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .cached import CachedClips, Index, is_prepared, read_empty_text, read_index
+from .cached import CachedClips, read_empty_text
 from .folder import VideoFolder, scan_folder
+from .index import Index, is_prepared, read_index
 from .order import HeldOut, Passes, Pick
 from .ranges import require
 from .shapes import MovingShapes

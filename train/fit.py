@@ -28,11 +28,11 @@ from lightning.pytorch.loggers import CSVLogger
 from fps_flex import density
 from fps_flex.files import read_training_checkpoint
 
-from .cached import check_encoders
 from .callbacks import AverageWeights, LogFirstValidation, LossCurve, Progress, SampleVideo, read_losses
 from .checkpoints import Checkpoints, SaveError
 from .console import check_writable, one_line, stop
 from .data import VideoData
+from .index import check_encoders
 from .module import FlowModule, NotFinite
 from .peers import exit_code
 from .rehearsal import rehearse

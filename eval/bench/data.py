@@ -9,9 +9,9 @@ from tempfile import TemporaryDirectory
 import torch
 from safetensors.torch import save_file
 
-from train.cached import CachedClip, Index, write_index
 from train.console import check_writable
 from train.data import VideoData
+from train.index import EMPTY_PROMPT, CachedClip, Index, write_index
 
 from ..timing import report
 from .sizes import TEXT_TOKENS, Size, sized
@@ -56,6 +56,6 @@ def _write_random_set(folder: Path, clips: int, latents: tuple[int, ...], text_d
     tensors = {f"{name}/latents": torch.randn(latents, dtype=torch.bfloat16) for name in names}
     tensors |= {f"{name}/text": torch.randn(TEXT_TOKENS, text_dim, dtype=torch.bfloat16) for name in names}
     save_file(tensors, folder / "shards/0.safetensors")
-    save_file({"text": torch.zeros(1, text_dim)}, folder / "empty_prompt.safetensors")
+    save_file({"text": torch.zeros(1, text_dim)}, folder / EMPTY_PROMPT)
     cached = [CachedClip(name, "shards/0.safetensors", (81, 480, 832), "", name == "clip0") for name in names]
-    write_index(Index(folder, 16.0, {}, {}, TEXT_TOKENS, cached))
+    write_index(Index(folder, 16.0, {}, {}, {}, TEXT_TOKENS, cached))

@@ -7,33 +7,32 @@ torchrun --nproc-per-node 8 -m train.prepare --config configs/prepare.yaml --sou
 from __future__ import annotations
 
 import errno
-import json
 import shutil
 import sys
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
 
 from jsonargparse import auto_cli
 
 from ..codecs import Codec, TextEncoder
 from ..console import check_writable, speaking_plainly, stop
+from ..sources import read_captions
 from .cut import cut
-from .encode import encode, pack
+from .encode import encode
 from .judge import Limits, judge, measure
-from .records import Clip, Source, place, read_json, wait_for_all, write_json
+from .pack import pack
+from .records import Clip, Source, place, wait_for_all, write_json
 from .scan import scan
 from .scorers import Scorer
-from .standardise import choose_sizes, list_buckets, standardise
+from .settings import CONFIG, Settings, Stage, as_folder, check_moved, compare, read_settings, scorers_differ
+from .standardise import choose_sizes, standardise
 from .summary import describe, draw_contacts, draw_decoded, draw_summary, write_manifest
 
-Stage = Literal["scan", "cut", "filter", "standardise", "encode"]
 STAGES: tuple[Stage, ...] = ("scan", "cut", "filter", "encode")
 
 
 def main(
-    source: Path,
-    out: Path,
+    source: str,
+    out: str,
     codec: Codec,
     text: TextEncoder,
     stages: tuple[Stage, ...] = STAGES,
@@ -62,55 +61,73 @@ def main(
         fps: frames a second of a clip.
         height: rows of a clip; other aspect ratios get about the same area.
         width: columns of a clip.
-        limits: what a clip must keep to.
+        limits: what a clip must keep to; an earlier run's clips are judged anew where these have changed.
         scorers: scores by learned models, each with a minimum.
-        val_share: share of the clips held out for validation, by their content.
+        val_share: share of the videos held out for validation, by their content.
         batch_size: clips encoded at a time.
     """
-    scorers = scorers or []
-    buckets = list_buckets(height, width)
-    for bucket in buckets:
-        codec.latent_size((frames, *bucket))
-    if not source.is_dir():
-        raise ValueError(f"no folder {source}: expected videos with captions")
+    settings = Settings(
+        as_folder("--source", source), as_folder("--out", out), codec, text, stages, frames, fps, height, width,
+        limits, scorers or [], val_share, batch_size,
+    )  # fmt: skip
+    captions = read_captions(settings.source)
+    begin(settings, captions, redo)
+    prepare(settings, captions)
+
+
+def begin(settings: Settings, captions: list[tuple[str, str]], redo: bool) -> None:
+    """Check what is left to check, and write down what is about to be done. Raises ValueError."""
+    out, now = settings.out, settings.describe()
+    held = read_settings(out) or now
+    changes = compare(out, held, now)
+    if held.get("source") != now["source"]:
+        check_moved(settings.source, captions, out)
+    settings.check_models()
     check_writable(out, "--out")
-    settings = {
-        "source": str(source.resolve()), "frames": frames, "fps": fps, "height": height, "width": width,
-        "limits": asdict(limits), "scorers": [scorer.spec() for scorer in scorers], "val_share": val_share,
-        "batch_size": batch_size, "codec": codec.spec(), "text": text.spec(),
-    }  # fmt: skip
-    _check_settings(out / "config.json", json.loads(json.dumps(settings)))
-    work = out / "work"
-    if redo and place()[0] == 0:
-        _forget(out, stages)
+    _say("\n".join(changes))
+    wait_for_all()  # before this, all have compared
+    if place()[0] == 0:
+        if scorers_differ(held, now):
+            shutil.rmtree(out / "work" / "filter", ignore_errors=True)
+        if redo:
+            _forget(out, settings.stages)
+        write_json(out / CONFIG, now)
     wait_for_all()
 
-    sources = scan(source, work)
-    if not {"cut", "filter", "standardise", "encode"} & set(stages):
+
+def prepare(settings: Settings, captions: list[tuple[str, str]]) -> None:
+    """The stages in turn. Raises ValueError when no clip is left."""
+    folder, out, stages, fps = settings.source, settings.out, set(settings.stages), settings.fps
+    work = out / "work"
+    sources = scan(folder, captions, work)
+    if not {"cut", "filter", "standardise", "encode"} & stages:
         return _say(describe(sources, []))
-    clips = cut(source, sources, frames / fps, work, skip="cut" not in stages)
-    if not {"filter", "standardise", "encode"} & set(stages):
+    clips = cut(folder, sources, settings.frames / fps, work, skip="cut" not in stages)
+    if not {"filter", "standardise", "encode"} & stages:
         return _say(describe(sources, [clip for found in clips.values() for clip in found]))
-    measured = measure(source, sources, clips, scorers, work, skip="filter" not in stages)
-    judged = judge(measured, sources, limits, scorers)
-    judged = choose_sizes(judged, sources, frames, buckets)
-    _say("" if scorers else "not scored: aesthetic, Q-Align (no scorer is configured)")
+    measured = measure(folder, sources, clips, settings.scorers, work, skip="filter" not in stages)
+    judged = judge(measured, sources, settings.limits, settings.scorers)
+    judged = choose_sizes(judged, sources, settings.frames, settings.buckets)
+    _say("" if settings.scorers else "not scored: aesthetic, Q-Align (no scorer is configured)")
     kept = _report(sources, judged, out)
     if place()[0] == 0:
-        draw_summary(out / "summary.png", judged, limits)
-        draw_contacts(out / "contact.png", source, kept, fps)
+        draw_summary(out / "summary.png", judged, settings.limits)
+        draw_contacts(out / "contact.png", folder, kept, fps)
     if "standardise" in stages:
-        standardise(source, kept, fps, out / "clips")
+        standardise(folder, kept, fps, out / "clips")
     if "encode" in stages:
-        codec.load()
-        text.load()
-        encoded = {clip.name: clip for clip in encode(source, kept, fps, codec, text, batch_size, out)}
-        if any(clip.reasons for clip in encoded.values()):
-            kept = _report(sources, [encoded.get(clip.name, clip) for clip in judged], out)
-        pack(kept, val_share, fps, codec, text, out)
-        if place()[0] == 0:
-            draw_decoded(out / "decoded.png", out, codec)
-        _say(f"{len(kept)} clips are in {out}: python -m train.fit --data.folder {out}")
+        _encode(settings, sources, judged, kept)
+
+
+def _encode(settings: Settings, sources: list[Source], judged: list[Clip], kept: list[Clip]) -> None:
+    out, codec, text, fps = settings.out, settings.codec, settings.text, settings.fps
+    encoded = {clip.name: clip for clip in encode(settings.source, kept, fps, codec, text, settings.batch_size, out)}
+    if any(clip.reasons for clip in encoded.values()):
+        kept = _report(sources, [encoded.get(clip.name, clip) for clip in judged], out)
+    pack(kept, settings.val_share, fps, codec, text, out)
+    if place()[0] == 0:
+        draw_decoded(out / "decoded.png", out, codec)
+    _say(f"{len(kept)} clips are in {out}: python -m train.fit --data.folder {out}")
 
 
 def _report(sources: list[Source], judged: list[Clip], out: Path) -> list[Clip]:
@@ -122,18 +139,6 @@ def _report(sources: list[Source], judged: list[Clip], out: Path) -> list[Clip]:
     if not kept:
         raise ValueError(f"no clip is left: {out / 'manifest.jsonl'} says why")
     return kept
-
-
-def _check_settings(path: Path, settings: dict[str, Any]) -> None:
-    """Raises ValueError when the folder holds another configuration's data."""
-    if path.is_file():
-        held = read_json(path)
-        changed = {name: value for name, value in settings.items() if held.get(name) != value}
-        other = [f"{name} {held.get(name)} (now {value})" for name, value in changed.items()]
-        if other:
-            raise ValueError(f"{path.parent} was prepared with {', '.join(other)}: choose another --out")
-    elif place()[0] == 0:
-        write_json(path, settings)
 
 
 def _forget(out: Path, stages: tuple[Stage, ...]) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..boxes import WHOLE, Box
+from ..ranges import require
 from ..videos import ClipError, sample_frames
 from .analysis import color_spread, find_borders, hash_distance, motion, perceptual_hash
 from .records import Clip, Source, for_each, read_clip_record, read_json, write_json
@@ -35,6 +36,8 @@ class Limits:
         max_motion: likewise; above, it shakes or moves too fast.
         min_picture: share of the height that must be left when subtitles are cropped away.
         min_distance: share of differing bits of two clips' hashes; below, the later one is a near-duplicate.
+
+    Raises ValueError for a limit below 0, a share above 1, and when no motion would be left.
     """
 
     min_side: int = 480
@@ -43,6 +46,13 @@ class Limits:
     max_motion: float = 2.0
     min_picture: float = 0.7
     min_distance: float = 0.15
+
+    def __post_init__(self) -> None:
+        for limit in fields(self):
+            most = 1 if limit.name in ("min_picture", "min_distance") else None
+            require(f"limits.{limit.name}", getattr(self, limit.name), least=0, most=most)
+        if self.min_motion > self.max_motion:
+            raise ValueError(f"limits.min_motion is {self.min_motion}, expected at most max_motion, {self.max_motion}")
 
 
 def measure(
@@ -166,11 +176,11 @@ def _drop_duplicates(clips: list[Clip], min_distance: float) -> list[Clip]:
     """Only clips of different videos are compared, and no monochrome ones: those look alike and are dropped already."""
     hashes = np.array([[int(clip.hash[i : i + 16] or "0", 16) for i in range(0, 64, 16)] for clip in clips], np.uint64)
     comparable = np.array([bool(clip.hash) and "monochrome" not in " ".join(clip.reasons) for clip in clips], bool)
-    keys = np.array([clip.key for clip in clips])
+    videos = np.array([clip.video for clip in clips])
     original = np.zeros(len(clips), bool)
     judged = []
     for i, clip in enumerate(clips):
-        others = np.flatnonzero(original & (keys != clip.key))
+        others = np.flatnonzero(original & (videos != clip.video))
         near = others[hash_distance(hashes[others], hashes[i]) < min_distance]
         if comparable[i] and len(near):
             first = clips[near[0]]

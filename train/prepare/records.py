@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,17 +20,22 @@ from ..boxes import WHOLE, Box
 from ..whole import write_text
 
 Item = TypeVar("Item")
+PATIENCE = timedelta(days=365)
 Triple = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class Source:
-    """A video as it was found. key: names its files. modified: when, in ns. reason: why it can't be used."""
+    """A video as it was found.
+
+    key: names its files. modified: when, in ns. bytes: its size. reason: why it can't be used.
+    """
 
     key: str
     video: str
     prompt: str
     modified: int = 0
+    bytes: int = 0
     digest: str = ""
     width: int = 0
     height: int = 0
@@ -79,10 +85,10 @@ def place() -> tuple[int, int]:
 
 
 def wait_for_all() -> None:
-    """Until every process is here."""
+    """Until every process is here, however long the slowest takes; torchrun ends all of them when one fails."""
     if place()[1] > 1:
         if not dist.is_initialized():
-            dist.init_process_group("gloo")
+            dist.init_process_group("gloo", timeout=PATIENCE)
         dist.barrier()
 
 

@@ -6,55 +6,64 @@ import hashlib
 from dataclasses import asdict
 from pathlib import Path
 
-from ..sources import read_captions
 from ..videos import ClipError, probe
-from .records import Source, for_each, place, read_json, wait_for_all, write_json
+from .records import Source, for_each, read_json, write_json
 
 
-def scan(folder: Path, work: Path) -> list[Source]:
+def scan(folder: Path, captions: list[tuple[str, str]], work: Path) -> list[Source]:
     """Every video that has a caption, in their order; those that can't be used say why.
 
-    What an earlier run made of a video or caption that has changed since is forgotten.
-    Raises ValueError when the folder has no captions.
+    One whose size and time are those of an earlier run isn't opened again. What that run made of a video or caption
+    that has changed since is forgotten; of one that was only moved or touched it is kept.
     """
-    found = {make_key(video): (video, prompt) for video, prompt in read_captions(folder)}
+    found = {make_key(video): (video, prompt) for video, prompt in captions}
     file = {key: work / "scan" / f"{key}.json" for key in found}
-    if place()[0] == 0:
-        for key, (video, prompt) in found.items():
-            if file[key].is_file() and not _is_unchanged(Source(**read_json(file[key])), folder / video, prompt):
-                for stage in ("scan", "cut", "filter"):
-                    (work / stage / f"{key}.json").unlink(missing_ok=True)
-    wait_for_all()
-    for_each(
-        "scan",
-        list(found),
-        lambda key: file[key].is_file(),
-        lambda key: write_json(file[key], asdict(look_at(folder, key, *found[key]))),
-    )
-    return [Source(**read_json(file[key])) for key in found]
+    known = {key: Source(**read_json(file[key])) for key in found if file[key].is_file()}
+
+    def is_stale(key: str) -> bool:
+        video, prompt = found[key]
+        return key not in known or _said(known[key]) != (prompt, *stamp(folder / video))
+
+    stale = {key for key in found if is_stale(key)}
+
+    def look(key: str) -> None:
+        now = look_at(folder, key, *found[key])
+        if key in known and (now.prompt, now.digest) != (known[key].prompt, known[key].digest):
+            for stage in ("cut", "filter"):
+                (work / stage / f"{key}.json").unlink(missing_ok=True)
+        write_json(file[key], asdict(now))
+
+    for_each("scan", list(found), lambda key: key not in stale, look)
+    return [Source(**read_json(file[key])) if key in stale else known[key] for key in found]
 
 
 def make_key(video: str) -> str:
     return hashlib.sha256(video.encode()).hexdigest()[:16]
 
 
-def _is_unchanged(source: Source, path: Path, prompt: str) -> bool:
-    return source.prompt == prompt and source.modified == _modified(path)
+def _said(source: Source) -> tuple[str, int, int]:
+    return source.prompt, source.modified, source.bytes
 
 
-def _modified(path: Path) -> int:
-    return path.stat().st_mtime_ns if path.is_file() else 0
+def stamp(path: Path) -> tuple[int, int]:
+    """When a file was modified, in ns, and its size; zeros where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0
+    return (found.st_mtime_ns, found.st_size) if path.is_file() else (0, 0)
 
 
 def look_at(folder: Path, key: str, video: str, prompt: str) -> Source:
+    """Raises nothing: what can't be used has a reason."""
     path = folder / video
-    modified = _modified(path)
+    modified, size = stamp(path)
     try:
         found = probe(path)
-    except ClipError as error:
-        return Source(key, video, prompt, modified, reason=str(error).removeprefix(f"{path}: "))
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except (ClipError, OSError) as error:
+        return Source(key, video, prompt, modified, size, reason=str(error).removeprefix(f"{path}: "))
     return Source(
-        key, video, prompt, modified, digest, found.width, found.height, found.fps, found.seconds, found.codec
+        key, video, prompt, modified, size, digest, found.width, found.height, found.fps, found.seconds, found.codec
     )

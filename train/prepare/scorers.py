@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 
 from ..codecs import Fixed
+from ..index import is_finite
 
 if TYPE_CHECKING:
     from jaxtyping import UInt8
@@ -52,13 +52,15 @@ class ClipAesthetic(Scorer):
                 raise ValueError(f"no {path}: expected a CLIP folder and a safetensors file with weight and bias")
 
     @cached_property
-    def _model(self) -> tuple[Any, Any, dict[str, torch.Tensor]]:
-        from safetensors.torch import load_file
+    def _model(self) -> tuple[Any, int, dict[str, torch.Tensor]]:
+        """The CLIP model, its pictures' side, and the head."""
         from transformers import CLIPModel
 
-        model = CLIPModel.from_pretrained(self.clip, use_safetensors=True, local_files_only=True).eval()
-        size = json.loads((Path(self.clip) / "config.json").read_text())["vision_config"].get("image_size", 224)
-        return model, size, load_file(self.head)
+        try:
+            model = CLIPModel.from_pretrained(self.clip, use_safetensors=True, local_files_only=True).eval()
+        except Exception as error:
+            raise ValueError(f"{self.clip} can't be loaded as a CLIP ({str(error).splitlines()[0]})") from None
+        return model, model.config.vision_config.image_size, _read_head(Path(self.head), model.config.projection_dim)
 
     @torch.no_grad()
     def __call__(self, frames: UInt8[np.ndarray, "f h w 3"]) -> float:
@@ -68,6 +70,22 @@ class ClipAesthetic(Scorer):
         embedded = getattr(embedded, "pooler_output", embedded)
         embedded = embedded / embedded.norm(dim=-1, keepdim=True)
         return (embedded @ head["weight"].T + head["bias"]).mean().item()
+
+
+def _read_head(path: Path, dim: int) -> dict[str, torch.Tensor]:
+    """weight [1, E] and bias [1]. Raises ValueError for anything else."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        head = load_file(path)
+        weight, bias = (head[name].float() for name in ("weight", "bias"))
+    except (SafetensorError, OSError, KeyError) as error:
+        raise ValueError(f"{path} can't be read ({error}): expected safetensors with weight and bias") from None
+    if weight.shape != (1, dim) or bias.shape != (1,) or not is_finite(weight, bias):
+        shapes = f"weight {tuple(weight.shape)} and bias {tuple(bias.shape)}"
+        raise ValueError(f"{path} holds {shapes}, expected {(1, dim)} and (1,), as the CLIP gives, with finite values")
+    return {"weight": weight, "bias": bias}
 
 
 def _normalize(frames: UInt8[np.ndarray, "f h w 3"], size: int) -> torch.Tensor:

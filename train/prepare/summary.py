@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from ..cached import CachedClips, read_index
+from ..cached import CachedClips
 from ..codecs import Codec
+from ..index import read_index
 from ..pictures import draw_contact_sheet, save_figure
 from ..videos import ClipError
 from .judge import Limits

@@ -1,0 +1,141 @@
+"""Pack what was encoded into the shards that training reads, and their index."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections import defaultdict
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..codecs import Codec, TextEncoder
+from ..index import CachedClip, Index, is_prepared, parse_index, read_shapes, read_tensors, write_index
+from ..whole import beside
+from .records import Clip, for_each, place, wait_for_all
+
+SHARD_CLIPS = 128  # about 1 GB of 480p latents and text states
+SHARDS = "shards"
+
+logger = logging.getLogger(__name__)
+
+
+def pack(clips: list[Clip], val_share: float, fps: float, codec: Codec, text: TextEncoder, out: Path) -> None:
+    """Shards of one size each, in the order of the clips' content hashes, and the index.
+
+    A shard's name says what it holds, so new ones lie beside the old ones until the index, which takes its place
+    whole, names them; only then the old ones go. Whenever this is stopped, one or the other set is there, and the
+    shards that were written are not written again.
+    """
+    groups, packed = _group(clips), find_packed(out)
+    (out / SHARDS).mkdir(exist_ok=True)
+    for_each(
+        "pack",
+        groups,
+        lambda group: _holds(out / _shard_of(group), group),
+        lambda group: _write_shard(out, group, packed),
+    )
+    if place()[0] == 0:
+        held_out = choose_held_out(clips, val_share)
+        cached = [
+            CachedClip(x.name, _shard_of(group), x.size, x.prompt, x.name in held_out)
+            for group in groups
+            for x in group
+        ]
+        fingerprints = {"codec": codec.fingerprint(), "text": text.fingerprint()}
+        write_index(Index(out, fps, codec.spec(), text.spec(), fingerprints, text.length, cached))
+        _remove_others(out, {clip.shard for clip in cached})
+    wait_for_all()
+
+
+def find_packed(out: Path) -> dict[str, Path]:
+    """The shard of each clip that was packed before; shards that are missing or cut short are named and passed over."""
+    if not is_prepared(out):
+        return {}
+    try:
+        clips = parse_index(out).clips
+    except ValueError as error:
+        logger.warning("%s", error)
+        return {}
+    held: dict[str, set[str]] = {}
+    for shard in sorted({clip.shard for clip in clips}):
+        try:
+            held[shard] = set(read_shapes(out / shard))
+        except ValueError as error:
+            logger.warning("encoding the clips of a shard again: %s", error)
+    return {clip.name: out / clip.shard for clip in clips if set(_names(clip.name)) <= held.get(clip.shard, set())}
+
+
+def choose_held_out(clips: list[Clip], share: float) -> set[str]:
+    """The names of the clips for validation: all of some videos, so that no scene is both trained on and validated.
+
+    A video is held out by its content hash: those in the lowest `share` of all hashes, at least one, and not all.
+    Of a single video's clips some are held out all the same, by their own hashes.
+    """
+    hashes = {clip.name: int(clip.source[:16], 16) / 2**64 for clip in clips}
+    if len(set(hashes.values())) == 1:
+        hashes = {clip.name: int(clip.digest[:16], 16) / 2**64 for clip in clips}
+        if len(clips) > 1:
+            logger.warning("all clips are of one video: val/loss will say little of others")
+    lowest, highest = min(hashes.values()), max(hashes.values())
+    return {name for name, value in hashes.items() if value == lowest or value < min(share, highest)}
+
+
+def form_batches(clips: list[Clip], batch_size: int) -> list[list[Clip]]:
+    """Clips of one size each."""
+    by_size = defaultdict(list)
+    for clip in clips:
+        by_size[clip.size].append(clip)
+    return [same[i : i + batch_size] for same in by_size.values() for i in range(0, len(same), batch_size)]
+
+
+def save_whole(tensors: dict[str, Tensor], path: Path) -> None:
+    with beside(path) as aside:
+        save_file(tensors, aside, metadata={"format": "pt"})
+
+
+def _group(clips: list[Clip]) -> list[list[Clip]]:
+    """Clips of one size, in the order of their content hashes, in groups of up to SHARD_CLIPS."""
+    return form_batches(sorted(clips, key=lambda clip: (clip.size, clip.digest)), SHARD_CLIPS)
+
+
+def _shard_of(group: list[Clip]) -> str:
+    """Named by its clips' size and a digest of all that they are."""
+    said = json.dumps([(clip.name, clip.digest) for clip in group])
+    frames, rows, columns = group[0].size
+    return f"{SHARDS}/{frames}x{rows}x{columns}-{hashlib.sha256(said.encode()).hexdigest()[:16]}.safetensors"
+
+
+def _names(clip: str) -> tuple[str, str]:
+    return f"{clip}/latents", f"{clip}/text"
+
+
+def _holds(shard: Path, group: list[Clip]) -> bool:
+    try:
+        return set(read_shapes(shard)) == {name for clip in group for name in _names(clip.name)}
+    except ValueError:
+        return False
+
+
+def _write_shard(out: Path, group: list[Clip], packed: dict[str, Path]) -> None:
+    tensors = {}
+    for clip in group:
+        tensors |= zip(_names(clip.name), _read_encoded(clip, out, packed), strict=True)
+    save_whole(tensors, out / _shard_of(group))
+
+
+def _read_encoded(clip: Clip, out: Path, packed: dict[str, Path]) -> list[Tensor]:
+    if clip.name in packed:
+        return read_tensors(packed[clip.name], *_names(clip.name))
+    return read_tensors(out / "work" / "encoded" / f"{clip.name}.safetensors", "latents", "text")
+
+
+def _remove_others(out: Path, shards: set[str]) -> None:
+    """What the index doesn't name, and what it was packed from."""
+    for file in (out / SHARDS).iterdir():
+        if f"{SHARDS}/{file.name}" not in shards:
+            file.unlink()
+    shutil.rmtree(out / "work" / "encoded", ignore_errors=True)

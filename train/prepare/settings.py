@@ -1,0 +1,154 @@
+"""What a data set is prepared with: checked before any work, and compared with what an earlier run was told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from ..codecs import Codec, TextEncoder
+from ..index import comparable
+from ..ranges import require
+from .judge import Limits
+from .records import Source, read_json
+from .scan import make_key, stamp
+from .scorers import Scorer
+from .standardise import list_buckets
+
+Stage = Literal["scan", "cut", "filter", "standardise", "encode"]
+CONFIG = "config.json"
+FREE = ("source", "limits", "scorers", "val_share", "batch_size")  # what only finds, judges and packs
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that train.prepare was told; __main__.py says what each is.
+
+    Raises ValueError for what is out of range, and for folders that can't be what they should.
+    """
+
+    source: Path
+    out: Path
+    codec: Codec
+    text: TextEncoder
+    stages: Sequence[Stage]
+    frames: int
+    fps: float
+    height: int
+    width: int
+    limits: Limits
+    scorers: Sequence[Scorer]
+    val_share: float
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        for name in ("frames", "height", "width", "batch_size"):
+            require(name, getattr(self, name), least=1)
+        require("fps", self.fps, above=0, most=1000)
+        require("val_share", self.val_share, least=0, below=1)
+        if not self.stages:
+            raise ValueError(f"stages is [], expected some of {', '.join(get_args(Stage))}")
+        names = [scorer.name for scorer in self.scorers]
+        if len(set(names)) < len(names):
+            raise ValueError(f"scorers are {', '.join(names)}, expected each once")
+        self.buckets  # noqa: B018 - sizes that the codec can't take are said at once
+        self._check_folders()
+
+    @cached_property
+    def buckets(self) -> list[tuple[int, int]]:
+        """Rows and columns of the sizes that clips get. Raises ValueError when the codec can't take one."""
+        buckets = list_buckets(self.height, self.width)
+        for bucket in buckets:
+            self.codec.latent_size((self.frames, *bucket))
+        return buckets
+
+    def check_models(self) -> None:
+        """Each is loaded once and let go of: a broken one is better found now than after hours. Raises ValueError."""
+        encoders = (self.codec, self.text) if "encode" in self.stages else ()
+        for model in (*encoders, *(self.scorers if "filter" in self.stages else ())):
+            model.load()
+            model.unload()
+
+    def describe(self) -> dict[str, Any]:
+        """As plain data, with what tells the encoders' files from others."""
+        said = {name: getattr(self, name) for name in ("frames", "fps", "height", "width", "val_share", "batch_size")}
+        said |= {"source": str(self.source.resolve()), "limits": asdict(self.limits)}
+        said |= {"codec": self.codec.spec(), "text": self.text.spec(), "scorers": [x.spec() for x in self.scorers]}
+        said["fingerprints"] = {"codec": self.codec.fingerprint(), "text": self.text.fingerprint()}
+        return json.loads(json.dumps(said))
+
+    def _check_folders(self) -> None:
+        if not self.source.is_dir():
+            raise ValueError(f"no folder {self.source}: expected videos with captions")
+        if self.out.resolve().is_relative_to(self.source.resolve()):
+            raise ValueError(f"--out {self.out} lies in --source {self.source}: choose one that isn't among the videos")
+        if self.out.exists() and not self.out.is_dir():
+            raise ValueError(f"--out {self.out} is a file, expected a folder")
+
+
+def as_folder(option: str, given: str) -> Path:
+    """Raises ValueError for no name."""
+    if not given.strip() or "\0" in given:
+        raise ValueError(f"{option} is {given!r}, expected a folder")
+    return Path(given).expanduser()
+
+
+def read_settings(out: Path) -> dict[str, Any] | None:
+    """What an earlier run was told; None where there was none. Raises ValueError when it can't be read."""
+    if not (out / CONFIG).is_file():
+        return None
+    try:
+        held = read_json(out / CONFIG)
+        if isinstance(held, dict):
+            return held
+        reason = "it holds no settings"
+    except (OSError, ValueError) as error:
+        reason = error
+    raise ValueError(f"{out / CONFIG} can't be read ({reason}): choose another --out")
+
+
+def compare(out: Path, held: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What this run changes of an earlier one's settings, a line each: kept scores are judged anew by it.
+
+    Raises ValueError where what was made would be other numbers.
+    """
+    changed = [name for name in now if _as_text(name, held.get(name)) != _as_text(name, now[name])]
+    fixed = [name for name in changed if name not in FREE]
+    if fixed:
+        other = [f"{name} {json.dumps(held.get(name))} (now {json.dumps(now[name])})" for name in fixed]
+        raise ValueError(f"{out} was prepared with {', '.join(other)}: choose another --out")
+    return [line for name in changed for line in _list_changes(name, held.get(name), now[name])]
+
+
+def check_moved(source: Path, captions: list[tuple[str, str]], out: Path) -> None:
+    """Raises ValueError where the folder holds the data of other videos, and none of these."""
+    records = out / "work" / "scan"
+    files = {video: records / f"{make_key(video)}.json" for video, _ in captions}
+    known = {video: Source(**read_json(path)) for video, path in files.items() if path.is_file()}
+    same = any(held.bytes == stamp(source / video)[1] for video, held in known.items())
+    if not same and any(records.glob("*.json")):
+        raise ValueError(f"{out} was prepared from other videos, of which {source} has none: choose another --out")
+
+
+def scorers_differ(held: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether clips were measured by others; their minima don't matter."""
+    return _identities(held.get("scorers")) != _identities(now["scorers"])
+
+
+def _as_text(name: str, value: Any) -> str:
+    encoder = name in ("codec", "text") and isinstance(value, dict)
+    return comparable(value) if encoder else json.dumps(value, sort_keys=True)
+
+
+def _list_changes(name: str, held: Any, now: Any) -> list[str]:
+    if isinstance(held, dict) and isinstance(now, dict):
+        keys = [key for key in now if held.get(key) != now[key]]
+        return [line for key in keys for line in _list_changes(f"{name}.{key}", held.get(key), now[key])]
+    return [f"changed {name} {json.dumps(held)} -> {json.dumps(now)}"]
+
+
+def _identities(specs: Any) -> str:
+    return json.dumps([{**spec, "init_args": {**spec["init_args"], "minimum": None}} for spec in specs or []])
