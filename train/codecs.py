@@ -5,9 +5,11 @@ They are fixed: neither trained nor part of a checkpoint's weights, which keeps 
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from hashlib import sha256
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,11 @@ Triple = tuple[int, int, int]
 LOADED = ("_model", "_tokenizer")  # cached properties of those that load something
 
 
+def digest(value: Any) -> str:
+    """Of plain data, or of a file's bytes."""
+    return sha256(value if isinstance(value, bytes) else json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
 class Fixed:
     """A dataclass whose fields are plain data; copies of a model share what it loads."""
 
@@ -38,6 +45,14 @@ class Fixed:
     def spec(self) -> dict[str, Any]:
         """As a configuration names it: class_path and init_args."""
         return {"class_path": self.class_path(), "init_args": asdict(self)}
+
+    def fingerprint(self) -> str:
+        """What it makes of the same input depends on this alone: digests of its parts, each with its name.
+
+        The same for a copy elsewhere; another where options, or the weights that it loads, differ. Two that differ show
+        in which part. Raises ValueError when it is broken.
+        """
+        return f"settings {digest(self.spec())}"
 
     def load(self) -> None:
         """Load now what is otherwise loaded when first used. Raises ValueError when it is broken."""
