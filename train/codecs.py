@@ -17,6 +17,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from fps_flex.checks import as_triple, as_whole
+
 from .ranges import require
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 Triple = tuple[int, int, int]
 
+MOST_LENGTH = 2**16  # of a prompt's states, and of one of bytes
 LOADED = ("_model", "_tokenizer")  # cached properties of those that load something
 
 
@@ -88,15 +91,13 @@ class PixelCodec(Codec):
     Args:
         stride: frames, rows and columns of the box.
 
-    Raises ValueError for a stride below 1.
+    Raises ValueError for a stride that isn't three whole numbers from 1 up.
     """
 
     stride: Triple = (2, 2, 2)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stride", tuple(self.stride))
-        if len(self.stride) != 3 or min(self.stride) < 1:
-            raise ValueError(f"the pixel codec's stride is {self.stride}, expected frames, rows, columns of at least 1")
+        object.__setattr__(self, "stride", as_triple("the pixel codec's stride", self.stride))
 
     @property
     def channels(self) -> int:
@@ -140,7 +141,7 @@ class ByteText(TextEncoder):
         dim: of one state.
         length: bytes kept of a prompt.
 
-    Raises ValueError for a size below 1.
+    Raises ValueError for a size below 1 or above 65536.
     """
 
     dim: int = 32
@@ -148,7 +149,8 @@ class ByteText(TextEncoder):
 
     def __post_init__(self) -> None:
         for name in ("dim", "length"):
-            require(f"the byte text's {name}", getattr(self, name), least=1)
+            as_whole(f"the byte text's {name}", getattr(self, name))
+            require(f"the byte text's {name}", getattr(self, name), most=MOST_LENGTH)
 
     @cached_property
     def _tables(self) -> tuple[Float[Tensor, "256 e"], Float[Tensor, "l e"]]:

@@ -17,7 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .codecs import Codec, TextEncoder, Triple, digest
+from fps_flex.checks import as_whole, one_of
+
+from .codecs import MOST_LENGTH, Codec, TextEncoder, Triple, digest
+from .ranges import require
 from .release import find_part, first_line, load_part, read_config, require_entry
 from .tensors import check_finite, check_held, digest_held, read_held
 from .vae_config import DEFAULTS, FRAMES, check_vae, is_size
@@ -129,7 +132,7 @@ class UMT5Text(TextEncoder):
         length: tokens kept of a prompt, and states given.
         dtype: to load and compute in.
 
-    Raises ValueError when there is none.
+    Raises ValueError when there is none, and for a length or dtype that can't be had.
     """
 
     path: str
@@ -143,6 +146,9 @@ class UMT5Text(TextEncoder):
     )
 
     def __post_init__(self) -> None:
+        as_whole("the text encoder's length", self.length)
+        require("the text encoder's length", self.length, most=MOST_LENGTH)
+        one_of("the text encoder's dtype", self.dtype, ("bfloat16", "float32"))
         self._config  # noqa: B018 - a wrong path is said at once
         find_part(self.path, TOKENIZER)
 

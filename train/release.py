@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fps_flex.checks import show
+from fps_flex.checks import as_instance, show
 
 from .whole import at_home
 
@@ -20,45 +20,49 @@ CONTENTS = {
 }
 
 
+class PartError(ValueError):
+    """A part of a release is missing or broken."""
+
+
 def find_part(path: str, part: str) -> Path:
-    """The folder of a part; of a release on the hub, it is fetched first. Raises ValueError where there is none."""
+    """The folder of a part; of a release on the hub, it is fetched first. Raises PartError where there is none."""
     folder = _folder(path, part)
     config, contents = CONTENTS[part]
     if not (folder / part / config).is_file():
         pickles = sorted(file.name for file in folder.glob("*.pth"))
         found = f"{', '.join(pickles)}, which are pickles" if pickles else "none"
-        raise ValueError(f"expected {part}/ with {contents} in {path}, found {found}: {RELEASE} has that folder")
+        raise PartError(f"expected {part}/ with {contents} in {path}, found {found}: {RELEASE} has that folder")
     return folder / part
 
 
 def read_config(path: str, part: str, kind: str) -> dict[str, Any]:
-    """config.json of a part. Raises ValueError where there is none, or it is of another kind."""
+    """config.json of a part. Raises PartError where there is none, or it is of another kind."""
     file = find_part(path, part) / "config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
         names = (config.get("_class_name"), *(config.get("architectures") or ()))
     except (OSError, ValueError, AttributeError, TypeError):
-        raise ValueError(f"{file} is no configuration of a model: fetch it again") from None
+        raise PartError(f"{file} is no configuration of a model: fetch it again") from None
     if kind not in names:
         described = " ".join(str(name) for name in names if name) or "nameless model"
-        raise ValueError(f"{file} describes a {described}, expected a {kind}")
+        raise PartError(f"{file} describes a {described}, expected a {kind}")
     return config
 
 
 def require_entry(file: str, config: dict[str, Any], name: str, fits: bool, expected: str) -> None:
-    """Raises ValueError unless an entry of a configuration fits. file: that it is from."""
+    """Raises PartError unless an entry of a configuration fits. file: that it is from."""
     if not fits:
         said = f"says {name} = {show(config[name])}" if name in config else f"lacks {name}"
-        raise ValueError(f"{file} {said}, expected {expected}: fetch it again")
+        raise PartError(f"{file} {said}, expected {expected}: fetch it again")
 
 
 def load_part(kind: Any, path: str, part: str, **options: Any) -> Any:
-    """What `kind` makes of a part. Raises ValueError when it can't be loaded."""
+    """What `kind` makes of a part. Raises PartError when it can't be loaded."""
     folder = find_part(path, part)
     try:
         return kind.from_pretrained(folder, local_files_only=True, **options)
     except Exception as error:
-        raise ValueError(f"{folder} can't be loaded ({first_line(error)}): fetch it again") from None
+        raise PartError(f"{folder} can't be loaded ({first_line(error)}): fetch it again") from None
 
 
 def first_line(error: Exception) -> str:
@@ -67,14 +71,14 @@ def first_line(error: Exception) -> str:
 
 def _folder(path: str, part: str) -> Path:
     """Where a release is on disk; of one on the hub, the part is fetched first."""
-    if not path.startswith(HUB):
+    if not as_instance("path", path, str).startswith(HUB):
         folder = at_home(path)
         if not folder.is_dir():
-            raise ValueError(f"no folder {path}: expected a Wan2.1 in the diffusers layout, or {HUB}{RELEASE} to fetch")
+            raise PartError(f"no folder {path}: expected a Wan2.1 in the diffusers layout, or {HUB}{RELEASE} to fetch")
         return folder
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(path.removeprefix(HUB), allow_patterns=f"{part}/*"))
     except Exception as error:
-        raise ValueError(f"{part}/ of {path} can't be fetched ({first_line(error)})") from None
+        raise PartError(f"{part}/ of {path} can't be fetched ({first_line(error)})") from None
