@@ -76,8 +76,8 @@ def settle(
         sampler: unipc or euler.
         steps: of the sampler.
         guidance: 1 follows the prompt alone, more stresses it.
-        shift: of the noise levels; none takes that of training (of the high-noise one of two experts), or for released
-            weights 12 for two experts, 5 for Wan2.2's 5B, else 3 below 720p and 5 from there on.
+        shift: of the noise levels; none takes that of training (where two experts were trained, of the high-noise one),
+            or for released weights 12 for two experts, 5 for Wan2.2's 5B, else 3 below 720p and 5 from there on.
         frames: none takes those of training, or 81, or 121 for Wan2.2's 5B.
         height: rows of pixels; none takes those of training, or 480, or 704 for Wan2.2's 5B.
         width: columns of pixels; none takes those of training, or 832, or 1280 for Wan2.2's 5B.

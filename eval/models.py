@@ -126,9 +126,7 @@ def open_model(
     if trained:
         model = _open_trained(*next(iter(trained.items())), weights, low, encoders, attention)
     else:
-        codec, text = (find(kind, path=encoders or _beside(checkpoint)) for kind in (WanVAE, UMT5Text))
-        clip, shift = (Clip(), 12.0 if low else None) if codec.pixels == 8 else (OF_5B, 5.0)
-        model = TextToVideo(weights, attention, codec, text, clip, "fp32", shift, low=low)
+        model = _open_released(weights, low, encoders or _beside(checkpoint), attention)
     for given, name in ((model.codec.channels, "channels"), (model.text.dim, "text_dim")):
         expected = getattr(weights.config, name)
         if given != expected:
@@ -146,6 +144,13 @@ def _attention(paths: dict[str, Weights]) -> FPSAttention:
             "with --attention.schedule and --attention.tile"
         )
     return trained[0]
+
+
+def _open_released(weights: Weights, low: LowExpert | None, encoders: str, attention: FPSAttention) -> TextToVideo:
+    """With the clip size, and the shift, of its release's own examples."""
+    codec, text = (find(kind, path=encoders) for kind in (WanVAE, UMT5Text))
+    clip, shift = (Clip(), 12.0 if low else None) if codec.pixels == 8 else (OF_5B, 5.0)
+    return TextToVideo(weights, attention, codec, text, clip, "fp32", shift, low=low)
 
 
 def _open_trained(

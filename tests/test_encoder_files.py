@@ -2,11 +2,14 @@
 
 import json
 import shutil
+from dataclasses import asdict
 
+import av
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from eval.generate import command, settle
 from train.codecs import ByteText, PixelCodec
 from train.encoders import UMT5Text, WanVAE
 from train.tensors import DIGESTED, digest_held, read_held
@@ -251,6 +254,34 @@ def test_the_5b_codes_the_size_that_is_asked_as_in_diffusers(vae_of_5b, monkeypa
     vae.use_tiling = False
     assert expected.shape == video.shape
     torch.testing.assert_close(codec.decode(latents), expected)
+
+
+def test_a_release_of_the_5b_makes_videos_of_its_size_and_of_the_size_that_is_asked(vae_of_5b, wan_folder, tmp_path):
+    from diffusers import WanTransformer3DModel
+
+    torch.manual_seed(0)
+    transformer = WanTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=24, in_channels=48, out_channels=48, text_dim=32, freq_dim=64,
+        ffn_dim=96, num_layers=1,
+    )  # fmt: skip
+    transformer.save_pretrained(tmp_path / "5b/transformer")
+    for part, source in (("vae", vae_of_5b[1]), ("text_encoder", wan_folder), ("tokenizer", wan_folder)):
+        shutil.copytree(source / part, tmp_path / "5b" / part)
+    model, settings = settle(str(tmp_path / "5b"), steps=1)
+    assert asdict(settings.clip) == {"frames": 121, "height": 704, "width": 1280, "fps": 24.0}
+    assert settings.shift == 5.0 and model.weights.config.grid(model.codec.latent_size(settings.clip.size)) == (
+        31, 22, 40,
+    )  # fmt: skip
+    shared = [f"--checkpoint={tmp_path / '5b'}", "--prompt=a", f"--out={tmp_path / 'out'}", "--steps=1", "--frames=5"]
+    command([*shared, "--height=64", "--width=96"])
+    with av.open(str(next((tmp_path / "out").glob("*.mp4")))) as container:
+        frames = list(container.decode(video=0))
+        assert len(frames) == 5 and (frames[0].height, frames[0].width) == (64, 96)
+        assert container.streams.video[0].average_rate == 24
+    with pytest.raises(ValueError, match="don't divide into patches"):
+        settle(str(tmp_path / "5b"), height=720, width=1280)
+    with pytest.raises(ValueError, match="the encoders give 16 channels, .*5b was made for 48"):
+        settle(str(tmp_path / "5b"), encoders=str(wan_folder))
 
 
 def test_sizes_of_the_5b(vae_of_5b):
