@@ -275,3 +275,51 @@ def test_dense_attention_of_both(release):
     for wan, name in ((model.load(CPU), "transformer"), (model.load_low(CPU), "transformer_2")):
         expected = load_wan(release / name, FPSAttention("dense", tile=None))
         assert torch.equal(wan.head.head.weight, expected.head.head.weight) and wan.residual == "fp32"
+
+
+def test_two_fine_tuned_experts(low_run, tmp_path, capsys):
+    def save(name, **said):
+        held = torch.load(low_run, weights_only=True)
+        held["fps_flex"] |= said
+        torch.save(held, tmp_path / name)
+        return str(tmp_path / name)
+
+    high = save("high.ckpt", noise_levels=[0.875, 1.0], step=5, shift=7.0)
+    model, settings = settle(high, low_noise=str(low_run), frames=9)
+    assert (model.step, model.low.boundary, settings.shift, settings.low_noise) == (5, 0.875, 7.0, str(low_run))
+    assert model.attention == FPSAttention.from_dict(model.weights.trained["attention"])
+    apart = save("apart.ckpt", noise_levels=[0.9, 1.0])
+    with pytest.raises(ValueError, match="made for boundaries of 0.875 and 0.9: name one with --boundary"):
+        open_model(apart, low_noise=str(low_run))
+    assert open_model(apart, low_noise=str(low_run), boundary=0.88).low.boundary == 0.88
+    text = model.weights.trained["text"]
+    longer = save(
+        "longer.ckpt", noise_levels=[0.875, 1.0], text={**text, "init_args": {**text["init_args"], "length": 9}}
+    )
+    with pytest.raises(ValueError, match="no two experts of one model: they have another text"):
+        open_model(longer, low_noise=str(low_run))
+    moved = save("moved.ckpt", noise_levels=[0.875, 1.0],
+                 text={**text, "init_args": {**text["init_args"], "path": "elsewhere"}})  # fmt: skip
+    with pytest.raises(ValueError, match="no folder elsewhere.*--encoders names another folder"):
+        open_model(moved, low_noise=str(low_run))
+    for lacks in ("step", "shift"):
+        held = torch.load(low_run, weights_only=True)
+        del held["fps_flex"][lacks]
+        torch.save(held, tmp_path / "lacks.ckpt")
+        with pytest.raises(ValueError, match=f"lacks.ckpt doesn't say its {lacks}"):
+            open_model(high, low_noise=str(tmp_path / "lacks.ckpt"))
+    with pytest.raises(ValueError, match="noise_levels of .*odd.ckpt is 'all', expected the lowest and the highest"):
+        open_model(save("odd.ckpt", noise_levels="all"), low_noise=str(low_run))
+
+
+def test_an_expert_from_random_weights_says_its_levels(release, tmp_path):
+    options = [x for x in small_wan(release) if not x.startswith("--model.checkpoint")]
+    options = [*ONE_STEP, *options, "--model.noise_levels=[0.5,1]", f"--run={tmp_path / 'run'}"]
+    fit(options)
+    checkpoint = tmp_path / "run/checkpoints/last.ckpt"
+    assert torch.load(checkpoint, weights_only=True)["fps_flex"]["noise_levels"] == [0.5, 1.0]
+    with pytest.raises(ValueError, match="is one of two experts, for noise levels from 0.5 up: name"):
+        open_model(str(checkpoint))
+    fit([*options, "--ckpt_path=last", "--trainer.max_steps=2"])
+    held = torch.load(checkpoint, weights_only=True)
+    assert held["fps_flex"]["noise_levels"] == [0.5, 1.0] and held["global_step"] == 2

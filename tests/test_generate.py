@@ -378,6 +378,18 @@ def test_a_checkpoint_that_says_what_cannot_be_is_one_line(trained, tmp_path, ca
     assert not (tmp_path / "out").exists()
 
 
+def test_a_gpu_whose_memory_is_full_is_one_line(wan_folder, tmp_path, monkeypatch, capsys):
+    def fail(*args, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 28.00 GiB.")
+
+    monkeypatch.setattr("eval.models.fill", fail)
+    with pytest.raises(SystemExit) as stopped:
+        command([f"--checkpoint={wan_folder}", "--prompt=a", "--frames=1", "--height=32", "--width=48",
+                 f"--out={tmp_path}"])  # fmt: skip
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err.splitlines()[-1] == ("error: CUDA out of memory. Tried to allocate 28.00 GiB.")
+
+
 def test_home_is_where_the_user_is(wan_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "wan").symlink_to(wan_folder)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 import yaml
 from jsonargparse import ArgumentError, Namespace, auto_cli, capture_parser, get_loader, set_loader
 
@@ -74,13 +75,18 @@ def check_schedule_parts(args: list[str], parse: Callable[[list[str]], Namespace
 
 @contextmanager
 def speaking_plainly(interrupted: str) -> Iterator[None]:
-    """A command's work: a user's mistake ends it in one line with exit code 2, Ctrl-C with 130 and `interrupted`."""
+    """A command's work: a user's mistake ends it in one line with exit code 2, Ctrl-C with 130 and `interrupted`.
+
+    A GPU whose memory is full ends it in one line too, with exit code 1.
+    """
     logging.basicConfig(format="%(message)s")
     logging.getLogger("fps_flex").setLevel(logging.INFO)
     try:
         yield
     except (ValueError, ArgumentError) as error:
         stop(one_line(error), code=2)
+    except torch.OutOfMemoryError as error:
+        stop(one_line(error), code=1)
     except KeyboardInterrupt:
         stop(interrupted, code=130)
 
