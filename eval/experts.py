@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from fps_flex.experts import ALL, BOUNDARY, Levels, as_levels, find_experts, levels_of
 from fps_flex.weights import Weights, Which, open_weights
@@ -72,19 +73,17 @@ def _check_same(high: str, first: Weights, low: str, second: Weights) -> None:
     sizes, others = asdict(first.config), asdict(second.config)
     other = [f"{name} {value} and {others[name]}" for name, value in sizes.items() if value != others[name]]
     if first.trained and second.trained:
-        other += [f"another {name}" for name in ("codec", "text") if _differ(first.trained, second.trained, name)]
+        encoders = ([_encoder(said, name) for said in (first.trained, second.trained)] for name in ("codec", "text"))
+        other += [f"{one} and {two}" for one, two in encoders if one != two]
     if other:
         raise ValueError(f"{high} and {low} are no two experts of one model: they have {', '.join(other)}")
 
 
-def _differ(one: dict, other: dict, name: str) -> bool:
-    """Whether two runs had other encoders; where those lay doesn't matter."""
-    held = [said.get(name) for said in (one, other)]
-    specs = [
-        {**spec, "init_args": {**spec.get("init_args", {}), "path": None}} if isinstance(spec, dict) else spec
-        for spec in held
-    ]
-    return specs[0] != specs[1]
+def _encoder(said: dict[str, Any], name: str) -> Any:
+    """An encoder as a checkpoint names it, wherever it lay."""
+    spec = said.get(name)
+    options = spec.get("init_args") if isinstance(spec, dict) else None
+    return {**spec, "init_args": {**options, "path": None}} if isinstance(options, dict) else spec
 
 
 def _boundary(given: float | None, made_for: set[float]) -> float:

@@ -83,7 +83,8 @@ def models(
             "the last process to finish its videos writes the report, or the first one where all are there", flush=True
         )
         return
-    facts = {"sampler": settings.sampler, "steps": settings.steps, "guidance": settings.guidance, **facts}
+    names = ("sampler", "steps", "guidance", *(("boundary", "low_noise_guidance") if settings.low_noise else ()))
+    facts = {**{name: getattr(settings, name) for name in names}, **facts}
     videos = [Video(job.name, job.prompt, f"{job.prompt[:80]} (seed {job.seed})") for job in jobs]
     write_report(out, rows, videos, facts, notes)
 

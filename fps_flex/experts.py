@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .checks import is_real, show
+from .checks import as_path, is_real, show
 
 LAYOUTS = (("transformer", "transformer_2"), ("high_noise_model", "low_noise_model"))  # diffusers', the official one
 INDEX = "model_index.json"
@@ -41,8 +41,9 @@ class Experts:
 def find_experts(folder: Path) -> Experts | None:
     """The two transformers of a release, there or missing; None for one transformer, and for what is no folder.
 
-    Raises ValueError for a model_index.json that is none, or a boundary outside 0 to 1.
+    Raises ValueError for what no file can be called, a model_index.json that is none, and a boundary outside 0 to 1.
     """
+    folder = as_path("path", folder)
     said = _read_index(folder / INDEX) if (folder / INDEX).is_file() else {}
     boundary = said.get("boundary_ratio")
     if boundary is not None and not (is_real(boundary) and 0 < boundary < 1):

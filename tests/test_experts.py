@@ -176,6 +176,7 @@ def test_one_of_two_alone_and_the_wrong_way_round_are_refused(release, wan_folde
         ([f"--checkpoint={wan_folder}", "--boundary=0.5"], "a boundary of 0.5 is between two experts"),
         ([f"--checkpoint={release}", "--boundary=1"], "boundary is 1.0, expected more than 0 and less than 1"),
         ([f"--checkpoint={release}", "--low_noise=nowhere"], "no nowhere: expected a safetensors file"),
+        ([f"--checkpoint={'x' * 300}"], "expected a path that can be read (File name too long)"),
         ([f"--checkpoint={release}", "--low_noise=configs"], "expected a transformer's safetensors in configs"),
     ):
         assert message in refused(capsys, command, [*out, *options])
@@ -228,6 +229,7 @@ def test_fidelity_of_two_experts_but_not_with_a_trained_one(release, low_run, tm
     assert "a trained model of two experts can't be compared here" in line
     compare([*shared, "--attention.schedule=sta"])
     assert record(tmp_path / "out/dense")["low_noise"] == str(release / "transformer_2")
+    assert "boundary 0.875" in (tmp_path / "out/fidelity.md").read_text()
 
 
 @pytest.mark.parametrize("within", [(0.0, 0.875), (0.875, 1.0), (0.3, 0.6)])
@@ -296,12 +298,17 @@ def test_two_fine_tuned_experts(low_run, tmp_path, capsys):
     longer = save(
         "longer.ckpt", noise_levels=[0.875, 1.0], text={**text, "init_args": {**text["init_args"], "length": 9}}
     )
-    with pytest.raises(ValueError, match="no two experts of one model: they have another text"):
+    with pytest.raises(
+        ValueError, match="no two experts of one model: they have {'class_path': .* and {'class_path': "
+    ):
         open_model(longer, low_noise=str(low_run))
     moved = save("moved.ckpt", noise_levels=[0.875, 1.0],
                  text={**text, "init_args": {**text["init_args"], "path": "elsewhere"}})  # fmt: skip
     with pytest.raises(ValueError, match="no folder elsewhere.*--encoders names another folder"):
         open_model(moved, low_noise=str(low_run))
+    for spec in (7, {"class_path": "x", "init_args": 7}):
+        with pytest.raises(ValueError, match="no two experts of one model"):
+            open_model(save("odd.ckpt", noise_levels=[0.875, 1.0], codec=spec), low_noise=str(low_run))
     for lacks in ("step", "shift"):
         held = torch.load(low_run, weights_only=True)
         del held["fps_flex"][lacks]
