@@ -98,10 +98,6 @@ def settle(
     """
     model = open_model(checkpoint, weights, encoders, attention, low_noise, boundary)
     require("guidance", guidance, least=0)
-    if low_noise_guidance is not None:
-        require("low_noise_guidance", low_noise_guidance, least=0)
-        if model.low is None:
-            raise ValueError(f"low_noise_guidance is of the second of two experts, {checkpoint} is one: leave it out")
     given = {"frames": frames, "height": height, "width": width, "fps": fps}
     clip = replace(model.clip, **{name: value for name, value in given.items() if value is not None})
     model.check(clip.size)
@@ -110,14 +106,24 @@ def settle(
     build_scheduler(sampler, steps, shift)
     negative = model.text.negative_prompt if negative_prompt is None else negative_prompt
     residual = residual or model.residual
-    second = (
-        (model.low.path, model.low.boundary, guidance if low_noise_guidance is None else low_noise_guidance)
-        if model.low
-        else ()
-    )
     return model, Settings(
-        checkpoint, weights, negative, sampler, steps, guidance, shift, linears, residual, clip, *second
-    )
+        checkpoint, weights, negative, sampler, steps, guidance, shift, linears, residual, clip,
+        **_settle_low(model, guidance, low_noise_guidance),
+    )  # fmt: skip
+
+
+def _settle_low(model: TextToVideo, guidance: float, own: float | None) -> dict[str, Any]:
+    """Settings of the second of two experts. own: its guidance, where given. Raises ValueError for that without it."""
+    if own is not None:
+        require("low_noise_guidance", own, least=0)
+    if model.low is None and own is not None:
+        raise ValueError(
+            "low_noise_guidance is of the second of two experts, and there is one transformer: leave it out"
+        )
+    if model.low is None:
+        return {}
+    guidance = guidance if own is None else own
+    return {"low_noise": model.low.path, "boundary": model.low.boundary, "low_noise_guidance": guidance}
 
 
 def read_prompts(prompt: str | None, prompts: Path | None) -> list[str]:

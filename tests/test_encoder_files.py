@@ -234,6 +234,7 @@ def vae_of_5b(tmp_path_factory):
     ).eval()  # fmt: skip
     folder = tmp_path_factory.mktemp("5b")
     vae.save_pretrained(folder / "vae")
+    change_config(folder, "vae", clip_output=False)  # which the released one says, and diffusers doesn't know
     return vae, folder
 
 

@@ -1,4 +1,4 @@
-"""Wan2.1's own encoders, from a folder in the diffusers layout: its VAE and its umT5 text encoder.
+"""Wan's own encoders, from a folder in the diffusers layout: its VAE and its umT5 text encoder.
 
 Both are loaded when first used, onto the device that they are used on, and only from safetensors.
 """
