@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import auto_cli
 
 from fps_flex import FPSAttention, density
 from fps_flex.schedule import preset_of
-from train.console import check_writable, speaking_plainly
+from train.console import check_writable, run_command, speaking_plainly
+from train.whole import at_home
 
 from .fidelity_report import Row, Video, write_report
 from .generate import plan_jobs, read_prompts, settle
@@ -55,6 +55,7 @@ def models(
         attention: to compare with dense attention; none takes that of training.
         options: of `settle`.
     """
+    out, prompts = at_home(out), prompts and at_home(prompts)
     jobs = plan_jobs(read_prompts(prompt, prompts), count, seed)
     source, settings = settle(checkpoint=trained or checkpoint, attention=attention, **options)
     facts = {"negative_prompt": settings.negative_prompt, "shift": settings.shift, **asdict(settings.clip)}
@@ -64,6 +65,8 @@ def models(
         for name, weights, how in plan_rows(checkpoint, trained, source.attention)
     ]
     opened = [settle(**settled) for _, settled in planned]  # whatever doesn't fit is said before the first video
+    if trained and any(model.low for model, _ in opened):
+        raise ValueError("a trained model of two experts can't be compared here: make its videos, and compare folders")
     rows = [
         describe_row(name, out / name, *model_and_settings)
         for (name, _), model_and_settings in zip(planned, opened, strict=True)
@@ -80,7 +83,8 @@ def models(
             "the last process to finish its videos writes the report, or the first one where all are there", flush=True
         )
         return
-    facts = {"sampler": settings.sampler, "steps": settings.steps, "guidance": settings.guidance, **facts}
+    names = ("sampler", "steps", "guidance", *(("boundary", "low_noise_guidance") if settings.low_noise else ()))
+    facts = {**{name: getattr(settings, name) for name in names}, **facts}
     videos = [Video(job.name, job.prompt, f"{job.prompt[:80]} (seed {job.seed})") for job in jobs]
     write_report(out, rows, videos, facts, notes)
 
@@ -93,6 +97,7 @@ def folders(reference: Path, candidate: Path, out: Path) -> None:
         candidate: folder of what is compared.
         out: folder for the report.
     """
+    reference, candidate, out = map(at_home, (reference, candidate, out))
     videos = [Video(name, name, name) for name in pair_folders(reference, candidate)]
     check_writable(out, "--out")
     write_report(out, [Row("reference", reference), Row("candidate", candidate)], videos, {}, [])
@@ -197,13 +202,7 @@ def pair_folders(reference: Path, candidate: Path) -> list[str]:
 def command(args: list[str] | None = None) -> None:
     """args: the command line, without the command; by default this process's own."""
     with speaking_plainly("stopped; the same command goes on with what is missing"):
-        auto_cli(
-            [models, folders],
-            args=args,
-            as_positional=False,
-            exit_on_error=False,
-            description=__doc__.splitlines()[0],
-        )
+        run_command([models, folders], args, as_positional=False, description=__doc__.splitlines()[0])
 
 
 if __name__ == "__main__":

@@ -11,17 +11,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import auto_cli
-
 from fps_flex import FPSAttention
 from fps_flex.linears import Linears
 from fps_flex.wan import Residual
 from fps_flex.weights import Which
-from train.console import speaking_plainly
+from train.console import run_command, speaking_plainly
+from train.ranges import require
+from train.whole import at_home
 
 from .models import TextToVideo, open_model
 from .sampling import Sampler, build_scheduler
 from .videos import Job, Settings, draw_contacts, make_videos
+
+MOST_VIDEOS = 100_000  # of a prompt
+MOST_SEED = 2**62
 
 
 def main(
@@ -37,6 +40,7 @@ def main(
         seed: of the first video; each further one has the next.
         options: of `settle`.
     """
+    out, prompts = at_home(out), prompts and at_home(prompts)
     model, settings = settle(**options)
     jobs = plan_jobs(read_prompts(prompt, prompts), count, seed)
     if make_videos(model, settings, jobs, out):
@@ -59,20 +63,25 @@ def settle(
     linears: Linears = "bf16",
     residual: Residual | None = None,
     encoders: str | None = None,
+    low_noise: str | None = None,
+    boundary: float | None = None,
+    low_noise_guidance: float | None = None,
 ) -> tuple[TextToVideo, Settings]:
     """A checkpoint, opened and checked, and how it makes videos. Raises ValueError for what doesn't fit.
 
     Args:
-        checkpoint: a .ckpt of train.fit, or Wan2.1 as released, official or diffusers: a folder or a file.
+        checkpoint: a .ckpt of train.fit, or Wan2.1 or Wan2.2 as released, official or diffusers: a folder or a file;
+            of a release with two transformers (Wan2.2 A14B) its folder, for both, or the one for high noise.
         negative_prompt: what guidance leads away from; none takes the text encoder's own.
         sampler: unipc or euler.
         steps: of the sampler.
         guidance: 1 follows the prompt alone, more stresses it.
-        shift: of the noise levels; none takes that of training, or for released weights 3 below 720p, else 5.
-        frames: none takes those of training, or 81.
-        height: rows of pixels; none takes those of training, or 480.
-        width: columns of pixels; none takes those of training, or 832.
-        fps: frames a second; none takes those of training, or 16.
+        shift: of the noise levels; none takes that of training (where two experts were trained, of the high-noise one),
+            or for released weights 12 for two experts, 5 for Wan2.2's 5B, else 3 below 720p and 5 from there on.
+        frames: none takes those of training, or 81, or 121 for Wan2.2's 5B.
+        height: rows of pixels; none takes those of training, or 480, or 704 for Wan2.2's 5B.
+        width: columns of pixels; none takes those of training, or 832, or 1280 for Wan2.2's 5B.
+        fps: frames a second; none takes those of training, or 16, or 24 for Wan2.2's 5B.
         weights: of a .ckpt, the averaged or the live ones.
         attention: none takes that of training, or dense attention for released weights.
         linears: the transformer's linear layers on a GPU: bf16, or faster and rounded to FP8: those of the feed-forward
@@ -80,8 +89,15 @@ def settle(
         residual: what runs from block to block, and the head: in the dtype of the computation (compute), or in fp32 as
             in the official model; none takes that of training, or fp32 for released weights.
         encoders: folder with vae/, text_encoder/ and tokenizer/; none looks beside released weights.
+        low_noise: the low-noise one of two experts, like `checkpoint`: fine-tuned, or a release's; none takes that of
+            the release. Both are in the GPU's memory: 2 x 28 GB.
+        boundary: noise level from which up `checkpoint` denoises, and below which the low-noise expert does; none takes
+            what they were made for, or 0.875, that of Wan2.2's A14B.
+        low_noise_guidance: of the low-noise expert; none takes `guidance` (Wan2.2's own A14B takes 3, and 4 for high
+            noise, in 40 steps).
     """
-    model = open_model(checkpoint, weights, encoders, attention)
+    model = open_model(checkpoint, weights, encoders, attention, low_noise, boundary)
+    require("guidance", guidance, least=0)
     given = {"frames": frames, "height": height, "width": width, "fps": fps}
     clip = replace(model.clip, **{name: value for name, value in given.items() if value is not None})
     model.check(clip.size)
@@ -90,7 +106,24 @@ def settle(
     build_scheduler(sampler, steps, shift)
     negative = model.text.negative_prompt if negative_prompt is None else negative_prompt
     residual = residual or model.residual
-    return model, Settings(checkpoint, weights, negative, sampler, steps, guidance, shift, linears, residual, clip)
+    return model, Settings(
+        checkpoint, weights, negative, sampler, steps, guidance, shift, linears, residual, clip,
+        **_settle_low(model, guidance, low_noise_guidance),
+    )  # fmt: skip
+
+
+def _settle_low(model: TextToVideo, guidance: float, own: float | None) -> dict[str, Any]:
+    """Settings of the second of two experts. own: its guidance, where given. Raises ValueError for that without it."""
+    if own is not None:
+        require("low_noise_guidance", own, least=0)
+    if model.low is None and own is not None:
+        raise ValueError(
+            "low_noise_guidance is of the second of two experts, and there is one transformer: leave it out"
+        )
+    if model.low is None:
+        return {}
+    guidance = guidance if own is None else own
+    return {"low_noise": model.low.path, "boundary": model.low.boundary, "low_noise_guidance": guidance}
 
 
 def read_prompts(prompt: str | None, prompts: Path | None) -> list[str]:
@@ -109,9 +142,10 @@ def read_prompts(prompt: str | None, prompts: Path | None) -> list[str]:
 
 
 def plan_jobs(prompts: list[str], count: int, seed: int) -> list[Job]:
-    """`count` videos of each prompt, each with a seed of its own. Raises ValueError below 1."""
-    if count < 1:
-        raise ValueError(f"count is {count}, expected at least 1 video of each prompt")
+    """`count` videos of each prompt, each with a seed of its own. Raises ValueError below 1, and for too many."""
+    if not 1 <= count <= MOST_VIDEOS:
+        raise ValueError(f"count is {count}, expected at least 1 video of each prompt and at most {MOST_VIDEOS:,}")
+    require("seed", seed, least=0, most=MOST_SEED)
     every = [prompt for prompt in prompts for _ in range(count)]
     return [
         Job(f"{i:04}-{re.sub(r'[^a-z0-9]+', '-', prompt.lower())[:40].strip('-')}-seed{seed + i}", prompt, seed + i)
@@ -122,7 +156,7 @@ def plan_jobs(prompts: list[str], count: int, seed: int) -> list[Job]:
 def command(args: list[str] | None = None) -> None:
     """args: the command line, without the command; by default this process's own."""
     with speaking_plainly("stopped; the same command goes on with what is missing"):
-        auto_cli(main, args=args, as_positional=False, exit_on_error=False, description=__doc__.splitlines()[0])
+        run_command(main, args, as_positional=False, description=__doc__.splitlines()[0])
 
 
 if __name__ == "__main__":

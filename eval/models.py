@@ -3,42 +3,61 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from fps_flex import FPSAttention, Wan
+from fps_flex.checks import as_whole
+from fps_flex.experts import ALL, levels_of
 from fps_flex.linears import Linears, quantize_linears
 from fps_flex.wan import Residual
-from fps_flex.weights import Weights, Which, build_empty, fill, open_weights
-from train.codecs import ByteText, Codec, Fixed, PixelCodec, TextEncoder
+from fps_flex.weights import Weights, Which, build_empty, fill
+from train.codecs import Codec, TextEncoder
 from train.encoders import UMT5Text, WanVAE
+from train.ranges import require
+from train.whole import at_home
 
-CODECS = {kind.class_path(): kind for kind in (PixelCodec, WanVAE, ByteText, UMT5Text)}
+from .experts import LowExpert, open_experts
+from .trained import build, check_trained, find
 
-Kind = TypeVar("Kind", bound=Fixed)
+MOST_TOKENS = 2**20  # of a video: 14 times those of 81 frames at 720p
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A video's frames, rows and columns of pixels, and frames a second; the default is Wan2.1's at 480p."""
+    """A video's frames, rows and columns of pixels, and frames a second; the default is Wan2.1's at 480p.
+
+    Raises ValueError for sizes that aren't whole numbers from 1 up, and a rate that isn't above 0.
+    """
 
     frames: int = 81
     height: int = 480
     width: int = 832
     fps: float = 16.0
 
+    def __post_init__(self) -> None:
+        for name in ("frames", "height", "width"):
+            as_whole(name, getattr(self, name))
+        require("fps", self.fps, above=0, most=1000)
+
     @property
     def size(self) -> tuple[int, int, int]:
         return self.frames, self.height, self.width
+
+
+OF_5B = Clip(121, 704, 1280, 24.0)  # Wan2.2's 5B, told by its VAE of 16x16 pixels a latent
 
 
 @dataclass(frozen=True)
 class TextToVideo:
     """A checkpoint that has been opened and checked; its weights and encoders are not in memory yet.
 
-    clip: what it was trained on. shift: it was trained with; None for released weights. step: of training, likewise.
+    weights: of its transformer, or of two experts' high-noise one. low: the other one.
+    clip: what it was trained on. shift: it was trained with, or its release's own; None for that of Wan2.1, which goes
+    by the size. step: of training; None for released weights.
     residual: it was trained with, or fp32, as in the official model, for released weights.
     """
 
@@ -50,45 +69,64 @@ class TextToVideo:
     residual: Residual
     shift: float | None = None
     step: int | None = None
+    low: LowExpert | None = None
 
     def check(self, size: tuple[int, int, int]) -> None:
         """Raises ValueError when it can't make videos of so many frames, rows and columns."""
         try:
-            self.attention.plan(self.weights.config.grid(self.codec.latent_size(size)), torch.zeros(1))
+            grid = self.weights.config.grid(self.codec.latent_size(size))
+            if prod(grid) > MOST_TOKENS:
+                raise ValueError(f"they have {prod(grid):,} tokens, expected at most {MOST_TOKENS:,}")
+            self.attention.plan(grid, torch.zeros(1))
         except ValueError as error:
             raise ValueError(f"videos of {size} (frames, rows, columns) can't be made: {error}") from None
 
     def load(self, device: torch.device, linears: Linears = "bf16", residual: Residual | None = None) -> Wan:
-        """The transformer on its device. residual: None takes its own.
+        """The transformer on its device, of two experts the high-noise one. residual: None takes its own.
 
         On a GPU in bf16 (norms, modulation and time embedding in fp32) with compiled blocks, else in fp32.
         Raises ValueError where `linears` can't be had, and for an unknown residual.
         """
-        wan = build_empty(self.weights.config, self.attention)
-        fill(wan, self.weights.stream(), device, torch.bfloat16 if device.type == "cuda" else torch.float32)
+        return self._load(self.weights, device, linears, residual)
+
+    def load_low(self, device: torch.device, linears: Linears = "bf16", residual: Residual | None = None) -> Wan | None:
+        """The low-noise expert, likewise; None where there is one transformer."""
+        return self._load(self.low.weights, device, linears, residual) if self.low else None
+
+    def _load(self, weights: Weights, device: torch.device, linears: Linears, residual: Residual | None) -> Wan:
+        wan = build_empty(weights.config, self.attention)
+        fill(wan, weights.stream(), device, torch.bfloat16 if device.type == "cuda" else torch.float32)
         wan.compiled, wan.residual = device.type == "cuda", residual or self.residual
         quantize_linears(wan, linears)
         return wan.eval().requires_grad_(False)
 
 
 def open_model(
-    checkpoint: str, which: Which = "average", encoders: str | None = None, attention: FPSAttention | None = None
+    checkpoint: str,
+    which: Which = "average",
+    encoders: str | None = None,
+    attention: FPSAttention | None = None,
+    low_noise: str | None = None,
+    boundary: float | None = None,
 ) -> TextToVideo:
-    """checkpoint: a .ckpt of train.fit, or Wan2.1 as released, official or diffusers, a file or a folder.
+    """checkpoint: a .ckpt of train.fit, or Wan as released, official or diffusers, a file or a folder.
 
     which: weights of a .ckpt. encoders: folder with vae/, text_encoder/ and tokenizer/; None looks beside the weights,
     or where a .ckpt says. attention: None takes that of a .ckpt; released weights, trained with dense attention, get
-    dense attention.
+    dense attention. low_noise, boundary: as of `open_experts`.
     Raises ValueError where anything is missing or doesn't fit.
     """
-    weights = open_weights(checkpoint, which)
-    if weights.trained is None:
-        beside = Path(checkpoint) if Path(checkpoint).is_dir() else Path(checkpoint).parent
-        codec, text = (_find(kind, encoders or str(beside)) for kind in (WanVAE, UMT5Text))
-        attention = attention or FPSAttention("dense", tile=None)
-        model = TextToVideo(weights, attention, codec, text, Clip(), "fp32")
+    checkpoint, low_noise, encoders = (path and str(at_home(path)) for path in (checkpoint, low_noise, encoders))
+    weights, low = open_experts(checkpoint, which, low_noise, boundary)
+    paths = {checkpoint: weights, **({low.path: low.weights} if low else {})}
+    attention = attention or _attention(paths)
+    trained = {path: held.trained for path, held in paths.items() if held.trained is not None}
+    for path, said in trained.items():
+        check_trained(path, said)
+    if trained:
+        model = _open_trained(*next(iter(trained.items())), weights, low, encoders, attention)
     else:
-        model = _open_trained(checkpoint, weights, encoders, attention)
+        model = _open_released(weights, low, encoders or _beside(checkpoint), attention)
     for given, name in ((model.codec.channels, "channels"), (model.text.dim, "text_dim")):
         expected = getattr(weights.config, name)
         if given != expected:
@@ -96,41 +134,56 @@ def open_model(
     return model
 
 
+def _attention(paths: dict[str, Weights]) -> FPSAttention:
+    """What they were trained with. Raises ValueError for experts that were trained with different attention."""
+    dense = FPSAttention("dense", tile=None)
+    trained = [FPSAttention.from_dict(x.trained["attention"]) if x.trained else dense for x in paths.values()]
+    if any(attention != trained[0] for attention in trained):
+        raise ValueError(
+            f"{' and '.join(paths)} were trained with different attention: name that of both, "
+            "with --attention.schedule and --attention.tile"
+        )
+    return trained[0]
+
+
+def _open_released(weights: Weights, low: LowExpert | None, encoders: str, attention: FPSAttention) -> TextToVideo:
+    """With the clip size, and the shift, of its release's own examples."""
+    codec, text = (find(kind, path=encoders) for kind in (WanVAE, UMT5Text))
+    clip, shift = (Clip(), 12.0 if low else None) if codec.pixels == 8 else (OF_5B, 5.0)
+    return TextToVideo(weights, attention, codec, text, clip, "fp32", shift, low=low)
+
+
 def _open_trained(
-    checkpoint: str, weights: Weights, encoders: str | None, attention: FPSAttention | None
+    path: str,
+    said: dict[str, Any],
+    weights: Weights,
+    low: LowExpert | None,
+    encoders: str | None,
+    attention: FPSAttention,
 ) -> TextToVideo:
-    said = weights.trained
-    missing = [name for name in ("codec", "text", "clip", "residual", "shift", "step") if name not in said]
-    if missing:
-        raise ValueError(f"{checkpoint} doesn't say its {', '.join(missing)}: train it on with this version")
-    return TextToVideo(
-        weights,
-        attention or FPSAttention.from_dict(said["attention"]),
-        _build(said["codec"], encoders),
-        _build(said["text"], encoders),
-        Clip(**said["clip"]),
-        said["residual"],
-        said["shift"],
-        said["step"],
-    )
-
-
-def _build(spec: dict[str, Any], encoders: str | None) -> Any:
-    """A codec or text encoder as a checkpoint describes it."""
-    if spec["class_path"] not in CODECS:
-        raise ValueError(f"the checkpoint was trained with {spec['class_path']}, expected one of {', '.join(CODECS)}")
-    kind, options = CODECS[spec["class_path"]], dict(spec["init_args"])
-    return _find(kind, encoders or options.pop("path"), **options) if "path" in options else kind(**options)
-
-
-def _find(kind: type[Kind], path: str, **options: Any) -> Kind:
-    options.pop("path", None)
+    """path, said: a checkpoint of train.fit and what it says; of two such, the high-noise expert's."""
+    codec, text = (build(path, said[name], kind, encoders) for name, kind in (("codec", Codec), ("text", TextEncoder)))
     try:
-        return kind(path=path, **options)
-    except ValueError as error:
-        raise ValueError(f"{error}; --encoders names another folder") from None
+        clip = Clip(**said["clip"])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no checkpoint of this project (its clip: {error})") from None
+    step = said["step"] if weights.trained is said else None
+    return TextToVideo(weights, attention, codec, text, clip, said["residual"], said["shift"], step, low)
+
+
+def _beside(checkpoint: str) -> str:
+    """The folder where released weights have their encoders."""
+    path = Path(checkpoint)
+    folder = path if path.is_dir() else path.parent
+    return str(folder if levels_of(folder) == ALL else folder.resolve().parent)
 
 
 def describe(model: TextToVideo) -> dict[str, Any]:
     """What of a model decides how its videos look, as plain data."""
-    return {"trained_steps": model.step, "attention": asdict(model.attention), "text": model.text.spec()}
+    low = model.low.weights.trained if model.low else None
+    return {
+        "trained_steps": model.step,
+        "low_noise_trained_steps": low and low["step"],
+        "attention": asdict(model.attention),
+        "text": model.text.spec(),
+    }

@@ -3,42 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from fps_flex import FPSAttention, Wan
+from train.ranges import require
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
 Sampler = Literal["unipc", "euler"]
 
+TIMESTEPS = 1000  # at noise level 1
+
+
+@dataclass(frozen=True)
+class LowNoise:
+    """The expert that takes over below a noise level, with a guidance of its own."""
+
+    wan: Wan
+    boundary: float
+    guidance: float
+
 
 def build_scheduler(sampler: Sampler, steps: int, shift: float) -> Any:
     """diffusers' scheduler for rectified flow, set to its steps.
 
-    Raises ValueError below 1 step, or for a shift that isn't above 0.
+    Raises ValueError below 1 step or above 1000, or for a shift that isn't above 0.
     """
     from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
-    if steps < 1 or shift <= 0:
-        raise ValueError(f"steps is {steps} and shift {shift}, expected at least 1 and more than 0")
+    require("steps", steps, least=1, most=TIMESTEPS)
+    require("shift", shift, above=0)
     if sampler == "unipc":
         scheduler = UniPCMultistepScheduler(
-            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift, num_train_timesteps=1000
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift, num_train_timesteps=TIMESTEPS
         )
         scheduler.set_timesteps(steps)
     else:
-        scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=shift)
+        scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=TIMESTEPS, shift=shift)
         scheduler.set_timesteps(sigmas=[1 - i / steps for i in range(steps)])
     return scheduler
 
 
 def list_regimes(attention: FPSAttention, scheduler: Any) -> list[int]:
     """The index of the regime in force at each step."""
-    return attention.step_schedule.regime(scheduler.timesteps / 1000).tolist()
+    return attention.step_schedule.regime(scheduler.timesteps / TIMESTEPS).tolist()
 
 
 @torch.inference_mode()
@@ -50,18 +63,22 @@ def sample_latents(
     no_text: Float[Tensor, "b l e"],
     guidance: float,
     after_step: Callable[[], None] = lambda: None,
+    low: LowNoise | None = None,
 ) -> Float[Tensor, "b c f h w"]:
-    """Latents in fp32. guidance: 1 follows the text alone, more leads away from `no_text`.
+    """Latents in fp32. guidance: 1 follows the text alone, more leads away from `no_text`. low: takes over from `wan`.
 
     The regime of each step follows its noise level, timestep / 1000.
     """
     x = noise.float()
     for timestep in scheduler.timesteps:
         t = timestep.expand(len(x)).to(x.device, torch.float32)
-        velocity = wan(x, t, text).float()
-        if guidance != 1:
-            without = wan(x, t, no_text).float()
-            velocity = without + guidance * (velocity - without)
+        model, scale = wan, guidance
+        if low and timestep < low.boundary * TIMESTEPS:
+            model, scale = low.wan, low.guidance
+        velocity = model(x, t, text).float()
+        if scale != 1:
+            without = model(x, t, no_text).float()
+            velocity = without + scale * (velocity - without)
         x = scheduler.step(velocity, timestep, x, return_dict=False)[0]
         after_step()
     return x

@@ -26,7 +26,7 @@ from train.videos import read_clip, write_video
 from train.whole import write_text
 
 from .models import Clip, TextToVideo, describe
-from .sampling import Sampler, build_scheduler, list_regimes, sample_latents
+from .sampling import LowNoise, Sampler, build_scheduler, list_regimes, sample_latents
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -43,7 +43,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Settings:
-    """What all videos of a run share."""
+    """What all videos of a run share. low_noise to low_noise_guidance: of the second of two experts, or None."""
 
     checkpoint: str
     weights: Which
@@ -55,6 +55,9 @@ class Settings:
     linears: Linears
     residual: Residual
     clip: Clip
+    low_noise: str | None = None
+    boundary: float | None = None
+    low_noise_guidance: float | None = None
 
 
 def make_videos(
@@ -62,7 +65,8 @@ def make_videos(
 ) -> bool:
     """Make what is missing of this process's share of the jobs; returns whether the videos of all jobs are there.
 
-    Under torchrun the jobs are dealt out to the processes, one to a GPU. Files appear whole or not at all.
+    Under torchrun the jobs are dealt out to the processes, one to a GPU, which holds both of two experts. Files appear
+    whole or not at all.
     records: folder of the JSON of each video's settings; None puts them beside the videos.
     Raises ValueError when a folder can't be written or holds videos made with other settings, and as `check_linears`.
     """
@@ -81,11 +85,13 @@ def make_videos(
         model.codec.load()
         states = _encode(model, sorted({job.prompt for job in todo} | {settings.negative_prompt}), device)
         wan = model.load(device, settings.linears, settings.residual)
+        second = model.load_low(device, settings.linears, settings.residual)
+        low = second and LowNoise(second, settings.boundary, settings.low_noise_guidance)
         with _progress(enabled=rank == 0) as progress:
             bar = progress.add_task("steps", total=len(todo) * settings.steps)
             for job in todo:
                 started = time.perf_counter()
-                video = _make(wan, model, settings, job, states, lambda: progress.advance(bar))
+                video = _make(wan, low, model, settings, job, states, lambda: progress.advance(bar))
                 write_video(out / f"{job.name}.mp4", video, settings.clip.fps)
                 write_text(records / f"{job.name}.json", json.dumps(said[job], indent=1, ensure_ascii=False) + "\n")
                 progress.console.print(f"wrote {out / job.name}.mp4", soft_wrap=True, highlight=False, markup=False)
@@ -104,6 +110,7 @@ def _say_what_is_left(seconds: float, more: int, world: int, device: torch.devic
 
 def _make(
     wan: Wan,
+    low: LowNoise | None,
     model: TextToVideo,
     settings: Settings,
     job: Job,
@@ -116,7 +123,7 @@ def _make(
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(job.seed)).to(device)
     text, no_text = (states[prompt].to(device) for prompt in (job.prompt, settings.negative_prompt))
     scheduler = build_scheduler(settings.sampler, settings.steps, settings.shift)
-    latents = sample_latents(wan, scheduler, noise, text, no_text, settings.guidance, after_step)
+    latents = sample_latents(wan, scheduler, noise, text, no_text, settings.guidance, after_step, low)
     return model.codec.decode(latents)[0].clamp(-1, 1)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .checks import as_path
+from .experts import find_experts
 
 Shape = tuple[int, ...]
 
@@ -55,6 +56,8 @@ def open_files(path: Path) -> TensorFiles:
 
 def _find_files(path: Path) -> list[Path]:
     if path.is_dir():
+        if experts := find_experts(path):
+            raise ValueError(f"{experts}: name one of them")
         return _find_in_folder(path / "transformer" if (path / "transformer").is_dir() else path)
     if not path.exists():
         raise ValueError(f"no {path}: expected a safetensors file, an index of shards, or a folder with either")

@@ -26,16 +26,39 @@ def unshift_noise(sigma: Tensor, shift: float) -> Tensor:
 
 
 def draw_noise_levels(
-    count: int, shift: float, mean: float = 0.0, std: float = 1.0, generator: torch.Generator | None = None
+    count: int,
+    shift: float,
+    mean: float = 0.0,
+    std: float = 1.0,
+    generator: torch.Generator | None = None,
+    within: tuple[float, float] = (0.0, 1.0),
 ) -> Float[Tensor, " b"]:
-    """sigma for training: u ~ sigmoid(Normal(mean, std)), shifted (paper, Table 8: logit-normal, sample_shift)."""
-    return shift_noise((mean + std * torch.randn(count, generator=generator)).sigmoid(), shift)
+    """sigma for training: u ~ sigmoid(Normal(mean, std)), shifted (paper, Table 8: logit-normal, sample_shift).
+
+    within: the lowest and the highest level; others are left out, and the rest is as likely as before to each other.
+    """
+    z = torch.randn(count, generator=generator)
+    if within == (0.0, 1.0):
+        return shift_noise((mean + std * z).sigmoid(), shift)
+    return _levels_at(torch.special.ndtr(z.double()), shift, mean, std, within)
 
 
-def spread_noise_levels(count: int, shift: float, mean: float = 0.0, std: float = 1.0) -> Float[Tensor, " b"]:
+def spread_noise_levels(
+    count: int, shift: float, mean: float = 0.0, std: float = 1.0, within: tuple[float, float] = (0.0, 1.0)
+) -> Float[Tensor, " b"]:
     """sigma for validation: the `count` mid-quantiles of the levels that training draws, in ascending order."""
     quantiles = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    return shift_noise((mean + std * torch.special.ndtri(quantiles)).sigmoid(), shift).float()
+    return _levels_at(quantiles, shift, mean, std, within)
+
+
+def _levels_at(
+    quantiles: Float[Tensor, " b"], shift: float, mean: float, std: float, within: tuple[float, float]
+) -> Float[Tensor, " b"]:
+    """sigma at quantiles (fp64) of the levels that training draws within the lowest and the highest."""
+    u = unshift_noise(torch.tensor(within, dtype=torch.float64), shift).clamp(0, 1)  # which rounding leaves
+    lowest, highest = torch.special.ndtr((u.logit() - mean) / std)
+    z = torch.special.ndtri(lowest + quantiles * (highest - lowest))
+    return shift_noise((mean + std * z).sigmoid(), shift).clamp(*within).float()
 
 
 def add_noise(

@@ -174,5 +174,5 @@ def test_encoders_that_are_broken_are_said_before_the_run_begins(wan_folder, tmp
         with pytest.raises(SystemExit) as stopped:
             fit([*QUICK, f"--run={tmp_path / 'run'}", *small_wan(broken)])
         assert stopped.value.code == 2
-        assert f"{broken / part} can't be loaded" in capsys.readouterr().err.splitlines()[-1]
+        assert f"{broken / part / file} can't be read as safetensors" in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "run").exists()

@@ -69,6 +69,7 @@ BAD = {
     "model.shift": ["0", "-3", "inf"],
     "model.logit_mean": ["nan", "inf", "low"],
     "model.logit_std": ["0", "-1", "nan"],
+    "model.noise_levels": ["[0.5]", "[0.9,0.1]", "[0,1.5]", "[.nan,1]", "half"],
     "model.text_dropout": ["1.1", *SHARE[:2]],
     "model.val_levels": WHOLE,
     "model.checkpointing": SWITCH,

@@ -15,9 +15,12 @@ import torch
 from PIL import Image
 from tiny_wan import SIZES
 
+from eval.bench.__main__ import command as bench
+from eval.fidelity import command as fidelity
 from eval.generate import command, plan_jobs, settle
 from eval.models import open_model
 from eval.sampling import build_scheduler, sample_latents
+from eval.vbench.__main__ import command as vbench
 from fps_flex import WAN_TINY, FPSAttention, Wan, WanConfig, preset
 from fps_flex.flow import euler_sample, sampling_levels
 from fps_flex.wan import default_residual
@@ -243,7 +246,19 @@ def refused(capsys, arguments):
         (["--attention.schedule=paper"], "schedule is 'paper', expected one of fps, sta, uniform, dense"),
         (["--prompt=two", "--prompts=README.md"], "expected either --prompt TEXT or --prompts FILE"),
         (["--steps=0"], "steps is 0"),
-        (["--shift=0"], "shift 0.0, expected"),
+        (["--steps=1000000000"], "steps is 1000000000, expected at least 1 and at most 1000"),
+        (["--shift=0"], "shift is 0.0, expected more than 0"),
+        (["--shift=.nan"], "shift is nan, expected a finite number"),
+        (["--guidance=.nan"], "guidance is nan, expected a finite number"),
+        (["--frames=1000000001"], "they have 1,500,000,006 tokens, expected at most 1,048,576"),
+        (["--height=3200000"], "tokens, expected at most 1,048,576"),
+        (["--frames=-3"], "frames is -3, expected a whole number of at least 1"),
+        (["--fps=0"], "fps is 0.0, expected more than 0 and at most 1000"),
+        (["--fps=.inf"], "fps is inf, expected a finite number"),
+        (["--count=1000000000"], "count is 1000000000"),
+        (["--seed=99999999999999999999"], "seed is 99999999999999999999"),
+        (["--boundary=0.5"], "a boundary of 0.5 is between two experts"),
+        (["--low_noise_guidance=2"], "low_noise_guidance is of the second of two experts"),
         (["--count=0"], "count is 0, expected at least 1 video of each prompt"),
         (["--linears=fp8"], "linears fp8 need a GPU with float8 (compute capability 8.9 or later): use bf16"),
         (["--sampler=dpm"], "Got value: dpm"),
@@ -291,3 +306,94 @@ def test_a_video_made_with_a_window_of_another_meaning_is_not_kept(wan_folder, t
     assert ".mp4 was made with attention" in refused(capsys, shared)
     record.write_text("[]")
     assert "holds no video's settings" in refused(capsys, shared)
+
+
+def test_parts_of_a_preset_do_not_make_another_one_in_silence(wan_folder, tmp_path, capsys):
+    """The parser took `sta` and a shift for the `fps` preset with that shift."""
+    shared = [f"--checkpoint={wan_folder}", "--prompt=a", f"--out={tmp_path / 'out'}"]
+    line = refused(capsys, [*shared, "--attention.schedule=sta", "--attention.schedule.shift=3"])
+    assert "which is the preset 'sta': write out its bounds, regimes and shift in its place" in line
+    assert "the preset 'fps'" in refused(capsys, [*shared, "--attention.schedule.shift", "3"])
+    (tmp_path / "own.yaml").write_text("attention: {schedule: uniform}\n")
+    line = refused(capsys, [f"--config={tmp_path / 'own.yaml'}", *shared, "--attention.schedule.shift=3"])
+    assert "the preset 'uniform'" in line
+    for run, words in (
+        (fidelity, ["models", *shared]),
+        (vbench, ["generate", *shared[::2]]),
+        (bench, ["pipeline", "--size=tiny"]),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            run([*words, "--attention.schedule=sta", "--attention.schedule.shift=3"])
+        assert stopped.value.code == 2 and "the preset 'sta'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "own.yaml").write_text("attention: {tile: null, schedule: {bounds: [], regimes: [{}], shift: 2.0}}\n")
+    small = ["--frames=1", "--height=32", "--width=48", "--steps=1", "--guidance=1"]
+    command([f"--config={tmp_path / 'own.yaml'}", *shared, *small, "--attention.schedule.shift=3"])
+    said = json.loads(next((tmp_path / "out").glob("*.json")).read_text())
+    assert said["attention"]["schedule"]["shift"] == 3.0 and said["attention"]["schedule"]["bounds"] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("codec", None, "it was trained with None, expected one of train.codecs.PixelCodec, train.encoders.WanVAE"),
+        ("codec", "PixelCodec", "it was trained with 'PixelCodec', expected one of"),
+        ("codec", {"class_path": "os.system", "init_args": {"command": "true"}}, "trained with 'os.system', expected"),
+        ("codec", {"class_path": "train.codecs.ByteText", "init_args": {}}, "expected one of train.codecs.PixelCodec"),
+        ("codec", {"class_path": "train.codecs.PixelCodec", "init_args": {"box": 2}}, "its Codec: "),
+        ("codec", {"class_path": "train.codecs.PixelCodec", "init_args": {"stride": "much"}}, "its Codec: "),
+        ("codec", {"class_path": "train.encoders.WanVAE", "init_args": {}}, "its Codec: "),
+        ("codec", {"class_path": "train.encoders.WanVAE", "init_args": {"path": 7}}, "its Codec: path is 7"),
+        ("codec", {"class_path": "train.codecs.PixelCodec"}, "expected one of"),
+        ("text", {"class_path": ["x"], "init_args": {}}, "expected one of"),
+        ("text", {"class_path": "train.codecs.ByteText", "init_args": {"length": 10**12}}, "its TextEncoder: "),
+        ("text", {"class_path": "train.codecs.ByteText", "init_args": {"length": 2.5}}, "its TextEncoder: "),
+        ("clip", None, "its clip: "),
+        ("clip", {"frames": 10**9, "height": 32, "width": 32, "fps": 8.0}, "they have 32,000,000,000 tokens"),
+        ("clip", {"frames": 10**30, "height": 32, "width": 32, "fps": 8.0}, "tokens, expected at most"),
+        ("clip", {"frames": "ten", "height": 32, "width": 32, "fps": 8.0}, "its clip: frames is 'ten'"),
+        ("clip", {"frames": 10, "height": 32, "width": 32, "fps": float("nan")}, "its clip: fps is nan"),
+        ("clip", {"frames": 10, "rows": 32}, "its clip: "),
+        ("residual", 7, "residual is 7, expected one of"),
+        ("residual", None, "residual is None, expected one of"),
+        ("shift", "3", "shift is '3'"),
+        ("shift", -1.0, "shift is -1.0, expected more than 0"),
+        ("step", -1, "step is -1"),
+        ("step", None, "step is None"),
+        ("noise_levels", [1, 0], "noise_levels of"),
+        ("noise_levels", 7, "noise_levels of"),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_that_says_what_cannot_be_is_one_line(trained, tmp_path, capsys, name, value, reason):
+    held = torch.load(trained, weights_only=True)
+    held["fps_flex"][name] = value
+    torch.save(held, tmp_path / "said.ckpt")
+    line = refused(capsys, [f"--checkpoint={tmp_path / 'said.ckpt'}", "--prompt=a", f"--out={tmp_path / 'out'}"])
+    assert reason in line
+    assert (
+        f"{tmp_path / 'said.ckpt'} is no checkpoint of this project (" in line
+        or "tokens" in reason
+        or (f"noise_levels of {tmp_path / 'said.ckpt'} is" in line)
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_gpu_whose_memory_is_full_is_one_line(wan_folder, tmp_path, monkeypatch, capsys):
+    def fail(*args, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 28.00 GiB.")
+
+    monkeypatch.setattr("eval.models.fill", fail)
+    with pytest.raises(SystemExit) as stopped:
+        command([f"--checkpoint={wan_folder}", "--prompt=a", "--frames=1", "--height=32", "--width=48",
+                 f"--out={tmp_path}"])  # fmt: skip
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err.splitlines()[-1] == ("error: CUDA out of memory. Tried to allocate 28.00 GiB.")
+
+
+def test_home_is_where_the_user_is(wan_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "wan").symlink_to(wan_folder)
+    (tmp_path / "prompts.txt").write_text("a\n")
+    command(["--checkpoint=~/wan", "--encoders=~/wan", "--prompts=~/prompts.txt", "--out=~/out", "--frames=1",
+             "--height=32", "--width=48", "--steps=1", "--guidance=1"])  # fmt: skip
+    assert len(list((tmp_path / "out").glob("*.mp4"))) == 1

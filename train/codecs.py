@@ -5,17 +5,19 @@ They are fixed: neither trained nor part of a checkpoint's weights, which keeps 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from hashlib import sha256
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
 from einops import rearrange
 from torch import Tensor
+
+from fps_flex.checks import as_triple, as_whole
 
 from .ranges import require
 
@@ -24,7 +26,13 @@ if TYPE_CHECKING:
 
 Triple = tuple[int, int, int]
 
+MOST_LENGTH = 2**16  # of a prompt's states, and of one of bytes
 LOADED = ("_model", "_tokenizer")  # cached properties of those that load something
+
+
+def digest(value: Any) -> str:
+    """Of plain data, or of a file's bytes."""
+    return sha256(value if isinstance(value, bytes) else json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class Fixed:
@@ -42,7 +50,12 @@ class Fixed:
         return {"class_path": self.class_path(), "init_args": asdict(self)}
 
     def fingerprint(self) -> str:
-        return hashlib.sha256(json.dumps(self.spec()).encode()).hexdigest()[:16]
+        """What it makes of the same input depends on this alone: digests of its parts, each with its name.
+
+        The same for a copy elsewhere; another where options, or the weights that it loads, differ. Two that differ show
+        in which part. Raises ValueError when it is broken.
+        """
+        return f"settings {digest(self.spec())}"
 
     def load(self) -> None:
         """Load now what is otherwise loaded when first used. Raises ValueError when it is broken."""
@@ -78,15 +91,13 @@ class PixelCodec(Codec):
     Args:
         stride: frames, rows and columns of the box.
 
-    Raises ValueError for a stride below 1.
+    Raises ValueError for a stride that isn't three whole numbers from 1 up.
     """
 
     stride: Triple = (2, 2, 2)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stride", tuple(self.stride))
-        if len(self.stride) != 3 or min(self.stride) < 1:
-            raise ValueError(f"the pixel codec's stride is {self.stride}, expected frames, rows, columns of at least 1")
+        object.__setattr__(self, "stride", as_triple("the pixel codec's stride", self.stride))
 
     @property
     def channels(self) -> int:
@@ -130,7 +141,7 @@ class ByteText(TextEncoder):
         dim: of one state.
         length: bytes kept of a prompt.
 
-    Raises ValueError for a size below 1.
+    Raises ValueError for a size below 1 or above 65536.
     """
 
     dim: int = 32
@@ -138,7 +149,8 @@ class ByteText(TextEncoder):
 
     def __post_init__(self) -> None:
         for name in ("dim", "length"):
-            require(f"the byte text's {name}", getattr(self, name), least=1)
+            as_whole(f"the byte text's {name}", getattr(self, name))
+            require(f"the byte text's {name}", getattr(self, name), most=MOST_LENGTH)
 
     @cached_property
     def _tables(self) -> tuple[Float[Tensor, "256 e"], Float[Tensor, "l e"]]:

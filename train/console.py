@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 import yaml
-from jsonargparse import ArgumentError, get_loader, set_loader
+from jsonargparse import ArgumentError, Namespace, auto_cli, capture_parser, get_loader, set_loader
+
+from fps_flex import FPSAttention
+
+SCHEDULE_PART = re.compile(r"--((?:\w+\.)*attention)\.schedule\.")
 
 _load_yaml = get_loader("yaml")
 
@@ -35,15 +41,52 @@ def _none_for_null(value: Any, inside: bool = True) -> Any:
 set_loader("yaml", load_yaml, (yaml.YAMLError,))
 
 
+def run_command(components: Any, args: list[str] | None, **options: Any) -> None:
+    """jsonargparse's auto_cli, which raises whatever is wrong. args: None takes this process's own."""
+    options["exit_on_error"] = False
+
+    def parse(words: list[str]) -> Namespace:
+        return capture_parser(lambda: auto_cli(components, args=[], **options)).parse_args(words)
+
+    check_schedule_parts(sys.argv[1:] if args is None else args, parse)
+    auto_cli(components, args=args, **options)
+
+
+def check_schedule_parts(args: list[str], parse: Callable[[list[str]], Namespace]) -> None:
+    """Raises ValueError for parts of a schedule beside a preset's name: the parser would forget the preset.
+
+    args: a command line. parse: as the command does.
+    """
+    parts = {i: found[1] for i, word in enumerate(args) if (found := SCHEDULE_PART.match(word))}
+    if not parts:
+        return
+    values = [i + 1 for i in parts if "=" not in args[i]]
+    rest = parse([word for i, word in enumerate(args) if i not in (*parts, *values)])
+    chosen = rest.get(rest.get("subcommand") or "", rest)
+    for i, option in parts.items():
+        attention = chosen.get(option)
+        preset = FPSAttention.schedule if attention is None else attention.schedule
+        if isinstance(preset, str):
+            raise ValueError(
+                f"{args[i]} changes a part of {option}.schedule, which is the preset {preset!r}: write out its bounds, "
+                "regimes and shift in its place"
+            )
+
+
 @contextmanager
 def speaking_plainly(interrupted: str) -> Iterator[None]:
-    """A command's work: a user's mistake ends it in one line with exit code 2, Ctrl-C with 130 and `interrupted`."""
+    """A command's work: a user's mistake ends it in one line with exit code 2, Ctrl-C with 130 and `interrupted`.
+
+    A GPU whose memory is full ends it in one line too, with exit code 1.
+    """
     logging.basicConfig(format="%(message)s")
     logging.getLogger("fps_flex").setLevel(logging.INFO)
     try:
         yield
     except (ValueError, ArgumentError) as error:
         stop(one_line(error), code=2)
+    except torch.OutOfMemoryError as error:
+        stop(one_line(error), code=1)
     except KeyboardInterrupt:
         stop(interrupted, code=130)
 

@@ -1,4 +1,4 @@
-"""Wan2.1's own encoders, from a folder in the diffusers layout: its VAE and its umT5 text encoder.
+"""Wan's own encoders, from a folder in the diffusers layout: its VAE and its umT5 text encoder.
 
 Both are loaded when first used, onto the device that they are used on, and only from safetensors.
 """
@@ -6,39 +6,48 @@ Both are loaded when first used, onto the device that they are used on, and only
 from __future__ import annotations
 
 import html
-import json
 import logging
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .codecs import Codec, TextEncoder, Triple
+from fps_flex.checks import as_whole, one_of
+
+from .codecs import MOST_LENGTH, Codec, TextEncoder, Triple, digest
+from .ranges import require
+from .release import find_part, first_line, load_part, read_config, require_entry
+from .tensors import check_finite, check_held, digest_held, read_held
+from .vae_config import DEFAULTS, FRAMES, check_vae, is_size
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
     from jaxtyping import Float
     from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
-HUB = "hf:"  # before the name of a release, to fetch it
-RELEASE = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 UNTILED_PIXELS = 480 * 832  # a frame; larger ones are coded in tiles to save memory
+VAE, VAE_STEM = "vae", "diffusion_pytorch_model"
+TEXT, TEXT_STEM, TOKENIZER = "text_encoder", "model", "tokenizer"
+TEXT_SIZES = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
+TIED = {"shared.weight", "encoder.embed_tokens.weight"}  # one tensor, in a file under either name or both
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class WanVAE(Codec):
-    """Wan2.1's VAE, in fp32: 4x8x8 pixels a latent, the first frame alone; latents normalised by its own statistics.
+    """Wan's VAE, in fp32: the first frame alone, then 4 a latent, of 8x8 pixels (Wan2.1, and Wan2.2 A14B) or 16x16
+    (Wan2.2 5B), as its config.json says; latents normalised by its own statistics.
 
     Args:
-        path: folder of a Wan2.1 in the diffusers layout (with vae/), or hf: and its name on the Hugging Face hub.
+        path: folder of a Wan in the diffusers layout (with vae/), or hf: and its name on the Hugging Face hub.
 
-    Raises ValueError when there is none.
+    Raises ValueError when there is none, or its config.json can't be meant.
     """
 
     path: str
@@ -48,20 +57,34 @@ class WanVAE(Codec):
 
     @cached_property
     def _config(self) -> dict[str, Any]:
-        return _read_config(self.path, "vae", "AutoencoderKLWan")
+        """config.json with what it leaves out."""
+        config = DEFAULTS | read_config(self.path, VAE, "AutoencoderKLWan")
+        check_vae(f"{VAE}/config.json of {self.path}", config)
+        return config
 
     @property
     def channels(self) -> int:
         return self._config["z_dim"]
 
+    @property
+    def pixels(self) -> int:
+        """Rows, and columns, of a latent."""
+        return self._config["scale_factor_spatial"]
+
     def latent_size(self, size: Triple) -> Triple:
         frames, rows, columns = size
-        if frames < 1 or frames % 4 != 1:
-            below = max(1, (frames - 1) // 4 * 4 + 1)
-            raise ValueError(f"clips of {frames} frames, expected 4n + 1: {below} and {below + 4} are nearest")
-        if rows % 8 or columns % 8 or min(rows, columns) < 8:
-            raise ValueError(f"frames of {rows}x{columns}, expected multiples of 8 rows and columns")
-        return (frames - 1) // 4 + 1, rows // 8, columns // 8
+        if frames < 1 or frames % FRAMES != 1:
+            below = max(1, (frames - 1) // FRAMES * FRAMES + 1)
+            raise ValueError(f"clips of {frames} frames, expected 4n + 1: {below} and {below + FRAMES} are nearest")
+        if rows % self.pixels or columns % self.pixels or min(rows, columns) < self.pixels:
+            raise ValueError(f"frames of {rows}x{columns}, expected multiples of {self.pixels} rows and columns")
+        return (frames - 1) // FRAMES + 1, rows // self.pixels, columns // self.pixels
+
+    def fingerprint(self) -> str:
+        """What makes its latents: the statistics and what no tensor shows of config.json, and the weights."""
+        names = ("latents_mean", "latents_std", *DEFAULTS)
+        settings = {name: self._config[name] for name in names}
+        return f"settings {digest(settings)}, weights {digest_held(read_held(find_part(self.path, VAE), VAE_STEM))}"
 
     @torch.no_grad()
     def encode(self, video: Float[Tensor, "b 3 f h w"]) -> Float[Tensor, "b c tf th tw"]:
@@ -76,7 +99,7 @@ class WanVAE(Codec):
         mean, std = self._statistics(latents)
         with torch.autocast(latents.device.type, enabled=False):
             rows, columns = latents.shape[-2:]
-            vae = self._on(latents.device, (8 * rows, 8 * columns))
+            vae = self._on(latents.device, (self.pixels * rows, self.pixels * columns))
             return vae.decode(latents.float() * std + mean).sample
 
     def _on(self, device: torch.device, frame: tuple[int, int]) -> AutoencoderKLWan:
@@ -88,7 +111,9 @@ class WanVAE(Codec):
     def _model(self) -> AutoencoderKLWan:
         from diffusers import AutoencoderKLWan
 
-        vae = _load(AutoencoderKLWan, self.path, "vae", torch_dtype=torch.float32, use_safetensors=True)
+        _check_weights(find_part(self.path, VAE), VAE_STEM, lambda: AutoencoderKLWan.from_config(self._config))
+        vae = load_part(AutoencoderKLWan, self.path, VAE, torch_dtype=torch.float32, use_safetensors=True)
+        check_finite(f"{VAE}/ of {self.path}", vae)
         vae.use_slicing = True
         return vae
 
@@ -99,7 +124,7 @@ class WanVAE(Codec):
 
 @dataclass(frozen=True)
 class UMT5Text(TextEncoder):
-    """Wan2.1's text encoder, umT5-xxl: the states of a prompt's tokens, then zeros.
+    """Wan's text encoder, umT5-xxl: the states of a prompt's tokens, then zeros.
 
     Args:
         path: folder of a Wan2.1 in the diffusers layout (with text_encoder/ and tokenizer/), or hf: and its name on
@@ -107,7 +132,7 @@ class UMT5Text(TextEncoder):
         length: tokens kept of a prompt, and states given.
         dtype: to load and compute in.
 
-    Raises ValueError when there is none.
+    Raises ValueError when there is none, and for a length or dtype that can't be had.
     """
 
     path: str
@@ -121,11 +146,37 @@ class UMT5Text(TextEncoder):
     )
 
     def __post_init__(self) -> None:
+        as_whole("the text encoder's length", self.length)
+        require("the text encoder's length", self.length, most=MOST_LENGTH)
+        one_of("the text encoder's dtype", self.dtype, ("bfloat16", "float32"))
         self._config  # noqa: B018 - a wrong path is said at once
+        find_part(self.path, TOKENIZER)
 
     @cached_property
     def _config(self) -> dict[str, Any]:
-        return _read_config(self.path, "text_encoder", "UMT5EncoderModel")
+        config = read_config(self.path, TEXT, "UMT5EncoderModel")
+        for name in TEXT_SIZES:
+            fits = is_size(config.get(name))
+            require_entry(f"{TEXT}/config.json of {self.path}", config, name, fits, "a whole number of at least 1")
+        return config
+
+    def fingerprint(self) -> str:
+        """What makes its states: length and what no tensor shows of config.json, the weights and the tokenizer.
+
+        Not dtype, in which they are computed, as bf16 and fp32 give the same states but for rounding.
+        """
+        names = ("num_heads", "relative_attention_max_distance", "layer_norm_epsilon", "feed_forward_proj")
+        settings = {"length": self.length, **{name: self._config.get(name) for name in names}}
+        weights = digest_held(read_held(find_part(self.path, TEXT), TEXT_STEM))
+        return f"settings {digest(settings)}, weights {weights}, tokenizer {self._digest_tokenizer()}"
+
+    def _digest_tokenizer(self) -> str:
+        folder = find_part(self.path, TOKENIZER)
+        files = [folder / name for name in ("tokenizer.json", "spiece.model")]
+        whole = next((file.read_bytes() for file in files if file.is_file()), None)
+        if whole is None:
+            raise ValueError(f"expected tokenizer.json or spiece.model in {folder}, found none: fetch it again")
+        return digest(whole)
 
     @property
     def dim(self) -> int:
@@ -145,21 +196,38 @@ class UMT5Text(TextEncoder):
 
     def _say_what_is_cut(self, prompts: list[str]) -> None:
         for prompt, ids in zip(prompts, self._tokenizer(prompts).input_ids, strict=True):
-            if len(ids) > self.length:
+            if len(ids) > self.length and prompt not in self._cut:
                 logger.warning("a prompt of %d tokens is cut to %d: %s...", len(ids), self.length, prompt[:60])
+                self._cut.add(prompt)
+
+    @cached_property
+    def _cut(self) -> set[str]:
+        """Prompts of which it has been said."""
+        return set()
 
     @cached_property
     def _model(self) -> UMT5EncoderModel:
-        from transformers import UMT5EncoderModel
+        from transformers import UMT5Config, UMT5EncoderModel
 
+        config = load_part(UMT5Config, self.path, TEXT)
+        _check_weights(find_part(self.path, TEXT), TEXT_STEM, lambda: UMT5EncoderModel(config))
         dtype = getattr(torch, self.dtype)
-        return _load(UMT5EncoderModel, self.path, "text_encoder", dtype=dtype, use_safetensors=True).eval()
+        model = load_part(UMT5EncoderModel, self.path, TEXT, dtype=dtype, use_safetensors=True).eval()
+        check_finite(f"{TEXT}/ of {self.path}", model)
+        return model
 
     @cached_property
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         from transformers import AutoTokenizer
 
-        return _load(AutoTokenizer, self.path, "tokenizer")
+        tokenizer = load_part(AutoTokenizer, self.path, TOKENIZER)
+        known = self._config["vocab_size"]
+        if len(tokenizer) > known or tokenizer.pad_token is None:
+            what = "has no token for padding" if tokenizer.pad_token is None else f"has {len(tokenizer)} tokens"
+            raise ValueError(
+                f"{TOKENIZER}/ of {self.path} {what}, the text encoder knows {known}: take both from one release"
+            )
+        return tokenizer
 
 
 def clean(prompt: str) -> str:
@@ -169,40 +237,15 @@ def clean(prompt: str) -> str:
     return re.sub(r"\s+", " ", html.unescape(html.unescape(ftfy.fix_text(prompt)))).strip()
 
 
-def _read_config(path: str, part: str, kind: str) -> dict[str, Any]:
-    """config.json of a part of a release. Raises ValueError where there is none or it is of another kind."""
-    folder = _folder(path, part)
-    file = folder / part / "config.json"
-    if not file.is_file():
-        pickles = sorted(file.name for file in folder.glob("*.pth"))
-        found = f"{', '.join(pickles)}, which are pickles" if pickles else "none"
-        raise ValueError(f"expected {part}/ with safetensors in {path}, found {found}: {RELEASE} has that folder")
-    config = json.loads(file.read_text())
-    names = (config.get("_class_name"), *config.get("architectures", ()))
-    if kind not in names:
-        raise ValueError(f"{file} describes a {' '.join(filter(None, names)) or 'nameless model'}, expected a {kind}")
-    return config
-
-
-def _folder(path: str, part: str) -> Path:
-    """Where a release is on disk; of one on the hub, the part is fetched first."""
-    if not path.startswith(HUB):
-        if not Path(path).is_dir():
-            raise ValueError(f"no folder {path}: expected a Wan2.1 in the diffusers layout, or {HUB}{RELEASE} to fetch")
-        return Path(path)
-    from huggingface_hub import snapshot_download
-
+def _check_weights(folder: Path, stem: str, build: Callable[[], nn.Module]) -> None:
+    """Raises ValueError unless a folder holds exactly the tensors of a model, of its shapes and not quantised."""
+    held = read_held(folder, stem)
     try:
-        return Path(snapshot_download(path.removeprefix(HUB), allow_patterns=f"{part}/*"))
+        with torch.device("meta"):
+            empty = build()
     except Exception as error:
-        raise ValueError(f"{part}/ of {path} can't be fetched ({str(error).splitlines()[0]})") from None
-
-
-def _load(kind: Any, path: str, part: str, **options: Any) -> Any:
-    """Raises ValueError when a part can't be loaded."""
-    folder = _folder(path, part) / part
-    try:
-        return kind.from_pretrained(folder, local_files_only=True, **options)
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{folder} can't be loaded ({reason}): fetch it again") from None
+        raise ValueError(f"no model is of the sizes in {folder / 'config.json'} ({first_line(error)})") from None
+    expected = {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
+    if TIED & held.keys():
+        expected = {name: shape for name, shape in expected.items() if name not in TIED or name in held}
+    check_held(folder, held, expected, type(empty).__name__)

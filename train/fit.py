@@ -30,7 +30,7 @@ from fps_flex.files import read_training_checkpoint
 
 from .callbacks import AverageWeights, LogFirstValidation, LossCurve, Progress, SampleVideo, read_losses
 from .checkpoints import Checkpoints, SaveError
-from .console import check_writable, one_line, stop
+from .console import check_schedule_parts, check_writable, one_line, stop
 from .data import VideoData
 from .index import check_encoders
 from .module import FlowModule, NotFinite
@@ -48,7 +48,6 @@ INSTEAD = {  # of options that Lightning's users know
     "trainer.limit_val_batches": "--data.val_clips is the length of a validation",
 }
 WANDB_ID = "wandb_id"
-SCHEDULE_PART = "--model.attention.schedule."
 Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
 
 
@@ -76,16 +75,7 @@ class FitCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str] | None) -> None:
         """Raises ValueError for parts of a schedule beside a preset's name: the parser would forget the preset."""
         super().parse_arguments(parser, args)
-        given = sys.argv[1:] if args is None else args
-        parts = [i for i, word in enumerate(given) if word.startswith(SCHEDULE_PART)]
-        if parts:
-            values = [i + 1 for i in parts if "=" not in given[i]]
-            rest = parser.parse_args([word for i, word in enumerate(given) if i not in (*parts, *values)])
-            if isinstance(preset := rest.model.attention.schedule, str):
-                raise ValueError(
-                    f"{given[parts[0]]} changes a part of model.attention.schedule, which is the preset {preset!r}: "
-                    "write out its bounds, regimes and shift in its place"
-                )
+        check_schedule_parts(sys.argv[1:] if args is None else args, parser.parse_args)
 
     def before_instantiate_classes(self) -> None:
         """What is cheap to check comes before models are built; and a resumed W&B run must know that it is one."""

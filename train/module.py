@@ -13,6 +13,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from fps_flex import FPSAttention, Plan, Wan, WanConfig
+from fps_flex.experts import ALL, Levels, as_levels, levels_of
 from fps_flex.flow import add_noise, draw_noise_levels, euler_sample, flow_loss, spread_noise_levels
 from fps_flex.wan import Residual
 from fps_flex.weights import build_empty, fill, open_weights
@@ -20,6 +21,7 @@ from fps_flex.weights import build_empty, fill, open_weights
 from .codecs import Codec, TextEncoder
 from .order import PADDING, chance_of
 from .ranges import require
+from .whole import at_home
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -47,6 +49,8 @@ class FlowModule(L.LightningModule):
         shift: of the noise levels, in training, validation and sampling.
         logit_mean: of the logits of the noise levels before the shift; more trains more on noise.
         logit_std: of the same; more trains more on both ends.
+        noise_levels: the lowest and the highest that are trained and validated on, from 0 to 1; none takes those of
+            `checkpoint`: of one of two experts (Wan2.2 A14B) its side of their boundary, else all.
         text_dropout: share of prompts replaced by an empty one in training, for guidance.
         val_levels: noise levels at which each validation clip is scored.
         checkpointing: recompute activations in the backward pass to save memory.
@@ -77,6 +81,7 @@ class FlowModule(L.LightningModule):
         shift: float = 5.0,
         logit_mean: float = 0.0,
         logit_std: float = 1.0,
+        noise_levels: tuple[float, float] | None = None,
         text_dropout: float = 0.1,
         val_levels: int = 4,
         checkpointing: bool = False,
@@ -103,7 +108,8 @@ class FlowModule(L.LightningModule):
                 raise ValueError(
                     f"the {type(part).__name__} gives {given}, expected the transformer's {name} = {getattr(wan, name)}"
                 )
-        self.model = _start_from(checkpoint, wan, attention) if checkpoint else Wan(wan, attention)
+        self.model, made_for = _start_from(checkpoint, wan, attention) if checkpoint else (Wan(wan, attention), ALL)
+        self.noise_levels = as_levels("model.noise_levels", noise_levels or made_for)
         self.model.checkpointing, self.model.compiled = checkpointing, compiled
         self.model.residual = residual
         self.codec, self.text = codec, text
@@ -130,7 +136,8 @@ class FlowModule(L.LightningModule):
         chances = [chance_of(self.seed, *draw) for draw in zip(*_draws(batch), strict=True)]
         dropped = torch.cat([torch.rand(1, generator=chance) for chance in chances]) < self.text_dropout
         latents, text = self._encode(batch, dropped)
-        levels = [draw_noise_levels(1, self.shift, self.logit_mean, self.logit_std, chance) for chance in chances]
+        drawn = (self.shift, self.logit_mean, self.logit_std)
+        levels = [draw_noise_levels(1, *drawn, chance, self.noise_levels) for chance in chances]
         losses = self._losses(self.model, latents, text, torch.cat(levels).to(self.device), _noise(latents, chances))
         self._note(batch, losses.detach())
         if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
@@ -143,7 +150,8 @@ class FlowModule(L.LightningModule):
         latents, text = self._encode(batch, torch.zeros(len(batch["prompt"]), dtype=torch.bool))
         noise = _noise(latents, [chance_of(self.seed, index) for index in indices])
         counts = torch.tensor([pass_ != PADDING for pass_ in passes], device=self.device)
-        levels = spread_noise_levels(self.val_levels, self.shift, self.logit_mean, self.logit_std)
+        drawn = (self.shift, self.logit_mean, self.logit_std)
+        levels = spread_noise_levels(self.val_levels, *drawn, self.noise_levels)
         for sigma in levels.to(self.device):
             losses = self._losses(self.shown, latents, text, sigma.expand(len(latents)), noise)
             self.val_loss.update(losses[counts])  # torchmetrics forgets weights where NaN is to stay NaN
@@ -224,6 +232,7 @@ class FlowModule(L.LightningModule):
             "attention": asdict(self.model.attention),
             "residual": self.model.residual,
             "shift": self.shift,
+            "noise_levels": list(self.noise_levels),
             "step": self.global_step,
             "codec": self.codec.spec(),
             "text": self.text.spec(),
@@ -297,9 +306,13 @@ def _noise(latents: Float[Tensor, "b c f h w"], chances: list[torch.Generator]) 
     return torch.stack([torch.randn(latents.shape[1:], generator=chance) for chance in chances]).to(latents.device)
 
 
-def _start_from(checkpoint: str, wan: WanConfig, attention: FPSAttention) -> Wan:
-    """A model filled from a checkpoint, in fp32. Raises ValueError where that is missing or of other sizes."""
-    weights = open_weights(checkpoint)
+def _start_from(checkpoint: str, wan: WanConfig, attention: FPSAttention) -> tuple[Wan, Levels]:
+    """A model filled from a checkpoint, in fp32, and the noise levels that it is for.
+
+    Raises ValueError where that is missing, of other sizes, or of two transformers.
+    """
+    path = at_home(checkpoint)
+    weights = open_weights(path)
     other = [
         f"{name} {value}, expected {getattr(wan, name)}"
         for name, value in asdict(weights.config).items()
@@ -307,6 +320,7 @@ def _start_from(checkpoint: str, wan: WanConfig, attention: FPSAttention) -> Wan
     ]
     if other:
         raise ValueError(f"{checkpoint} holds a transformer of {', '.join(other)}: set model.wan to what it holds")
+    levels = levels_of(path) if weights.trained is None else weights.trained.get("noise_levels", ALL)
     model = build_empty(wan, attention)
     fill(model, weights.stream(), "cpu", torch.float32)
-    return model
+    return model, as_levels(f"noise_levels of {checkpoint}", levels)

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: written beside their place, then renamed."""
+"""Files that appear whole or not at all: written beside their place, then renamed; and paths from home."""
 
 from __future__ import annotations
 
@@ -27,3 +27,11 @@ def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with beside(path) as aside:
         aside.write_text(text, encoding="utf-8")
+
+
+def at_home(path: str | Path) -> Path:
+    """A path whose ~ is the user's home, or another user's; as it is where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)

@@ -16,9 +16,7 @@ from __future__ import annotations
 import logging
 import warnings
 
-from jsonargparse import auto_cli
-
-from train.console import speaking_plainly
+from train.console import run_command, speaking_plainly
 
 from .accuracy import accuracy
 from .data import data
@@ -37,7 +35,7 @@ def command(args: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     with speaking_plainly("stopped; what was measured before is written"):
         commands = [kernel, profile, length, model, pipeline, train, residual, data, accuracy]
-        auto_cli(commands, args=args, exit_on_error=False)
+        run_command(commands, args)
 
 
 if __name__ == "__main__":

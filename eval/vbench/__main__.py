@@ -17,8 +17,9 @@ import yaml
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
-from train.console import speaking_plainly
+from train.console import check_schedule_parts, speaking_plainly
 from train.prepare.records import place
+from train.whole import at_home
 
 from . import preflight, stages
 from .official import Device, open_scorer
@@ -187,10 +188,13 @@ def command(args: list[str] | None = None) -> None:
         args = ["run", *args]
     with speaking_plainly("stopped; the same command goes on with what is missing"):
         whole, parts = build_parsers()
-        parsed = whole.parse_args(pick_options(spell_options(args), parts))
+        given = pick_options(spell_options(args), parts)
+        check_schedule_parts(given, whole.parse_args)
+        parsed = whole.parse_args(given)
         chosen = parsed.subcommand
         options = whole.instantiate(parsed)[chosen].as_dict()
         options.pop("config", None)
+        options = {name: at_home(value) if isinstance(value, Path) else value for name, value in options.items()}
         found = COMMANDS[chosen](**options)
     if chosen == "check" and not found.complete:
         sys.exit(1)
