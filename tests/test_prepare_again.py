@@ -26,6 +26,7 @@ from train.prepare import encode, pack
 from train.prepare.__main__ import command
 from train.prepare.pack import choose_held_out
 from train.prepare.records import PATIENCE, Clip, wait_for_all
+from train.prepare.standardise import list_buckets
 
 
 @pytest.fixture(scope="module")
@@ -324,7 +325,7 @@ def test_a_shard_that_is_cut_short_is_encoded_again(raw, small, prepared, out, c
         (lambda said: said.update(fps="fast"), "expected a number"),
         (lambda said: said.update(text_length=2), "at most 2 states"),
         (lambda said: said.pop("fingerprints"), "lacks fingerprints"),
-        (lambda said: said.update(fingerprints={"codec": "0", "text": "0"}), "their files differ"),
+        (lambda said: said.update(fingerprints={"codec": "0", "text": "0"}), "what these are made of differs"),
         (lambda said: said.update(codec={}), "was prepared with"),
     ],
 )
@@ -467,6 +468,18 @@ def test_processes_wait_for_the_slowest_without_a_limit(monkeypatch):
     dist.init_process_group("gloo", timeout=PATIENCE, store=dist.HashStore(), rank=0, world_size=1)
     dist.barrier()  # gloo takes it
     dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(("stride", "multiple"), [(2, 16), (8, 16), (16, 32)])
+def test_sizes_of_other_aspect_ratios_are_what_the_codec_and_the_patches_divide(stride, multiple):
+    codec = PixelCodec((1, stride, stride))
+    buckets = list_buckets((5, 704, 1280), codec)
+    assert len(buckets) == 5 and {(704, 1280), (1280, 704)} < set(buckets)
+    for rows, columns in buckets:
+        assert rows % multiple == 0 and columns % multiple == 0
+        assert 0.9 < rows * columns / (704 * 1280) <= 1 and codec.latent_size((5, rows, columns))
+    with pytest.raises(ValueError, match="expected multiples of 2"):
+        list_buckets((5, 704 + stride, 1280), codec)
 
 
 def test_the_folder_of_a_set_cannot_be_among_its_videos(raw, small, refused):

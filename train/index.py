@@ -175,7 +175,8 @@ def check_encoders(index: Index, codec: Codec, text: TextEncoder) -> None:
         same = comparable(held) == comparable(wanted)
         if same and index.fingerprints.get(name) == encoder.fingerprint():
             continue
-        unlike = "" if not same else f"; their files differ ({index.fingerprints.get(name)}, {encoder.fingerprint()})"
+        found, expected = index.fingerprints.get(name), encoder.fingerprint()
+        unlike = f"; what these are made of differs ({found}; now {expected})" if same else ""
         raise ValueError(
             f"{index.folder} was prepared with {_brief(held)}, the model has {_brief(wanted)}{unlike}: prepare it "
             "again, or set the model's to what it was prepared with"

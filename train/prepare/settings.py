@@ -60,10 +60,7 @@ class Settings:
     @cached_property
     def buckets(self) -> list[tuple[int, int]]:
         """Rows and columns of the sizes that clips get. Raises ValueError when the codec can't take one."""
-        buckets = list_buckets(self.height, self.width)
-        for bucket in buckets:
-            self.codec.latent_size((self.frames, *bucket))
-        return buckets
+        return list_buckets((self.frames, self.height, self.width), self.codec)
 
     def check_models(self) -> None:
         """Each is loaded once and let go of: a broken one is better found now than after hours. Raises ValueError."""

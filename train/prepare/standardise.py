@@ -6,11 +6,12 @@ import csv
 import io
 import logging
 from dataclasses import replace
-from math import log
+from math import lcm, log
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..boxes import WHOLE
+from ..codecs import Codec
 from ..videos import ClipError, read_clip, write_video
 from ..whole import write_text
 from .records import Clip, Source, for_each
@@ -21,16 +22,26 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MULTIPLE = 16  # pixels: the VAE's stride of 8 times the patch of 2
+PATCH = 2  # latents a side that Wan's transformer takes for one
+MULTIPLE = 16  # pixels a side: the patch of Wan2.1's VAE, at least
 
 
-def list_buckets(height: int, width: int) -> list[tuple[int, int]]:
-    """Rows and columns of five aspect ratios, from that of width : height to its upright twin, of at most its area."""
+def list_buckets(size: tuple[int, int, int], codec: Codec) -> list[tuple[int, int]]:
+    """Rows and columns of five aspect ratios, from that of width : height to its upright twin, of at most its area.
+
+    size: frames, rows and columns. Raises ValueError when the codec can't take a clip of these.
+    """
+    (frames, height, width), (_, rows, columns) = size, codec.latent_size(size)
+    if rows % PATCH or columns % PATCH:
+        raise ValueError(f"clips of {height}x{width} are {rows}x{columns} latents, expected multiples of {PATCH}")
+    step = lcm(MULTIPLE, PATCH * (height // rows), PATCH * (width // columns))
     wide = width / height
     sizes = {(height, width), (width, height)}
     for ratio in (min(wide, 4 / 3), 1.0, max(1 / wide, 3 / 4)):
-        rows = max(MULTIPLE, int((height * width / ratio) ** 0.5) // MULTIPLE * MULTIPLE)
-        sizes.add((rows, max(MULTIPLE, int(rows * ratio) // MULTIPLE * MULTIPLE)))
+        rows = max(step, int((height * width / ratio) ** 0.5) // step * step)
+        sizes.add((rows, max(step, int(rows * ratio) // step * step)))
+    for bucket in sizes:
+        codec.latent_size((frames, *bucket))
     return sorted(sizes)
 
 
