@@ -25,7 +25,7 @@ def deinterlace(frames: Iterator[av.VideoFrame], codec: av.VideoCodecContext) ->
             yield from _finish(graph)
             graph = None
         if graph is None and (first_field or frame.interlaced_frame):
-            if codec.name == "hevc":
+            if codec.name == "hevc" and frame.interlaced_frame:
                 raise Fault("it is interlaced HEVC, which holds fields, expected frames: deinterlace it first")
             graph, shape = _bwdif(frame, first_field), (frame.width, frame.height, frame.format.name)
         if graph is None:
@@ -39,8 +39,8 @@ def deinterlace(frames: Iterator[av.VideoFrame], codec: av.VideoCodecContext) ->
 
 def _bwdif(frame: av.VideoFrame, first_field: str | None) -> av.filter.Graph:
     graph = av.filter.Graph()
-    nodes = [graph.add_buffer(template=None, width=frame.width, height=frame.height, format=frame.format.name,
-                              time_base=frame.time_base)]  # fmt: skip
+    size = {"width": frame.width, "height": frame.height, "format": frame.format.name}
+    nodes = [graph.add_buffer(**size, time_base=frame.time_base)]
     if first_field:
         nodes.append(graph.add("setfield", mode=first_field))
     nodes += [graph.add("bwdif", mode="send_frame", deint="interlaced"), graph.add("buffersink")]

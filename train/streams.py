@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -14,7 +15,7 @@ from .faults import ClipError, Fault
 
 PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own leave the alpha out
-JUMP = 1.0  # seconds back that are no longer a slip
+JUMP = 1.0  # seconds: times that differ by more are no slip
 
 
 @contextmanager
@@ -68,14 +69,17 @@ def timed_frames(
     Frames are progressive. One that isn't later than the one before is left out. Raises Fault when the times jump back.
     """
     rate, timed = frame_rate(container, stream), is_timed(container, stream)
-    origin = float(stream.start_time * stream.time_base) if timed else 0.0
-    frames = _decode_from(container, stream, start) if timed and start > 0 else _decode(container, stream)
+    sought = timed and start > 0
+    origin = _find_origin(container, stream) if sought else None
+    frames = _decode_from(container, stream, start, origin) if sought else _decode(container, stream)
     last, broken_at_once = None, start == 0
     try:
         for frame in deinterlace(frames, stream.codec_context):
             broken_at_once = False
-            after = 0.0 if last is None else last + 1 / rate
-            time = frame.time - origin if timed and frame.time is not None else after
+            time = 0.0 if last is None else last + 1 / rate
+            if timed and frame.time is not None:
+                origin = _choose_origin(stream, frame.time) if origin is None else origin
+                time = frame.time - origin
             if last is not None and time < last - JUMP:
                 raise Fault(f"its times jump back from second {last:.2f} to {time:.2f}, expected rising ones: remux it")
             if last is None or time > last:
@@ -84,6 +88,21 @@ def timed_frames(
     except av.error.InvalidDataError:
         if broken_at_once:
             raise
+
+
+def _choose_origin(stream: av.VideoStream, first: float) -> float:
+    """When the stream starts: as it says, which counts frames that can't be decoded, or the first time found.
+
+    A stream that begins long after the file's others was not looked at, and has their start.
+    """
+    told = float(stream.start_time * stream.time_base)
+    return told if abs(told - first) < JUMP else first
+
+
+def _find_origin(container: av.container.InputContainer, stream: av.VideoStream) -> float:
+    packets = container.demux(stream) if len(container.streams) > 1 else ()
+    first = next((packet for packet in packets if packet.pts is not None and not packet.is_discard), None)
+    return _choose_origin(stream, float((first.pts if first else stream.start_time) * stream.time_base))
 
 
 def _decode(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
@@ -98,10 +117,10 @@ def _decode(container: av.container.InputContainer, stream: av.VideoStream) -> I
 
 
 def _decode_from(
-    container: av.container.InputContainer, stream: av.VideoStream, start: float
+    container: av.container.InputContainer, stream: av.VideoStream, start: float, origin: float
 ) -> Iterator[av.VideoFrame]:
     """Some containers find the key frame that is decoded before `start`, but shown after it: then look further back."""
-    moment = float(stream.start_time * stream.time_base) + start
+    moment = origin + start
     for back in (0.0, 1.0, 10.0, start + 1.0):
         container.seek(int((moment - back) / stream.time_base), stream=stream)
         frames = _decode(container, stream)
@@ -118,7 +137,7 @@ def is_timed(container: av.container.InputContainer, stream: av.VideoStream) -> 
 
 
 def frame_rate(container: av.container.InputContainer, stream: av.VideoStream) -> float:
-    """Frames a second by the header, which may be wrong: see measure.
+    """Frames a second by the header, which may be wrong.
 
     The average rate of a stream without timestamps is made up, the guess is from its header.
     """
@@ -126,36 +145,43 @@ def frame_rate(container: av.container.InputContainer, stream: av.VideoStream) -
     return float(next(filter(None, rates if is_timed(container, stream) else reversed(rates)), 25))
 
 
-def measure(path: Path) -> tuple[float, float]:
-    """Seconds from the first frame to the last one's end, and frames a second. Raises ClipError.
+def listed_length(container: av.container.InputContainer, stream: av.VideoStream) -> tuple[float, float] | None:
+    """Seconds, and frames a second, by a header that lists every frame: MP4's, when they are evenly spaced.
 
-    By the header where it lists every frame (MP4), else by the times of all packets, or their number where they have
-    none: what other headers say may be the time of the end, or a guess.
+    Other headers may say when the video ends, or what was hoped for; MP4's duration is that of decoding.
     """
+    rate, seconds = frame_rate(container, stream), float((stream.duration or 0) * stream.time_base)
+    is_whole = stream.frames and abs(stream.frames / rate - seconds) < 1 / rate  # not so with fragments and edits
+    is_even = stream.base_rate and abs(stream.base_rate / rate - 1) < 0.01
+    return (seconds, rate) if is_whole and is_even and container.format.name.startswith("mov") else None
+
+
+def measure(path: Path) -> tuple[float, float]:
+    """Seconds from the first frame to the last one's end, and frames a second, by all packets. Raises ClipError."""
     with open_video(path) as (container, stream):
-        rate = frame_rate(container, stream)
-        told = float((stream.duration or 0) * stream.time_base)
-        if container.format.name.startswith("mov") and stream.frames and abs(stream.frames / rate - told) < 1 / rate:
-            return told, rate
-        count, seconds = _measure_packets(container, stream)
-        if not is_timed(container, stream) or not seconds:
-            return count / rate, rate
+        told = frame_rate(container, stream)
+        count, start, last, length = _measure_packets(container, stream)
+        if not is_timed(container, stream) or start is None:
+            return count / told, told
+        rate = float((count - 1) / (last - start)) if last > start else told
         fields = 2 if stream.codec_context.field_order > 1 else 1  # of an interlaced frame, maybe in a packet each
-        is_right = any(abs(count / seconds / rate / each - 1) < 0.01 for each in (1, fields))
-        return seconds, rate if is_right else count / seconds
+        is_right = any(abs(rate / told / each - 1) < 0.01 for each in (1, fields))
+        return float(last - start + length) if length else float(last - start) + 1 / rate, told if is_right else rate
 
 
-def _measure_packets(container: av.container.InputContainer, stream: av.VideoStream) -> tuple[int, float]:
-    """Their number, and seconds from the first one's start to the last one's end; 0 where none has a time."""
-    count, start, last, length = 0, None, None, 0
+def _measure_packets(
+    container: av.container.InputContainer, stream: av.VideoStream
+) -> tuple[int, Fraction | None, Fraction | None, Fraction]:
+    """Their number, the first and the last time on show in seconds, and how long the last one's frame lasts."""
+    count, first, last, length = 0, None, None, 0
     for packet in container.demux(stream):
         if not packet.size or packet.is_discard:
             continue
         count += 1
         if packet.pts is not None:
-            start = packet.pts if start is None else min(start, packet.pts)
+            first = packet.pts if first is None else min(first, packet.pts)
             if last is None or packet.pts > last:
                 last, length = packet.pts, packet.duration or 0
-    if start is None:
-        return count, 0.0
-    return count, float((last - start + (length or (last - start) / max(1, count - 1))) * stream.time_base)
+    if first is None:
+        return count, None, None, Fraction(0)
+    return count, *(ticks * stream.time_base for ticks in (first, last, length))

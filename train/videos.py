@@ -17,7 +17,7 @@ from torch import Tensor
 from .boxes import Box
 from .faults import ClipError, Fault
 from .frames import cover, cut, render, upright_size
-from .streams import frame_rate, is_timed, measure, open_video, pixel_aspect, timed_frames
+from .streams import frame_rate, is_timed, listed_length, measure, open_video, pixel_aspect, timed_frames
 
 if TYPE_CHECKING:
     from jaxtyping import Float, UInt8
@@ -46,8 +46,8 @@ def probe(path: Path) -> Probe:
         if frame is None:
             raise Fault("has no frame")
         height, width = upright_size(frame, pixel_aspect(stream))
-        codec = stream.codec_context.name
-    seconds, fps = measure(path)
+        codec, length = stream.codec_context.name, listed_length(container, stream)
+    seconds, fps = length or measure(path)
     return Probe(width, height, fps, seconds, codec)
 
 

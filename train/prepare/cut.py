@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from dataclasses import asdict
 from pathlib import Path
 
 from .records import Clip, Source, for_each, read_clip_record, read_json, write_json
+from .scenes import find_scenes
 
 
 def cut(folder: Path, sources: list[Source], seconds: float, work: Path, skip: bool) -> dict[str, list[Clip]]:
@@ -33,19 +33,6 @@ def cut(folder: Path, sources: list[Source], seconds: float, work: Path, skip: b
         else cut_one(source, [], seconds)
         for source in usable
     }
-
-
-def find_scenes(path: Path) -> list[tuple[float, float]]:
-    """Start and end of each scene in seconds after the first frame, by PySceneDetect's content detector."""
-    from scenedetect import ContentDetector, SceneManager, open_video
-
-    video = open_video(str(path), backend="pyav")
-    logging.getLogger("pyscenedetect").setLevel(logging.WARNING)
-    manager = SceneManager()
-    manager.add_detector(ContentDetector())
-    manager.detect_scenes(video)
-    scenes = manager.get_scene_list(start_in_scene=True)
-    return [(start.seconds, end.seconds) for start, end in scenes]
 
 
 def cut_one(source: Source, scenes: list[tuple[float, float]], seconds: float) -> list[Clip]:
