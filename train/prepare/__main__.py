@@ -92,7 +92,7 @@ def main(
     if not {"filter", "standardise", "encode"} & set(stages):
         return _say(describe(sources, [clip for found in clips.values() for clip in found]))
     measured = measure(source, sources, clips, scorers, work, skip="filter" not in stages)
-    judged = judge(measured, sources, limits, scorers)
+    judged = judge(measured, sources, limits, scorers, fps)
     judged = choose_sizes(judged, sources, frames, buckets)
     _say("" if scorers else "not scored: aesthetic, Q-Align (no scorer is configured)")
     kept = _report(sources, judged, out)

@@ -72,7 +72,7 @@ TEXTURE = 2.0  # levels a pixel: a weaker gradient says nothing of motion
 def motion(frames: UInt8[np.ndarray, "f h w 3"], fps: float) -> float:
     """Mean optical flow where there is texture, in percent of the frame's longer side per 1/16 s.
 
-    The unit is ours. fps: the sample's, of two frames or more; 8 and above measure well.
+    The unit is ours. fps: the sample's mean rate, of two frames or more; 8 and above measure well.
     0 for equal frames and for frames without texture.
     """
     scale = FLOW_SIZE / max(frames.shape[1:3])
