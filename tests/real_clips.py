@@ -55,12 +55,12 @@ def flagged(frames, first):
     return marked
 
 
-def shift(source, path, seconds, audio=0.0, **muxer):
-    """The same packets, all later by `seconds`; audio: seconds of silence from 0 on beside them."""
+def shift(source, path, seconds, audio=0.0, skipped=0, **muxer):
+    """The same packets but the first few, all later by `seconds`; audio: seconds of silence from 0 on beside them."""
     with av.open(str(source)) as old, av.open(str(path), "w", options=muxer) as new:
         stream = new.add_stream_from_template(old.streams.video[0])
         sound = new.add_stream("mp3" if path.suffix in (".avi", ".flv") else "libopus", rate=48000) if audio else None
-        for packet in list(old.demux(video=0))[:-1]:
+        for packet in list(old.demux(video=0))[skipped:-1]:
             late = round(seconds / packet.time_base)
             packet.pts = (packet.pts if packet.pts is not None else packet.dts) + late
             packet.dts = packet.dts + late if packet.dts is not None else None

@@ -166,6 +166,14 @@ def test_colours_that_can_not_be_converted_are_named(tmp_path):
         next(sample_frames(path, 8, 64))
 
 
+def test_dolby_vision_without_another_layer_is_named(tmp_path):
+    params = {"x265-params": "log-level=none"}
+    path = write(tmp_path / "clip.mp4", [frame_of(flat(COLOR))] * 2, codec="libx265", **params)
+    path.write_bytes(path.read_bytes().replace(b"hev1", b"dvh1"))
+    with pytest.raises(ClipError, match="clip.mp4: its colours are Dolby Vision's own, expected HDR10, HLG or SDR"):
+        read_clip(path, 1, 8, 64, 96)
+
+
 def test_nothing_is_logged(tmp_path, capfd):
     path = write(tmp_path / "clip.avi", [frame_of(flat(COLOR), "yuvj422p")] * 8, codec="mjpeg")
     read_clip(path, 8, 8, 32, 32)

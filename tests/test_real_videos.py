@@ -39,6 +39,19 @@ def test_a_late_start_is_no_length(tmp_path, name, seconds):
     check_times(shift(source, tmp_path / name, seconds, **CONTAINERS[name]))
 
 
+@pytest.mark.parametrize("name", ["clip.ts", "clip.mkv", "clip.nut"])
+def test_a_recording_begins_at_its_first_key_frame(tmp_path, name):
+    """Nothing before it can be decoded, though it has times."""
+    source = make_clip(tmp_path / "source.mp4", 40, 8)
+    path = shift(source, tmp_path / name, 5.0, skipped=17)
+    times, pictures = zip(*sample_frames(path, None, 64), strict=True)
+    shown = [round((picture.mean() - 19) / 4) for picture in pictures]
+    assert shown == list(range(20, 40)) and list(times) == pytest.approx([i / 8 for i in range(20)], abs=2e-3)
+    assert probe(path).seconds == pytest.approx(2.5, abs=2e-3) and probe(path).fps == 8
+    assert levels(read_clip(path, 20, 8, 64, 96)) == shown
+    assert levels(read_clip(path, 3, 8, 64, 96, 1.0)) == [28, 29, 30]
+
+
 @pytest.mark.parametrize("seconds", [0, 3, 20])
 @pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv", "clip.ts", "clip.flv", "clip.nut"])
 def test_sound_that_lasts_longer_or_begins_earlier_counts_for_nothing(tmp_path, name, seconds):

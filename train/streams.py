@@ -15,7 +15,8 @@ from .faults import ClipError, Fault
 
 PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own leave the alpha out
-JUMP = 1.0  # seconds: times that differ by more are no slip
+DOLBY_VISION, UNSPECIFIED = {"dvh1", "dvhe", "dva1", "dvav"}, 2  # MP4's codec tags; a transfer of ITU-T H.273
+JUMP = 1.0  # seconds back that are no longer a slip
 
 
 @contextmanager
@@ -24,8 +25,7 @@ def open_video(path: Path) -> Iterator[tuple[av.container.InputContainer, av.Vid
     try:
         with av.open(str(path.absolute())) as container:  # "http:/..." alone would be fetched
             stream = _choose_stream(container)
-            if stream.codec_context is None:
-                raise Fault("can't be decoded (no decoder for its codec)")
+            _check_codec(stream.codec_context)
             stream.thread_type = "AUTO"
             yield container, stream
     except FileNotFoundError:
@@ -43,6 +43,13 @@ def _choose_stream(container: av.container.InputContainer) -> av.VideoStream:
         raise Fault("has no video stream" + (", only a cover picture" if container.streams.video else ""))
     best = container.streams.best("video")
     return best if best in videos else videos[0]
+
+
+def _check_codec(codec: av.VideoCodecContext | None) -> None:
+    if codec is None:
+        raise Fault("can't be decoded (no decoder for its codec)")
+    if codec.codec_tag in DOLBY_VISION and codec.color_trc == UNSPECIFIED:
+        raise Fault("its colours are Dolby Vision's own, expected HDR10, HLG or SDR: convert it")
 
 
 def _is_encrypted(path: Path) -> bool:
@@ -78,7 +85,7 @@ def timed_frames(
             broken_at_once = False
             time = 0.0 if last is None else last + 1 / rate
             if timed and frame.time is not None:
-                origin = _choose_origin(stream, frame.time) if origin is None else origin
+                origin = frame.time if origin is None else origin
                 time = frame.time - origin
             if last is not None and time < last - JUMP:
                 raise Fault(f"its times jump back from second {last:.2f} to {time:.2f}, expected rising ones: remux it")
@@ -90,19 +97,14 @@ def timed_frames(
             raise
 
 
-def _choose_origin(stream: av.VideoStream, first: float) -> float:
-    """When the stream starts: as it says, which counts frames that can't be decoded, or the first time found.
-
-    A stream that begins long after the file's others was not looked at, and has their start.
-    """
-    told = float(stream.start_time * stream.time_base)
-    return told if abs(told - first) < JUMP else first
-
-
 def _find_origin(container: av.container.InputContainer, stream: av.VideoStream) -> float:
-    packets = container.demux(stream) if len(container.streams) > 1 else ()
-    first = next((packet for packet in packets if packet.pts is not None and not packet.is_discard), None)
-    return _choose_origin(stream, float((first.pts if first else stream.start_time) * stream.time_base))
+    """When the first frame is shown: the first key frame, unless an edit leaves it out.
+
+    A stream's own start may be that of frames that can't be decoded, or of the file's other streams.
+    """
+    first = next((packet for packet in container.demux(stream) if packet.is_keyframe and packet.size), None)
+    pts = stream.start_time if first is None or first.is_discard or first.pts is None else first.pts
+    return float(pts * stream.time_base)
 
 
 def _decode(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
@@ -172,10 +174,11 @@ def measure(path: Path) -> tuple[float, float]:
 def _measure_packets(
     container: av.container.InputContainer, stream: av.VideoStream
 ) -> tuple[int, Fraction | None, Fraction | None, Fraction]:
-    """Their number, the first and the last time on show in seconds, and how long the last one's frame lasts."""
-    count, first, last, length = 0, None, None, 0
+    """Their number from the first key frame on, the first and the last time in seconds, and the last one's length."""
+    count, first, last, length, begun = 0, None, None, 0, False
     for packet in container.demux(stream):
-        if not packet.size or packet.is_discard:
+        begun = begun or packet.is_keyframe
+        if not begun or not packet.size or packet.is_discard:
             continue
         count += 1
         if packet.pts is not None:
