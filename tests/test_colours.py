@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from real_clips import flat, frame_of, write
 
-from train.colours import hlg_light, pq_code, pq_light, tone_curve
+from train.colours import hlg_scene, pq_code, pq_light, tone_curve
 from train.videos import ClipError, read_clip, sample_frames
 
 COLOR = (200, 40, 90)
@@ -140,8 +140,7 @@ def test_hdr_curves_are_those_of_the_standards():
         [0, 0.5081, 0.5807, 0.7518, 1.0], abs=1e-4
     )
     assert pq_light(pq_code(np.array([0.01, 1.0, 300.0]))) == pytest.approx([0.01, 1.0, 300.0], rel=1e-6)
-    grey = np.repeat(np.array([[0.0], [0.5], [0.75], [1.0]]), 3, axis=1)
-    assert hlg_light(grey)[:, 0] == pytest.approx([0.0, 50.7, 203.2, 1000.0], abs=0.1)
+    assert 1000 * hlg_scene(np.array([0.0, 0.5, 0.75, 1.0])) ** 1.2 == pytest.approx([0, 50.7, 203.2, 1000], abs=0.1)
     light = np.array([0.0, 1.0, 50.0, 90.0, 203.0, 500.0, 1000.0, 4000.0])
     bent = tone_curve(light)
     assert bent[:4] == pytest.approx(light[:4], rel=0.01)

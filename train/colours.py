@@ -27,6 +27,7 @@ MATRICES = {1, 4, 5, 6, 7, 9}  # those that swscale knows
 UNREADABLE = {8: "YCgCo", 10: "BT.2020 constant luminance", 11: "SMPTE 2085", 14: "ICtCp", 15: "IPT-C2"}
 WHITE, PEAK = 203.0, 1000.0  # cd/m2: HDR's reference white (BT.2408), and the brightest that isn't clipped
 GAMMA = 2.4  # BT.1886, of an SDR display
+LUMINANCE = np.array([0.2627, 0.6780, 0.0593], np.float32)  # of linear BT.2020
 
 
 def to_rgb(frame: av.VideoFrame, height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
@@ -64,16 +65,40 @@ def _untagged_matrix(frame: av.VideoFrame) -> str | None:
 
 def _to_sdr(picture: UInt16[np.ndarray, "h w 3"], transfer: int, primaries: int) -> UInt8[np.ndarray, "h w 3"]:
     """BT.709 for an SDR display, whose white is HDR's reference white before the tone curve."""
-    code = picture.astype(np.float32) / 65535
+    light = _light_of(transfer)[picture]
+    if transfer == HLG:
+        light *= (light @ LUMINANCE)[..., None] ** 0.2 * PEAK
     if transfer in (PQ, HLG):
-        light = pq_light(code) if transfer == PQ else hlg_light(code)
-        brightest = light.max(axis=-1, keepdims=True)
-        light *= tone_curve(brightest) / np.maximum(brightest, 1e-6) / WHITE
-    else:
-        light = code**GAMMA
+        light *= _gains()[_roots(light.max(axis=-1) / PEAK)][..., None]
     if primaries in GAMUTS or transfer in (PQ, HLG) and primaries != 1:
         light = light @ np.array(GAMUTS.get(primaries, GAMUTS[9]), np.float32).T
-    return (light.clip(0, 1) ** (1 / GAMMA) * 255 + 0.5).astype(np.uint8)
+    return _levels()[_roots(light / WHITE)]
+
+
+ROOTS = np.linspace(0, 1, 65536)  # of light: finer steps in the dark
+
+
+def _roots(light: Float[np.ndarray, "..."]) -> UInt16[np.ndarray, "..."]:
+    """Where light in 0 to 1 is in ROOTS."""
+    return (np.sqrt(light.clip(0, 1)) * 65535).astype(np.uint16)
+
+
+@cache
+def _light_of(transfer: int) -> Float[np.ndarray, " codes"]:
+    """The light of each code of 16 bits: cd/m2, of HLG in 0 to 1 in the scene."""
+    curve = {PQ: pq_light, HLG: hlg_scene}.get(transfer, lambda code: WHITE * code**GAMMA)
+    return curve(np.linspace(0, 1, 65536)).astype(np.float32)
+
+
+@cache
+def _gains() -> Float[np.ndarray, " roots"]:
+    light = np.maximum(PEAK * ROOTS**2, 1e-6)
+    return (tone_curve(light) / light).astype(np.float32)
+
+
+@cache
+def _levels() -> UInt8[np.ndarray, " roots"]:
+    return (ROOTS ** (2 / GAMMA) * 255 + 0.5).astype(np.uint8)
 
 
 M1, M2, C1, C2, C3 = 1305 / 8192, 2523 / 32, 107 / 128, 2413 / 128, 2392 / 128  # PQ's, as in BT.2100
@@ -90,12 +115,10 @@ def pq_code(light: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
     return ((C1 + C2 * power) / (1 + C3 * power)) ** M2
 
 
-def hlg_light(code: Float[np.ndarray, "... 3"]) -> Float[np.ndarray, "... 3"]:
-    """cd/m2 on a display of 1000 cd/m2, as in BT.2100."""
+def hlg_scene(code: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    """0 to 1; a display of 1000 cd/m2 shows 1000 times that by the scene's luminance to the power of 0.2 (BT.2100)."""
     a, b, c = 0.17883277, 0.28466892, 0.55991073
-    scene = np.where(code <= 0.5, code**2 / 3, (np.exp((code - c) / a) + b) / 12)
-    luminance = scene @ np.array([0.2627, 0.6780, 0.0593], scene.dtype)
-    return PEAK * scene * luminance[..., None] ** 0.2
+    return np.where(code <= 0.5, code**2 / 3, (np.exp((code - c) / a) + b) / 12)
 
 
 def tone_curve(light: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
