@@ -177,8 +177,9 @@ def _measure_packets(
     """Their number from the first key frame on, the first and the last time in seconds, and the last one's length."""
     count, first, last, length, begun = 0, None, None, 0, False
     for packet in container.demux(stream):
-        begun = begun or packet.is_keyframe
-        if not begun or not packet.size or packet.is_discard:
+        if packet.is_keyframe and not begun:
+            count, first, last, begun = 0, None, None, True
+        if not packet.size or packet.is_discard:
             continue
         count += 1
         if packet.pts is not None:
