@@ -166,10 +166,14 @@ def test_turned_and_not_square(tmp_path):
     assert extent(read_clip(path, 1, 8, 192, 96)[:, 0].permute(1, 2, 0)) == pytest.approx((115, 58), abs=3)
 
 
-def test_an_absurd_aspect_is_none(tmp_path):
-    for aspect in ("1/200", "200/1"):
-        path = write(tmp_path / "clip.mkv", [frame_of(disc(), "yuv444p")] * 8, codec="ffv1", aspect=aspect)
-        assert (probe(path).height, probe(path).width) == (96, 96)
+@pytest.mark.parametrize(("across", "down"), [(0, 1), (1, 0), (0, 0), (200, 1), (1, 200)])
+def test_an_absurd_aspect_is_none(tmp_path, across, down):
+    path = write(tmp_path / "clip.mov", [frame_of(disc(), "rgb24")] * 4, codec="qtrle", aspect="2/1")
+    content = path.read_bytes()
+    assert (probe(path).height, probe(path).width) == (96, 192)
+    at = content.index(b"pasp") + 4
+    path.write_bytes(content[:at] + np.array([across, down], ">u4").tobytes() + content[at + 8 :])
+    assert (probe(path).height, probe(path).width) == (96, 96)
 
 
 # fields

@@ -25,6 +25,7 @@ GAMUTS = {  # linear RGB -> linear RGB of BT.709, by H.273's number of the prima
 }
 MATRICES = {1, 4, 5, 6, 7, 9}  # those that swscale knows
 UNREADABLE = {8: "YCgCo", 10: "BT.2020 constant luminance", 11: "SMPTE 2085", 14: "ICtCp", 15: "IPT-C2"}
+SMALL = 1 << 17  # pixels: fewer are scaled in less time than threads take to start
 WHITE, PEAK = 203.0, 1000.0  # cd/m2: HDR's reference white (BT.2408), and the brightest that isn't clipped
 GAMMA = 2.4  # BT.1886, of an SDR display
 LUMINANCE = np.array([0.2627, 0.6780, 0.0593], np.float32)  # of linear BT.2020
@@ -47,8 +48,9 @@ def _has_alpha(pixel_format: str) -> bool:
 def _convert(frame: av.VideoFrame, height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
     method = "AREA" if height < frame.height or width < frame.width else "BICUBIC"
     wide = frame.color_trc in (PQ, HLG) or frame.color_primaries in GAMUTS
+    threads = 1 if height * width < SMALL else 0
     picture = frame.reformat(
-        width, height, "rgb48le" if wide else "rgb24", interpolation=method, src_colorspace=_untagged_matrix(frame)
+        width, height, "rgb48le" if wide else "rgb24", _untagged_matrix(frame), interpolation=method, threads=threads
     ).to_ndarray()
     return _to_sdr(picture, frame.color_trc, frame.color_primaries) if wide else picture
 
