@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from math import floor
@@ -16,18 +15,17 @@ import torch
 from torch import Tensor
 
 from .boxes import Box
+from .faults import ClipError, Fault
 from .frames import cover, cut, render, upright_size
+from .streams import frame_rate, is_timed, listed_length, measure, open_video, pixel_aspect, timed_frames
 
 if TYPE_CHECKING:
     from jaxtyping import Float, UInt8
 
+SAME_SHAPE = 0.02  # relative: the aspect ratios of one picture at several sizes lie closer together
 BT709, VIDEO_RANGE = 1, 1  # as in ITU-T H.273
 # without the second, the same pixels gave another file once in some sixty times
 X264 = {"crf": "18", "x264-params": "cpu-independent=1"}
-
-
-class ClipError(ValueError):
-    """A video file that can't be used; the message names it and says why."""
 
 
 @dataclass(frozen=True)
@@ -41,37 +39,20 @@ class Probe:
     codec: str
 
 
-@contextmanager
-def open_video(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """Raises ClipError, also for what goes wrong while the file is open."""
-    try:
-        with av.open(str(path.absolute())) as container:  # "http:/..." alone would be fetched
-            stream = container.streams.best("video")
-            if stream is None:
-                raise ClipError(f"{path}: has no video stream")
-            if stream.codec_context is None:
-                raise ClipError(f"{path}: can't be decoded (no decoder for its codec)")
-            stream.thread_type = "AUTO"
-            yield container, stream
-    except FileNotFoundError:
-        raise ClipError(f"{path}: no such file") from None
-    except (av.FFmpegError, OSError) as error:
-        raise ClipError(f"{path}: can't be decoded ({error.strerror or error})") from None
-
-
 def probe(path: Path) -> Probe:
-    """What a video is, by its header and its first frame. Raises ClipError."""
+    """What a video is, by its first frame and its times. Raises ClipError."""
     with open_video(path) as (container, stream):
-        frame = next(container.decode(stream), None)
+        _, frame = next(timed_frames(container, stream), (0.0, None))
         if frame is None:
-            raise ClipError(f"{path}: has no frame")
-        height, width = upright_size(frame)
-        fps, seconds, codec = _rate(container, stream), _header_seconds(container, stream), stream.codec_context.name
-    return Probe(width, height, fps, seconds or _packet_seconds(path), codec)
+            raise Fault("has no frame")
+        height, width = upright_size(frame, pixel_aspect(stream))
+        codec, length = stream.codec_context.name, listed_length(container, stream)
+    seconds, fps = length or measure(path)
+    return Probe(width, height, fps, seconds, codec)
 
 
 def clip_seconds(path: Path) -> float:
-    """How long a video is, by its header if that says so, after decoding its first frame. Raises ClipError."""
+    """How long a video is, after decoding its first frame. Raises ClipError."""
     return probe(path).seconds
 
 
@@ -81,33 +62,40 @@ def read_clip(
     """`frames` frames at `fps`, from `start` seconds on, scaled to cover height x width and cropped to its centre.
 
     Each is the frame on show at its time, upright. Of each only what is in the box counts, where one is given.
-    Raises ClipError when the file can't be read or ends too soon.
+    Raises ClipError when the file can't be read, ends too soon or is damaged there.
     """
     with open_video(path) as (container, stream):
         pictures = []
         for frame in _frames_on_show(container, stream, start, fps):
-            pictures.append(cover(cut(frame, box) if box else frame, height, width))
+            if frame.is_corrupt:
+                raise Fault(f"is damaged at second {start + len(pictures) / fps:.2f}")
+            aspect = pixel_aspect(stream)
+            frame, aspect = (cut(frame, box, aspect), 1.0) if box else (frame, aspect)
+            pictures.append(cover(frame, height, width, aspect))
             if len(pictures) == frames:
                 return torch.from_numpy(np.stack(pictures)).permute(3, 0, 1, 2).contiguous()
-        seconds = _header_seconds(container, stream) or 0.0
     ending = f"{path}: ends after {len(pictures)} frames at {fps:g} fps from second {start:.2f}, expected {frames}"
+    seconds = probe(path).seconds
     cut_short = seconds > start + (frames - 1) / fps + 1e-6
     raise ClipError(f"{ending}; it is cut short: its header says {seconds:.2f} s" if cut_short else ending)
 
 
-def sample_frames(path: Path, fps: float, height: int) -> Iterator[tuple[float, UInt8[np.ndarray, "h w 3"]]]:
+def sample_frames(path: Path, fps: float | None, height: int) -> Iterator[tuple[float, UInt8[np.ndarray, "h w 3"]]]:
     """(seconds after the first frame, RGB) of about `fps` frames a second of a whole video, none of them twice.
 
-    Frames are upright, of that height and an even width. A video that breaks off ends there. Raises ClipError when the
-    file can't be read.
+    None: of every frame. Frames are upright, of that height and an even width. A video that breaks off ends there.
+    Raises ClipError when the file can't be read, and where its frames change their shape.
     """
     with open_video(path) as (container, stream):
-        wanted = 0
-        for time, frame in _timed_frames(container, stream, 0.0):
-            if time * fps >= wanted - 1e-6:
-                wanted = floor(time * fps + 1e-6) + 1
-                rows, columns = upright_size(frame)
-                yield time, np.ascontiguousarray(render(frame, height, max(2, round(columns * height / rows / 2) * 2)))
+        wanted, ratio = 0, None
+        for time, frame in timed_frames(container, stream):
+            if fps is None or time * fps >= wanted - 1e-6:
+                wanted = 0 if fps is None else floor(time * fps + 1e-6) + 1
+                rows, columns = upright_size(frame, pixel_aspect(stream))
+                ratio = ratio or columns / rows
+                if abs(columns / rows / ratio - 1) > SAME_SHAPE:
+                    raise Fault(f"its frames change their shape at second {time:.2f}, to {columns}x{rows}")
+                yield time, np.ascontiguousarray(render(frame, height, max(2, round(ratio * height / 2) * 2)))
 
 
 def _frames_on_show(
@@ -115,75 +103,20 @@ def _frames_on_show(
 ) -> Iterator[av.VideoFrame]:
     """The frames on show at start, start + 1/fps, ... in seconds after the first frame, until the last frame's end."""
     shown, count, end = None, 0, 0.0
-    for time, frame in _timed_frames(container, stream, start):
+    for time, frame in timed_frames(container, stream, start):
         while shown is not None and start + count / fps < time - 1e-6:
             yield shown
             count += 1
-        shown, end = frame, time + 1 / _rate(container, stream)
+        shown, end = frame, time + _lasts(container, stream, frame)
     while shown is not None and start + count / fps < end - 1e-6:
         yield shown
         count += 1
 
 
-def _timed_frames(
-    container: av.container.InputContainer, stream: av.VideoStream, start: float
-) -> Iterator[tuple[float, av.VideoFrame]]:
-    """(seconds after the first frame, frame) from one on show before or at `start` on, until the video breaks off."""
-    rate, timed = _rate(container, stream), _is_timed(container, stream)
-    origin = float(stream.start_time * stream.time_base) if timed else 0.0
-    frames = _decode_from(container, stream, start) if timed and start > 0 else container.decode(stream)
-    time, broken_at_once = -1 / rate, start == 0
-    try:
-        for frame in frames:
-            time = frame.time - origin if timed and frame.time is not None else time + 1 / rate
-            broken_at_once = False
-            yield time, frame
-    except av.error.InvalidDataError:
-        if broken_at_once:
-            raise
-
-
-def _decode_from(
-    container: av.container.InputContainer, stream: av.VideoStream, start: float
-) -> Iterator[av.VideoFrame]:
-    """Some containers find the key frame that is decoded before `start`, but shown after it: then look further back."""
-    moment = float(stream.start_time * stream.time_base) + start
-    for back in (0.0, 1.0, 10.0, start + 1.0):
-        container.seek(int((moment - back) / stream.time_base), stream=stream)
-        frames = container.decode(stream)
-        first = next(frames, None)
-        if first is not None and (first.time or 0.0) <= moment + 1e-6:
-            yield first
-            break
-    yield from frames
-
-
-def _is_timed(container: av.container.InputContainer, stream: av.VideoStream) -> bool:
-    """Raw streams have no timestamps; AVI's are wrong where frames are stored out of order, MPEG's few after a seek."""
-    return stream.start_time is not None and container.format.name not in ("avi", "mpeg")
-
-
-def _rate(container: av.container.InputContainer, stream: av.VideoStream) -> float:
-    """Frames a second. The average rate of a stream without timestamps is made up, the guess is from its header."""
-    rates = [stream.average_rate, stream.guessed_rate]
-    return float(next(filter(None, rates if _is_timed(container, stream) else reversed(rates)), 25))
-
-
-def _header_seconds(container: av.container.InputContainer, stream: av.VideoStream) -> float | None:
-    if stream.duration:
-        return float(stream.duration * stream.time_base)
-    return container.duration / av.time_base if container.duration else None
-
-
-def _packet_seconds(path: Path) -> float:
-    """How long a video is by the times of all its packets, or by their number where they have none."""
-    with open_video(path) as (container, stream):
-        packets = [(packet.pts, packet.duration or 0) for packet in container.demux(stream) if packet.size]
-        times = [(pts, pts + duration) for pts, duration in packets if pts is not None]
-        if not times:
-            return len(packets) / _rate(container, stream)
-        starts, ends = zip(*times, strict=True)
-        return float((max(ends) - min(starts)) * stream.time_base)
+def _lasts(container: av.container.InputContainer, stream: av.VideoStream, frame: av.VideoFrame) -> float:
+    """Seconds that a frame is on show when none follows."""
+    said = float(frame.duration * frame.time_base) if is_timed(container, stream) and frame.duration else 0.0
+    return said or 1 / frame_rate(container, stream)
 
 
 def write_video(path: Path, video: Float[Tensor, "3 f h w"], fps: float) -> None:

@@ -106,7 +106,7 @@ def prepare(settings: Settings, captions: list[tuple[str, str]]) -> None:
     if not {"filter", "standardise", "encode"} & stages:
         return _say(describe(sources, [clip for found in clips.values() for clip in found]))
     measured = measure(folder, sources, clips, settings.scorers, work, skip="filter" not in stages)
-    judged = judge(measured, sources, settings.limits, settings.scorers)
+    judged = judge(measured, sources, settings.limits, settings.scorers, fps)
     judged = choose_sizes(judged, sources, settings.frames, settings.buckets)
     _say("" if settings.scorers else "not scored: aesthetic, Q-Align (no scorer is configured)")
     kept = _report(sources, judged, out)

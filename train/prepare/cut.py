@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from dataclasses import asdict
 from pathlib import Path
 
+from ..videos import ClipError
 from .records import Clip, Source, for_each, read_clip_record, read_json, write_json
+from .scenes import find_scenes
 
 
 def cut(folder: Path, sources: list[Source], seconds: float, work: Path, skip: bool) -> dict[str, list[Clip]]:
@@ -23,8 +24,7 @@ def cut(folder: Path, sources: list[Source], seconds: float, work: Path, skip: b
             usable,
             lambda source: file[source.key].is_file(),
             lambda source: write_json(
-                file[source.key],
-                [asdict(clip) for clip in cut_one(source, find_scenes(folder / source.video), seconds)],
+                file[source.key], [asdict(clip) for clip in cut_video(folder / source.video, source, seconds)]
             ),
         )
     return {
@@ -35,17 +35,12 @@ def cut(folder: Path, sources: list[Source], seconds: float, work: Path, skip: b
     }
 
 
-def find_scenes(path: Path) -> list[tuple[float, float]]:
-    """Start and end of each scene in seconds after the first frame, by PySceneDetect's content detector."""
-    from scenedetect import ContentDetector, SceneManager, open_video
-
-    video = open_video(str(path), backend="pyav")
-    logging.getLogger("pyscenedetect").setLevel(logging.WARNING)
-    manager = SceneManager()
-    manager.add_detector(ContentDetector())
-    manager.detect_scenes(video)
-    scenes = manager.get_scene_list(start_in_scene=True)
-    return [(start.seconds, end.seconds) for start, end in scenes]
+def cut_video(path: Path, source: Source, seconds: float) -> list[Clip]:
+    """One that can't be read to its end is one clip that says so."""
+    try:
+        return cut_one(source, find_scenes(path), seconds)
+    except ClipError as error:
+        return [_describe(source, 0.0, source.seconds, (f"unreadable: {str(error).removeprefix(f'{path}: ')}",))]
 
 
 def cut_one(source: Source, scenes: list[tuple[float, float]], seconds: float) -> list[Clip]:

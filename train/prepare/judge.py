@@ -12,7 +12,7 @@ import numpy as np
 from ..boxes import WHOLE, Box
 from ..ranges import require
 from ..videos import ClipError, sample_frames
-from .analysis import color_spread, find_borders, hash_distance, motion, perceptual_hash
+from .analysis import color_spread, find_borders, find_near, motion, perceptual_hash
 from .records import Clip, Source, for_each, read_clip_record, read_json, write_json
 from .scorers import Scorer
 from .subtitles import find_subtitles
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 SAMPLE_FPS = 8
 SAMPLE_HEIGHT = 240
-MISSING = 0.5  # seconds that a video may end before a clip does: the last frame is on show for a while
+SLOWER = 0.98  # than the wanted rate: 23.976 for 24 is as good
+MISSING = 0.5  # seconds that a clip may go on after the last frame, which is on show for a while
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Limits:
         max_motion: likewise; above, it shakes or moves too fast.
         min_picture: share of the height that must be left when subtitles are cropped away.
         min_distance: share of differing bits of two clips' hashes; below, the later one is a near-duplicate.
+        min_fps: frames a second of a video that is slower than the wanted rate; below, it stutters: at Wan's 16 each
+            frame would be shown more than twice, and motion be judged by fewer frames than it needs. 0: no limit.
 
     Raises ValueError for a limit below 0, a share above 1, and when no motion would be left.
     """
@@ -46,6 +49,7 @@ class Limits:
     max_motion: float = 2.0
     min_picture: float = 0.7
     min_distance: float = 0.15
+    min_fps: float = 8.0
 
     def __post_init__(self) -> None:
         for limit in fields(self):
@@ -82,37 +86,39 @@ def measure(
 def measure_video(path: Path, clips: list[Clip], scorers: list[Scorer]) -> Iterator[Clip]:
     """The clips of one video, in the order of their times."""
     waiting = list(clips)
-    frames: list[np.ndarray] = []
-    last = 0.0
+    frames: list[tuple[float, np.ndarray]] = []
+    last, step = 0.0, 0.0
     try:
         for time, frame in sample_frames(path, SAMPLE_FPS, SAMPLE_HEIGHT):
             while waiting and time >= waiting[0].end - 1e-6:
                 yield _measure_clip(waiting.pop(0), frames, scorers)
                 frames = []
             if waiting and time >= waiting[0].start - 1e-6:
-                frames.append(frame)
-            last = time
+                frames.append((time, frame))
+            last, step = time, time - last
     except ClipError as error:
         reason = f"unreadable: {str(error).removeprefix(f'{path}: ')}"
-        yield from (replace(clip, reasons=(*clip.reasons, reason)) for clip in waiting)
+        yield from (replace(clip, reasons=tuple(dict.fromkeys((*clip.reasons, reason)))) for clip in waiting)
         return
     for clip in waiting:
-        if clip.end - last > MISSING:
+        if clip.end - last > max(MISSING, 1.5 * step):
             yield replace(clip, reasons=(*clip.reasons, f"unreadable: the video breaks off at {last:.2f} s"))
         else:
             yield _measure_clip(clip, frames, scorers)
             frames = []
 
 
-def _measure_clip(clip: Clip, frames: list[np.ndarray], scorers: list[Scorer]) -> Clip:
+def _measure_clip(clip: Clip, frames: list[tuple[float, np.ndarray]], scorers: list[Scorer]) -> Clip:
+    """frames: with their times in seconds."""
     if len(frames) < 2:
-        return replace(clip, reasons=(*clip.reasons, "unreadable: no frames where the clip should be"))
-    pictures = np.stack(frames)
+        return replace(clip, reasons=(*clip.reasons, "unreadable: fewer than two frames where the clip should be"))
+    pictures = np.stack([picture for _, picture in frames])
+    fps = (len(frames) - 1) / (frames[-1][0] - frames[0][0])
     box, notes = find_borders(pictures), []
     if box != WHOLE:
         notes.append(f"borders cropped to {box.width:.0%} x {box.height:.0%}")
         pictures = _crop(pictures, box)
-    scores = {"spread": color_spread(pictures), "motion": motion(pictures, SAMPLE_FPS)}
+    scores = {"spread": color_spread(pictures), "motion": motion(pictures, fps)}
     subtitles = find_subtitles(pictures)
     if subtitles:
         part = _beside(subtitles)
@@ -142,12 +148,21 @@ def _inside(outer: Box, part: Box) -> Box:
     return Box(top, top + part.height * outer.height, left, left + part.width * outer.width)
 
 
-def judge(clips: list[Clip], sources: list[Source], limits: Limits, scorers: list[Scorer]) -> list[Clip]:
-    """The clips with all reasons against them. Of near-duplicates the first one stays."""
-    frame = {source.key: (source.width, source.height) for source in sources}
-    judged = [
-        replace(clip, reasons=(*clip.reasons, *_find_faults(clip, frame[clip.key], limits, scorers))) for clip in clips
-    ]
+def judge(clips: list[Clip], sources: list[Source], limits: Limits, scorers: list[Scorer], fps: float) -> list[Clip]:
+    """The clips with all reasons against them, and a note where frames are repeated to reach `fps`.
+
+    Of near-duplicates the first one stays.
+    """
+    by_key = {source.key: source for source in sources}
+    judged = []
+    for clip in clips:
+        source, notes = by_key[clip.key], clip.notes
+        faults = list(_find_faults(clip, (source.width, source.height), limits, scorers))
+        if source.fps < SLOWER * fps:
+            notes = (*notes, f"frames repeated: {source.fps:.4g} a second, {fps:g} wanted")
+            if clip.scores and source.fps < limits.min_fps:
+                faults.append(f"slow: {source.fps:.4g} frames a second, expected at least {min(limits.min_fps, fps):g}")
+        judged.append(replace(clip, notes=notes, reasons=(*clip.reasons, *faults)))
     return _drop_duplicates(judged, limits.min_distance)
 
 
@@ -174,19 +189,16 @@ def _find_faults(clip: Clip, frame: tuple[int, int], limits: Limits, scorers: li
 
 def _drop_duplicates(clips: list[Clip], min_distance: float) -> list[Clip]:
     """Only clips of different videos are compared, and no monochrome ones: those look alike and are dropped already."""
-    hashes = np.array([[int(clip.hash[i : i + 16] or "0", 16) for i in range(0, 64, 16)] for clip in clips], np.uint64)
-    comparable = np.array([bool(clip.hash) and "monochrome" not in " ".join(clip.reasons) for clip in clips], bool)
-    videos = np.array([clip.video for clip in clips])
-    original = np.zeros(len(clips), bool)
-    judged = []
-    for i, clip in enumerate(clips):
-        others = np.flatnonzero(original & (videos != clip.video))
-        near = others[hash_distance(hashes[others], hashes[i]) < min_distance]
-        if comparable[i] and len(near):
-            first = clips[near[0]]
+    compared = [i for i, clip in enumerate(clips) if clip.hash and "monochrome" not in " ".join(clip.reasons)]
+    hashes = np.array([[int(clips[i].hash[k : k + 16], 16) for k in range(0, 64, 16)] for i in compared], np.uint64)
+    videos = np.unique([clips[i].video for i in compared], return_inverse=True)[1]
+    original = np.zeros(len(compared), bool)
+    judged = list(clips)
+    for place, near in enumerate(find_near(hashes.reshape(-1, 4), min_distance)):
+        others = np.flatnonzero(near & original[:place] & (videos[:place] != videos[place]))
+        if len(others):
+            clip, first = clips[compared[place]], clips[compared[others[0]]]
             reason = f"near-duplicate of {first.video} at {first.start:.2f} s"
-            clip = replace(clip, reasons=(*clip.reasons, reason))
-        else:
-            original[i] = comparable[i]
-        judged.append(clip)
+            judged[compared[place]] = replace(clip, reasons=(*clip.reasons, reason))
+        original[place] = not len(others)
     return judged
