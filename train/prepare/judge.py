@@ -166,11 +166,11 @@ def _drop_duplicates(clips: list[Clip], min_distance: float) -> list[Clip]:
     """Only clips of different videos are compared, and no monochrome ones: those look alike and are dropped already."""
     hashes = np.array([[int(clip.hash[i : i + 16] or "0", 16) for i in range(0, 64, 16)] for clip in clips], np.uint64)
     comparable = np.array([bool(clip.hash) and "monochrome" not in " ".join(clip.reasons) for clip in clips], bool)
-    keys = np.array([clip.key for clip in clips])
+    videos = np.array([clip.key.partition("-")[0] for clip in clips])  # whichever of its captions
     original = np.zeros(len(clips), bool)
     judged = []
     for i, clip in enumerate(clips):
-        others = np.flatnonzero(original & (keys != clip.key))
+        others = np.flatnonzero(original & (videos != videos[i]))
         near = others[hash_distance(hashes[others], hashes[i]) < min_distance]
         if comparable[i] and len(near):
             first = clips[near[0]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,14 +11,16 @@ from ..sources import read_captions
 from ..videos import ClipError, probe
 from .records import Source, for_each, place, read_json, wait_for_all, write_json
 
+logger = logging.getLogger(__name__)
+
 
 def scan(folder: Path, work: Path) -> list[Source]:
-    """Every video that has a caption, in their order; those that can't be used say why.
+    """Every video for each of its captions, in their order; those that can't be used say why.
 
     What an earlier run made of a video or caption that has changed since is forgotten.
     Raises ValueError when the folder has no captions.
     """
-    found = {make_key(video): (video, prompt) for video, prompt in read_captions(folder)}
+    found = name_captions(read_captions(folder))
     file = {key: work / "scan" / f"{key}.json" for key in found}
     if place()[0] == 0:
         for key, (video, prompt) in found.items():
@@ -32,6 +35,23 @@ def scan(folder: Path, work: Path) -> list[Source]:
         lambda key: write_json(file[key], asdict(look_at(folder, key, *found[key]))),
     )
     return [Source(**read_json(file[key])) for key in found]
+
+
+def name_captions(captions: list[tuple[str, str]]) -> dict[str, tuple[str, str]]:
+    """Video and caption by key. The first caption of a video has the video's, others have their own beside it.
+
+    The same caption of the same video again is told of and counts once.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    for video, prompt in captions:
+        key = make_key(video)
+        if key in found and found[key] != (video, prompt):
+            key += f"-{hashlib.sha256(prompt.encode()).hexdigest()[:8]}"
+        found.setdefault(key, (video, prompt))
+    if len(found) < len(captions) and place()[0] == 0:
+        again = len(captions) - len(found)
+        logger.warning("%d captions say the same of the same video as others: each counts once", again)
+    return found
 
 
 def make_key(video: str) -> str:

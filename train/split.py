@@ -1,0 +1,82 @@
+"""Which clips are held out for validation: whole source videos, so that val/loss can't be of scenes trained on.
+
+Clips share a source when they are of one file, when the captions file says so, and else by their names (see origins).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Hashable
+
+import torch
+
+from .folder import Clip
+from .left_out import speaks
+from .origins import Origin, find_origin
+
+logger = logging.getLogger(__name__)
+
+COLLECTION = 200  # more numbered names than that are a collection of videos, not pieces of one
+
+
+def hold_out(clips: list[Clip], most: int, seed: int) -> tuple[list[Clip], list[Clip]]:
+    """(held out, to train on): about a fifth, at most `most` and at least one; a clip that is alone is both.
+
+    The sources are gone through by chance, and those that fit are held out. Where none fits, as much as does of the
+    smallest: the rest of it is in neither.
+    """
+    order = torch.randperm(len(clips), generator=torch.Generator().manual_seed(seed)).tolist()
+    shuffled = [clips[i] for i in order]
+    room = min(most, max(1, len(clips) // 5))
+    parts: dict[Hashable, list[Clip]] = defaultdict(list)
+    for clip, source in zip(shuffled, find_sources(shuffled), strict=True):
+        parts[source].append(clip)
+    if len(parts) == 1:
+        if len(clips) > 1 and speaks():
+            logger.warning("all clips are of one source video: val/loss will be of scenes that are trained on")
+        return shuffled[:room], shuffled[room:] or shuffled
+    held = _choose(parts, room)
+    chosen = {id(clip) for source in held for clip in parts[source]}
+    return [clip for source in held for clip in parts[source]][:room], [x for x in shuffled if id(x) not in chosen]
+
+
+def _choose(parts: dict[Hashable, list[Clip]], room: int) -> list[Hashable]:
+    """The sources to hold out, so that at most `room` of their clips are."""
+    chosen, left = [], room
+    for source, clips in parts.items():
+        if len(clips) <= left:
+            chosen.append(source)
+            left -= len(clips)
+    if chosen:
+        return chosen
+    smallest = min(parts, key=lambda source: len(parts[source]))
+    if speaks():
+        logger.warning(
+            "every source video has more clips than are to be held out (%d): of the %d clips of the source of %s the "
+            "other %d are left out, of training as well",
+            room, len(parts[smallest]), parts[smallest][0].video, len(parts[smallest]) - room,
+        )  # fmt: skip
+    return [smallest]
+
+
+def find_sources(clips: list[Clip]) -> list[Hashable]:
+    """What each clip was cut from; equal for clips of one source, whatever their order."""
+    said = Counter(clip.source for clip in clips)
+    says = len(said) < len(clips)  # where each has a value of its own, it isn't their source's
+    origins = [find_origin(clip.video) for clip in clips]
+    pieces = Counter(origin.video for origin in origins if origin.cut)
+    files: dict[Hashable, Hashable] = {}
+    sources = []
+    for clip, origin in zip(clips, origins, strict=True):
+        source = ("said", clip.source) if says and clip.source else _by_name(origin, pieces)
+        sources.append(files.setdefault(clip.place or clip.video, source))
+    return sources
+
+
+def _by_name(origin: Origin, pieces: Counter[str]) -> Hashable:
+    """Also of an uncut video, beside which there are pieces of it."""
+    count = pieces[origin.video]
+    if count and (origin.cut == "surely" or count <= COLLECTION):
+        return ("name", origin.video)
+    return ("file", origin.itself)
