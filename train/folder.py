@@ -49,12 +49,13 @@ def scan_folder(folder: Path, frames: int, fps: float) -> list[Clip]:
     clips, left, slow = [], [], 0
     for row in rows:
         look, finding = found[row.video]
-        if reason := _unfit(row.video, finding, frames, fps):
+        still = is_image(row.video)
+        if reason := _unfit(still, finding, frames, fps):
             left.append(LeftOut(folder / row.video, reason))
         else:
-            spare = 0.0 if is_image(row.video) else max(0.0, finding.seconds - frames / fps)
+            spare = 0.0 if still else max(0.0, finding.seconds - frames / fps)
             clips.append(Clip(row.video, row.prompt, spare, row.source, look.place))
-            slow += not is_image(row.video) and finding.fps < SLOWER * fps
+            slow += not still and finding.fps < SLOWER * fps
     tell_left_out(logger, left, len(rows), folder, cache_file(folder, ".left-out.txt"))
     if not clips:
         raise ValueError(f"none of the {len(rows)} clips in {folder} can be used; the first: {left[0]}")
@@ -63,12 +64,12 @@ def scan_folder(folder: Path, frames: int, fps: float) -> list[Clip]:
     return clips
 
 
-def _unfit(video: str, finding: Finding, frames: int, fps: float) -> str | None:
-    """Why a clip can't be used; None where it can."""
+def _unfit(still: bool, finding: Finding, frames: int, fps: float) -> str | None:
+    """Why a clip can't be used; None where it can. still: an image."""
     needed = (frames - 1) / fps
     if finding.reason is not None:
         return finding.reason
-    if is_image(video) and frames > 1:
+    if still and frames > 1:
         return f"is an image, which is a clip of one frame, expected {frames}"
     if finding.seconds < needed:
         return f"lasts {finding.seconds:.2f} s, expected at least {needed:.2f} s ({frames} frames at {fps:g} fps)"

@@ -44,8 +44,11 @@ class Origin(NamedTuple):
 
 def find_origin(video: str) -> Origin:
     """Folders don't count, but for names that tell nothing without."""
-    path = os.path.splitext(os.path.normpath(video))[0].casefold()
-    folder, stem = os.path.split(os.path.splitext(os.path.normpath(video))[0])
+    whole = os.path.splitext(os.path.normpath(video))[0]
+    folder, stem = os.path.split(whole)
+    path = whole.casefold()
+    if stem.isdigit():
+        return Origin(path, path, "")
     if match := PREPARED.fullmatch(stem):
         return Origin(match["base"], path, "surely")
     base, cut = stem, ""

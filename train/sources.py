@@ -118,7 +118,7 @@ def _parse(text: str, path: Path, line: int | None = None) -> Any:
 
 def _find_video(folder: Path, video: str) -> str:
     """A video under the name that it has in the folder, where that differs: in videos/, or written as Windows does."""
-    if os.path.exists(folder / video):
+    if os.path.exists(os.path.join(folder, video)):
         return video
     plain = [name for form in ("NFC", "NFD") for name in (unicodedata.normalize(form, video), video)]
     slashed = [name.replace("\\", "/") for name in plain]

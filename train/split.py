@@ -30,23 +30,25 @@ def hold_out(clips: list[Clip], most: int, seed: int) -> tuple[list[Clip], list[
     shuffled = [clips[i] for i in order]
     room = min(most, max(1, len(clips) // 5))
     parts: dict[Hashable, list[Clip]] = defaultdict(list)
-    for clip, source in zip(shuffled, find_sources(shuffled), strict=True):
+    sources = find_sources(shuffled)
+    for clip, source in zip(shuffled, sources, strict=True):
         parts[source].append(clip)
     if len(parts) == 1:
         if len(clips) > 1 and speaks():
             logger.warning("all clips are of one source video: val/loss will be of scenes that are trained on")
         return shuffled[:room], shuffled[room:] or shuffled
     held = _choose(parts, room)
-    chosen = {id(clip) for source in held for clip in parts[source]}
-    return [clip for source in held for clip in parts[source]][:room], [x for x in shuffled if id(x) not in chosen]
+    kept = [clip for clip, source in zip(shuffled, sources, strict=True) if source not in held]
+    return [clip for source in held for clip in parts[source]][:room], kept
 
 
-def _choose(parts: dict[Hashable, list[Clip]], room: int) -> list[Hashable]:
-    """The sources to hold out, so that at most `room` of their clips are."""
-    chosen, left = [], room
+def _choose(parts: dict[Hashable, list[Clip]], room: int) -> dict[Hashable, None]:
+    """The sources to hold out, in order, so that at most `room` of their clips are."""
+    chosen: dict[Hashable, None] = {}
+    left = room
     for source, clips in parts.items():
         if len(clips) <= left:
-            chosen.append(source)
+            chosen[source] = None
             left -= len(clips)
     if chosen:
         return chosen
@@ -57,7 +59,7 @@ def _choose(parts: dict[Hashable, list[Clip]], room: int) -> list[Hashable]:
             "other %d are left out, of training as well",
             room, len(parts[smallest]), parts[smallest][0].video, len(parts[smallest]) - room,
         )  # fmt: skip
-    return [smallest]
+    return {smallest: None}
 
 
 def find_sources(clips: list[Clip]) -> list[Hashable]:

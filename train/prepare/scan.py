@@ -7,6 +7,7 @@ import logging
 from dataclasses import asdict
 from pathlib import Path
 
+from ..listing import is_image
 from ..sources import read_captions
 from ..videos import ClipError, probe
 from .records import Source, for_each, place, read_json, wait_for_all, write_json
@@ -69,6 +70,8 @@ def _modified(path: Path) -> int:
 def look_at(folder: Path, key: str, video: str, prompt: str) -> Source:
     path = folder / video
     modified = _modified(path)
+    if is_image(video):
+        return Source(key, video, prompt, modified, reason="is an image, expected a video")
     try:
         found = probe(path)
     except ClipError as error:
