@@ -65,7 +65,7 @@ def test_other_peoples_files_are_read(tmp_path, name, text):
         ("metadata.csv", "video,prompt\na.mp4,b\0c\n", ", line 2: holds a NUL character, expected UTF-8 text"),
         ("metadata.csv", "videoID,url,caption\nx,y,z\n", " lacks the column video: it has videoID,url,caption, exp"),
         ("a.jsonl", '{"video": "a.mp4", "prompt": "x"}\n{"video": "b.mp4", "prompt": "a\\ud800b"}\n',
-         ", line 2: prompt: holds half a character (\\ud800) at its position 1"),
+         ", line 2: prompt: holds \\ud800, which is no character, at position 1"),
         ("a.jsonl", '{"video": "a\\u0000.mp4", "prompt": "x"}\n', ", line 1: video: holds a NUL character, ex"),
         ("a.jsonl", "[" * 100_000, ", line 1: malformed JSON ("),
         ("a.jsonl", '{"video": "a.mp4", "prompt": "x", "source": [1]}', ", line 1: source is [1], expected text"),
@@ -171,11 +171,17 @@ def test_linked_folders_are_followed_once(tmp_path):
     assert [row.video for row in read_rows(folder)] == ["link/a.mp4", "link/deep/b.mp4", "own/c.mp4"]
 
 
-def test_a_name_that_is_not_utf8_is_left_out(tmp_path, caplog):
-    for name in (b"bad\xff.mp4", b"bad\xff.txt", b"good.mp4", b"good.txt"):
+def test_a_name_or_a_text_that_is_not_utf8_is_left_out(tmp_path, caplog):
+    for name in (b"bad\xff.mp4", b"bad\xff.txt", b"good.mp4", b"good.txt", b"latin.mp4"):
         Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name))).touch()
+    write(tmp_path / "latin.txt", "\u00fc", "latin-1")
     assert read_captions(tmp_path) == [("good.mp4", "")]
-    assert "has a name that isn't UTF-8: rename it" in caplog.text and "left out 1 of the 2 clips" in caplog.text
+    assert "can't be used (its name: holds \\udcff, which is no character, at position 3)" in caplog.text
+    assert f"latin.mp4: can't be used ({tmp_path}/latin.txt: isn't UTF-8 at byte 0)" in caplog.text
+    assert "left out 2 of the 3 clips" in caplog.text
+    (tmp_path / "good.mp4").unlink()
+    with pytest.raises(ValueError, match="none of the 2 clips in .* has a caption that can be read: .*latin.txt: is"):
+        read_captions(tmp_path)
 
 
 def test_many_clips_left_out_are_not_many_lines(tmp_path, caplog, cache_folder):

@@ -12,8 +12,8 @@ from test_data import make_folder
 from test_videos import make_clip
 
 from train import findings
+from train.caches import cache_file
 from train.data import VideoData
-from train.findings import cache_file
 from train.folder import VideoFolder, scan_folder
 
 

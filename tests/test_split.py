@@ -79,6 +79,7 @@ def test_the_captions_file_and_the_file_itself_go_before_names():
     assert sources[0] == sources[1] and len(set(sources)) == 4
     own = [Clip(f"film_clip{i}.mp4", "x", 0.0, source=str(i)) for i in range(3)]
     assert len(set(find_sources(own))) == 1  # an id of each clip is no source
+    assert len(set(find_sources([*own, own[0]]))) == 1
     linked = [Clip("a.mp4", "x", 0.0, place=(1, 2)), Clip("b.mp4", "x", 0.0, place=(1, 2)), *clips_of("c.mp4")]
     assert len(set(find_sources(linked))) == 2
 

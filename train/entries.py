@@ -65,7 +65,7 @@ def check_text(text: str, where: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         half = f"\\u{ord(text[error.start]):04x}"
-        raise ValueError(f"{where}: holds half a character ({half}) at its position {error.start}") from None
+        raise ValueError(f"{where}: holds {half}, which is no character, at position {error.start}") from None
 
 
 def _pick(fields: dict[str, Any], keys: tuple[str, ...], what: str, where: str) -> tuple[str, Any]:

@@ -7,7 +7,6 @@ read what it found.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import logging
 import os
@@ -23,6 +22,7 @@ import av
 from rich.console import Console
 from rich.progress import Progress
 
+from .caches import cache_file
 from .left_out import speaks
 from .videos import ClipError, probe
 from .whole import write_text
@@ -55,17 +55,6 @@ class Look:
 
 
 Kept = dict[str, tuple[int, int, Finding]]  # size and time of change in ns, when it was looked at
-
-
-def cache_file(folder: Path, suffix: str = ".json") -> Path | None:
-    """Where what is known of a folder is kept; None where there is no home folder."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        root = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
-    except RuntimeError:
-        return None
-    key = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:24]
-    return root / "fps-flex" / "clips" / f"{key}{suffix}"
 
 
 def look_at(folder: Path, videos: list[str]) -> dict[str, tuple[Look, Finding]]:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .findings import Finding, cache_file, look_at
+from .caches import cache_file
+from .findings import Finding, look_at
 from .left_out import LeftOut, speaks, tell_left_out
 from .listing import is_image
 from .order import Pick, as_pick, chance_of

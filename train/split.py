@@ -64,8 +64,8 @@ def _choose(parts: dict[Hashable, list[Clip]], room: int) -> dict[Hashable, None
 
 def find_sources(clips: list[Clip]) -> list[Hashable]:
     """What each clip was cut from; equal for clips of one source, whatever their order."""
-    said = Counter(clip.source for clip in clips)
-    says = len(said) < len(clips)  # where each has a value of its own, it isn't their source's
+    # where each has a value of its own, it isn't their source's
+    says = len({clip.source for clip in clips}) < len({clip.video for clip in clips})
     origins = [find_origin(clip.video) for clip in clips]
     pieces = Counter(origin.video for origin in origins if origin.cut)
     files: dict[Hashable, Hashable] = {}

@@ -6,7 +6,8 @@ import logging
 import os
 from pathlib import Path
 
-from .entries import Row
+from .caches import cache_file
+from .entries import Row, check_text
 from .left_out import LeftOut, tell_left_out
 from .listing import is_image, is_video, list_files
 
@@ -45,25 +46,24 @@ def read_texts(folder: Path) -> list[Row]:
     stems = {os.path.splitext(video)[0] for video in videos}
     images = sorted(file for file in files if is_image(file) and os.path.splitext(file)[0] not in stems)
     captions = {clip: caption for clip in (*videos, *images) if (caption := _beside(clip, files))}
+    left = [LeftOut(folder / video, "has no .txt beside it") for video in videos if video not in captions]
+    rows = []
+    for clip in sorted(captions):
+        try:
+            check_text(clip, "its name")
+            rows.append(Row(clip, read_text(folder / captions[clip]).strip()))
+        except ValueError as error:
+            left.append(LeftOut(folder / clip, f"can't be used ({error})"))
     if captions:
-        left = [LeftOut(folder / video, "has no .txt beside it") for video in videos if video not in captions]
-        left += [LeftOut(folder / clip, problem) for clip in captions if (problem := _name_problem(clip))]
-        total = len(captions) + sum(video not in captions for video in videos)
-        tell_left_out(logger, left, total, folder, None)
-    named = sorted(clip for clip in captions if not _name_problem(clip))
-    return [Row(clip, read_text(folder / captions[clip]).strip()) for clip in named]
+        tell_left_out(logger, left, len(left) + len(rows), folder, cache_file(folder, ".no-caption.txt"))
+    if captions and not rows:
+        raise ValueError(f"none of the {len(left)} clips in {folder} has a caption that can be read: {left[-1]}")
+    return rows
 
 
 def _beside(clip: str, files: set[str]) -> str | None:
     stem = os.path.splitext(clip)[0]
     return next((name for suffix in BESIDE for name in (stem + suffix, clip + suffix) if name in files), None)
-
-
-def _name_problem(clip: str) -> str | None:
-    try:
-        clip.encode()
-    except UnicodeEncodeError:
-        return "has a name that isn't UTF-8: rename it"
 
 
 def find_prompts(folder: Path) -> Path | None:
