@@ -82,6 +82,9 @@ def test_the_captions_file_and_the_file_itself_go_before_names():
     assert len(set(find_sources([*own, own[0]]))) == 1
     linked = [Clip("a.mp4", "x", 0.0, place=(1, 2)), Clip("b.mp4", "x", 0.0, place=(1, 2)), *clips_of("c.mp4")]
     assert len(set(find_sources(linked))) == 2
+    names = [("x.mp4", (1, 2)), ("film_clip1.mp4", (1, 2)), ("film_clip2.mp4", (1, 3)), ("c.mp4", (1, 4))]
+    for turned in (names, names[::-1]):
+        assert len(set(find_sources([Clip(name, "x", 0.0, place=place) for name, place in turned]))) == 2
 
 
 def test_no_source_lies_on_both_sides_and_as_many_are_held_out():

@@ -63,17 +63,33 @@ def _choose(parts: dict[Hashable, list[Clip]], room: int) -> dict[Hashable, None
 
 
 def find_sources(clips: list[Clip]) -> list[Hashable]:
-    """What each clip was cut from; equal for clips of one source, whatever their order."""
+    """What each clip was cut from; equal for clips of one source."""
     # where each has a value of its own, it isn't their source's
     says = len({clip.source for clip in clips}) < len({clip.video for clip in clips})
     origins = [find_origin(clip.video) for clip in clips]
     pieces = Counter(origin.video for origin in origins if origin.cut)
-    files: dict[Hashable, Hashable] = {}
-    sources = []
-    for clip, origin in zip(clips, origins, strict=True):
-        source = ("said", clip.source) if says and clip.source else _by_name(origin, pieces)
-        sources.append(files.setdefault(clip.place or clip.video, source))
-    return sources
+    sources = [
+        ("said", clip.source) if says and clip.source else _by_name(origin, pieces)
+        for clip, origin in zip(clips, origins, strict=True)
+    ]
+    return _join([clip.place or clip.video for clip in clips], sources)
+
+
+def _join(files: list[Hashable], sources: list[Hashable]) -> list[Hashable]:
+    """The sources, with those made one that a file is of under its several names."""
+    first: dict[Hashable, Hashable] = {}
+    same: dict[Hashable, Hashable] = {}
+
+    def find(source: Hashable) -> Hashable:
+        while source in same:
+            source = same[source]
+        return source
+
+    for file, source in zip(files, sources, strict=True):
+        a, b = find(first.setdefault(file, source)), find(source)
+        if a != b:
+            same[b] = a
+    return [find(source) for source in sources]
 
 
 def _by_name(origin: Origin, pieces: Counter[str]) -> Hashable:
