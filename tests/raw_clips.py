@@ -6,7 +6,14 @@ import av
 import cv2
 import numpy as np
 
+from train.sources import read_rows
+
 FPS = 16
+
+
+def read_captions(folder):
+    """(video, prompt) of each row."""
+    return [(row.video, row.prompt) for row in read_rows(folder)]
 
 
 def scene(seed, frames=88, height=480, width=848, speed=2.0):

@@ -1,20 +1,23 @@
 """Moving shapes, folders of clips, and the codecs."""
 
+import gc
 import logging
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from itertools import islice
 from pathlib import Path
 from threading import Thread
 
+import av
 import pytest
 import torch
+from raw_clips import read_captions
 from test_videos import make_clip
+from torch.utils.data import Dataset
 
 from train.codecs import ByteText, PixelCodec
-from train.data import VideoData
+from train.data import Loader, VideoData
 from train.folder import VideoFolder, scan_folder
 from train.shapes import COLORS, DIRECTIONS, SHAPES, MovingShapes
-from train.sources import read_captions
 
 
 def make_folder(folder, rows):
@@ -103,12 +106,34 @@ def test_a_clip_that_breaks_when_read_is_replaced_by_the_next(tmp_path, caplog):
         dataset[1]
 
 
+class Decoders(Dataset):
+    """How many decoders and frames there are in the process that is asked."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, _):
+        return sum(isinstance(x, (av.VideoFrame, av.container.InputContainer)) for x in gc.get_objects())
+
+
+def test_loader_processes_have_no_decoder_of_ours(tmp_path):
+    """They would wait for ever for its threads when they free it."""
+    folder = make_folder(tmp_path, {"a.mp4": 10})
+    gc.disable()
+    try:
+        VideoFolder(folder, scan_folder(folder, 4, 8), 4, 8, 16, 32)[0]
+        assert Decoders()[0] > 0
+        assert [int(count) for count in Loader(Decoders(), num_workers=1)] == [0, 0]
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         (None, "no captions in .*: expected metadata.csv with the columns video,prompt, metadata.jsonl, videos2c"),
         ("", "lacks the column video and prompt: it has none"),
-        ("video,caption\na.mp4,x", "lacks the column prompt: it has video,caption, expected video,prompt"),
+        ("video,words\na.mp4,x", "lacks the column prompt: it has video,words, expected video,prompt"),
         ("video,prompt\n", "names no clip"),
         ("video,prompt\na.mp4,x\n,y", "row 3: the column video is empty"),
     ],

@@ -429,12 +429,25 @@ def test_whatever_the_share_some_clips_are_held_out_and_some_are_not(share, capl
 
     for videos in (2, 3, 15):
         clips = [clip(video, start) for video in range(videos) for start in range(3)]
-        held_out = choose_held_out(clips, share)
+        held_out = choose_held_out(clips, {}, share)
         assert 0 < len(held_out) < len(clips) and len(held_out) % 3 == 0
     assert not caplog.records
-    held_out = choose_held_out([clip(1, start) for start in range(20)], share)
-    assert 0 < len(held_out) < 20 and "all clips are of one video" in caplog.text
-    assert choose_held_out([clip(1, 0)], share) == {"1-0"}
+    held_out = choose_held_out([clip(1, start) for start in range(20)], {}, share)
+    assert 0 < len(held_out) < 20 and "all clips are of one source video" in caplog.text
+    assert choose_held_out([clip(1, 0)], {}, share) == {"1-0"}
+
+
+def test_pieces_of_one_film_and_of_one_named_source_are_on_one_side():
+    def clip(name, digest):
+        return Clip(name, f"key of {name}", f"{digest * 2**58:016x}", f"{name}.mp4", "", 0.0, 1.0, size=(1, 8, 8))
+
+    clips = [clip(f"film{film}-Scene-{scene:03}", 8 * film + scene) for film in range(5) for scene in range(6)]
+    for share in (0.0, 0.3, 0.6):
+        held_out = choose_held_out(clips, {}, share)
+        assert 0 < len(held_out) < 30 and len({name[:5] for name in held_out}) * 6 == len(held_out)
+    said = {f"key of {i:04}": f"film {i // 3}" for i in range(12)}
+    held_out = choose_held_out([clip(f"{i:04}", i) for i in range(12)], said, 0.3)
+    assert 0 < len(held_out) < 12 and len({int(name) // 3 for name in held_out}) * 3 == len(held_out)
 
 
 def test_a_size_whose_only_clip_is_held_out_does_not_stop_a_run(small, tmp_path):

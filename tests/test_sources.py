@@ -4,10 +4,10 @@ import json
 import logging
 
 import pytest
+from raw_clips import read_captions
 from test_videos import make_clip
 
 from train.folder import scan_folder
-from train.sources import read_captions
 
 FORMATS = "metadata.csv with the columns video,prompt, metadata.jsonl, videos2caption.json or a .txt beside each video"
 
@@ -45,12 +45,18 @@ def test_fastvideos_json_is_read_and_its_videos_found(tmp_path):
     names = ["out.mp4", "in ü.mp4", "both.mp4", "gone.mp4"]
     entries = [{"path": name, "cap": ["first", "second"] if name == "out.mp4" else name} for name in names]
     write_files(tmp_path, videos2caption__json=json.dumps(entries))
-    expected = [("out.mp4", "first"), ("videos/in ü.mp4", "in ü.mp4"), ("both.mp4", "both.mp4"), ("gone.mp4",) * 2]
-    assert read_captions(tmp_path) == expected
+    expected = [
+        ("out.mp4", "first"),
+        ("out.mp4", "second"),
+        ("videos/in ü.mp4", "in ü.mp4"),
+        ("both.mp4", "both.mp4"),
+        ("gone.mp4",) * 2,
+    ]
+    assert read_captions(tmp_path) == expected  # each caption of a list
 
 
 def test_a_txt_beside_each_video_is_read_in_the_order_of_the_paths(tmp_path, caplog):
-    for name in ("b.mp4", "A 1.5 ü.MOV", "deep/er/c.webm", "no.mkv", "d.gif", "deep/no.avi", ".hidden/e.mp4"):
+    for name in ("b.mp4", "A 1.5 ü.MOV", "deep/er/c.webm", "no.mkv", "d.xyz", "deep/no.avi", ".hid/e.mp4"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
         if not name.split("/")[-1].startswith("no"):
@@ -59,8 +65,8 @@ def test_a_txt_beside_each_video_is_read_in_the_order_of_the_paths(tmp_path, cap
     with caplog.at_level(logging.WARNING):
         rows = read_captions(tmp_path)
     assert rows == [(name, f"it is {name}") for name in ("A 1.5 ü.MOV", "b.mp4", "deep/er/c.webm")]
-    assert f"left out a clip: {tmp_path}/no.mkv has no .txt beside it" in caplog.text
-    assert f"{tmp_path}/deep/no.avi has no .txt" in caplog.text
+    assert f"left out a clip: {tmp_path}/no.mkv: has no .txt beside it" in caplog.text
+    assert f"{tmp_path}/deep/no.avi: has no .txt" in caplog.text
     assert f"left out 2 of the 5 clips in {tmp_path}" in caplog.text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from .index import Index, is_prepared, read_index
 from .order import HeldOut, Passes, Pick
 from .ranges import require
 from .shapes import MovingShapes
+from .split import hold_out
 from .stopping import obey_parent_alone, signals_blocked
 
 
@@ -26,6 +28,8 @@ class Loader(DataLoader):
     """Its processes end with this one, and not of a signal to all: their clips are needed until the run has saved."""
 
     def __iter__(self) -> Iterator[Any]:
+        if self.num_workers:
+            gc.collect()  # a forked process that frees one of our decoders waits for threads that it doesn't have
         with signals_blocked():
             return super().__iter__()
 
@@ -43,7 +47,8 @@ class VideoData(L.LightningDataModule):
         batch_size: clips a batch, on each device.
         workers: processes that load clips.
         train_clips: how many moving shapes there are to train on; a folder's clips are all used.
-        val_clips: clips held out for validation; of a folder at most a fifth, but at least one.
+        val_clips: clips held out for validation; of a folder at most a fifth, but at least one, and none of a source
+            video that is trained on.
         seed: of the moving shapes, of the choice of the clips held out and of the order in training.
 
     Raises ValueError for a size below 1.
@@ -114,13 +119,10 @@ class VideoData(L.LightningDataModule):
 
     def _split(self, folder: Path) -> None:
         """A folder of one clip validates on the clip it trains on."""
-        clips = scan_folder(folder, self.frames, self.fps)
-        order = torch.randperm(len(clips), generator=torch.Generator().manual_seed(self.seed)).tolist()
-        held_out = min(self.val_clips, max(1, len(clips) // 5))
-        val, train = ([clips[i] for i in part] for part in (order[:held_out], order[held_out:] or order))
-        cut = (self.frames, self.fps, self.height, self.width)
-        self.val_set = VideoFolder(folder, val, *cut)
-        self.train_set = VideoFolder(folder, train, *cut)
+        parts = hold_out(scan_folder(folder, self.frames, self.fps), self.val_clips, self.seed)
+        self.val_set, self.train_set = (
+            VideoFolder(folder, part, self.frames, self.fps, self.height, self.width) for part in parts
+        )
 
     def clips(self) -> str:
         """Which clips are trained on and which are held out, in a few words that differ where any clip does."""

@@ -8,59 +8,80 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset
 
+from .caches import cache_file
+from .findings import Finding, look_at
+from .left_out import LeftOut, speaks, tell_left_out
+from .listing import is_image
 from .order import Pick, as_pick, chance_of
-from .sources import read_captions
-from .videos import ClipError, clip_seconds, read_clip
+from .sources import read_rows
+from .videos import ClipError, read_clip
 
 logger = logging.getLogger(__name__)
 
+SLOWER = 0.99  # 23.976 fps does for 24
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class Clip:
-    """video: a path in the folder. spare: seconds by which a cut of the wanted length may begin later than the clip."""
+    """video: a path in the folder. spare: seconds by which a cut of the wanted length may begin later than the clip.
+
+    source: what the captions say it was cut from. place: of its file, the same for two names of one file.
+    """
 
     video: str
     prompt: str
     spare: float
+    source: str = ""
+    place: tuple[int, int] | None = None
 
 
 def scan_folder(folder: Path, frames: int, fps: float) -> list[Clip]:
-    """The clips that a folder has captions of and that can be used: each is opened once.
+    """The clips that a folder has captions of and that can be used; a video that has several is as many clips.
 
-    A clip that is missing, unreadable or shorter than `frames` at `fps` is left out, named and counted.
-    Raises ValueError for missing or malformed captions (see read_captions), and when no clip is left.
+    Each is opened once, and never again while it stays the same. A clip that is missing, unreadable or shorter than
+    `frames` at `fps` is left out, named and counted. Raises ValueError for missing or malformed captions (see
+    read_rows), and when no clip is left.
     """
-    rows = read_captions(folder)
-    needed = (frames - 1) / fps
-    clips, reasons = [], []
-    for video, prompt in track(rows, "looking at the clips", console=Console(stderr=True), transient=True):
-        try:
-            seconds = clip_seconds(folder / video)
-            if seconds < needed:
-                raise ClipError(
-                    f"{folder / video}: lasts {seconds:.2f} s, expected at least {needed:.2f} s "
-                    f"({frames} frames at {fps:g} fps)"
-                )
-            clips.append(Clip(video, prompt, max(0.0, seconds - needed - 1 / fps)))
-        except ClipError as error:
-            reasons.append(str(error))
-            logger.warning("left out a clip: %s", error)
+    rows = read_rows(folder)
+    found = look_at(folder, [row.video for row in rows])
+    clips, left, slow = [], [], 0
+    for row in rows:
+        look, finding = found[row.video]
+        still = is_image(row.video)
+        if reason := _unfit(still, finding, frames, fps):
+            left.append(LeftOut(folder / row.video, reason))
+        else:
+            spare = 0.0 if still else max(0.0, finding.seconds - frames / fps)
+            clips.append(Clip(row.video, row.prompt, spare, row.source, look.place))
+            slow += not still and finding.fps < SLOWER * fps
+    tell_left_out(logger, left, len(rows), folder, cache_file(folder, ".left-out.txt"))
     if not clips:
-        raise ValueError(f"none of the {len(rows)} clips in {folder} can be used; the first: {reasons[0]}")
-    if reasons:
-        logger.warning("left out %d of the %d clips in %s", len(reasons), len(rows), folder)
+        raise ValueError(f"none of the {len(rows)} clips in {folder} can be used; the first: {left[0]}")
+    if slow and speaks():
+        logger.warning("%d of the clips in %s have fewer than %g frames a second: some are repeated", slow, folder, fps)
     return clips
+
+
+def _unfit(still: bool, finding: Finding, frames: int, fps: float) -> str | None:
+    """Why a clip can't be used; None where it can. still: an image."""
+    needed = (frames - 1) / fps
+    if finding.reason is not None:
+        return finding.reason
+    if still and frames > 1:
+        return f"is an image, which is a clip of one frame, expected {frames}"
+    if finding.seconds < needed:
+        return f"lasts {finding.seconds:.2f} s, expected at least {needed:.2f} s ({frames} frames at {fps:g} fps)"
+    return None
 
 
 class VideoFolder(Dataset):
     """Clips cut to one length, rate and size.
 
-    A clip that breaks when it is read is left out from then on, named and counted, and the next one takes its place.
+    A clip that breaks when it is read is left out from then on, named and counted, and the next one takes its place;
+    the processes that load clips tell each other.
     A pass over the clips cuts each somewhere in it, validation cuts at the start.
     Items: video [3, frames, height, width] in -1 to 1, prompt, name, source, index, pass. Raises ValueError when no
     clip is left.
@@ -69,7 +90,8 @@ class VideoFolder(Dataset):
     def __init__(self, folder: Path, clips: list[Clip], frames: int, fps: float, height: int, width: int) -> None:
         self.folder, self.clips = folder, clips
         self.frames, self.fps, self.height, self.width = frames, fps, height, width
-        self.broken: set[str] = set()
+        self.number = {video: i for i, video in enumerate(dict.fromkeys(clip.video for clip in clips))}
+        self.broken = torch.zeros(len(self.number), dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -85,7 +107,7 @@ class VideoFolder(Dataset):
             raise IndexError(f"clip {index} of {len(self)}")
         for step in range(len(self)):
             clip = self.clips[(index + step) % len(self)]
-            if clip.video not in self.broken:
+            if not self.broken[self.number[clip.video]]:
                 try:
                     return {
                         "video": self._read(clip, chance),
@@ -106,7 +128,8 @@ class VideoFolder(Dataset):
         return pixels.float() / 127.5 - 1
 
     def _leave_out(self, clip: Clip, error: ClipError) -> None:
-        self.broken.add(clip.video)
-        worker = get_worker_info()
-        where = f" in loader process {worker.id}" if worker else ""
-        logger.warning("left out a clip that broke (%d so far%s): %s", len(self.broken), where, error)
+        number = self.number[clip.video]
+        told = bool(self.broken[number])
+        self.broken[number] = True
+        if not told:
+            logger.warning("left out a clip that broke (%d so far): %s", int(self.broken.sum()), error)

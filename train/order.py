@@ -28,11 +28,12 @@ def as_pick(key: int | Pick) -> Pick:
 class Passes(Sampler[list[Pick]]):
     """Batches without end, each of one bucket (clips of one size): pass after pass over its clips, shuffled anew.
 
-    buckets: indices of the clips of each size. rank, world: of the processes, each of which gets its own clips.
-    taken: clips that the run has taken of each bucket already, by all processes; none are for a new run.
+    buckets: indices of the clips of each size, which may be none. rank, world: of the processes, each of which gets its
+    own clips. taken: clips that the run has taken of each bucket already, by all processes; none for a new run.
 
     A bucket's passes follow each other without a gap, and a batch may hold the end of one and the beginning of the
     next. So whatever the batch size and the number of processes, from `taken` on no clip is left out or met twice.
+    Raises ValueError where no bucket has a clip.
     """
 
     def __init__(
@@ -44,6 +45,8 @@ class Passes(Sampler[list[Pick]]):
         world: int = 1,
         taken: Sequence[int] | None = None,
     ) -> None:
+        if not any(buckets):
+            raise ValueError("there is no clip to train on")
         self.buckets, self.batch_size, self.seed = buckets, batch_size, seed
         self.rank, self.world = rank, world
         self.taken = list(taken or [0] * len(buckets))
@@ -69,7 +72,7 @@ class Passes(Sampler[list[Pick]]):
         taken, count = list(self.taken), self.batch_size * self.world
         while True:
             sizes = [len(bucket) for bucket in self.buckets]
-            pass_ = min(done // size for done, size in zip(taken, sizes, strict=True))
+            pass_ = min(done // size for done, size in zip(taken, sizes, strict=True) if size)
             left = [max(0, (pass_ + 1) * size - done) for done, size in zip(taken, sizes, strict=True)]
             bucket = _draw(left, chance_of(self.seed, sum(taken)))
             yield bucket, taken[bucket], count

@@ -2,142 +2,136 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
+import os
+import unicodedata
 from pathlib import Path
 from typing import Any
 
+from .entries import Row, read_entry
+from .left_out import speaks
+from .listing import is_video, list_files
+from .tables import read_table
+from .texts import find_prompts, read_lists, read_text, read_texts
+
 logger = logging.getLogger(__name__)
 
-VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg"}
-VIDEO_KEYS = ("video", "path", "file_name", "video_path", "file")
-CAPTION_KEYS = ("prompt", "caption", "cap", "text")
 FORMATS = "metadata.csv with the columns video,prompt, metadata.jsonl, videos2caption.json or a .txt beside each video"
 
 
-def read_captions(folder: Path) -> list[tuple[str, str]]:
-    """(video, prompt) of each clip of a folder, by the first there is of the FORMATS.
+def read_rows(folder: Path) -> list[Row]:
+    """The captions of a folder, by the first there is of the FORMATS; a video may have several.
 
-    A video is a path in the folder, or an absolute one. The order is the file's own; that of videos with a .txt each
-    is their paths'. Raises ValueError for no folder, none of the formats, no clip, and a malformed file.
+    The order is the file's own; that of videos with a .txt each is their paths'. Raises ValueError for no folder, none
+    of the formats, no clip, and a malformed file.
     """
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file, expected a folder of clips with {FORMATS}: give the folder it is in")
     if not folder.is_dir():
         raise ValueError(f"no folder {folder}: expected a folder of clips with {FORMATS}")
-    if (folder / "metadata.csv").is_file():
-        return _read_csv(folder / "metadata.csv")
-    if lines := _find_jsonl(folder):
-        return _read_jsonl(lines)
-    if (folder / "videos2caption.json").is_file():
-        return _read_json(folder / "videos2caption.json")
-    return _read_texts(folder)
-
-
-def _read_csv(path: Path) -> list[tuple[str, str]]:
-    table = csv.DictReader(io.StringIO(_read(path)))
-    try:
-        columns = table.fieldnames or []
-        missing = [name for name in ("video", "prompt") if name not in columns]
-        if missing:
-            raise ValueError(
-                f"{path} lacks the column {' and '.join(missing)}: it has {','.join(columns) or 'none'}, "
-                "expected video,prompt"
-            )
-        rows = [(row["video"], row["prompt"] or "") for row in table]
-    except csv.Error as error:
-        raise ValueError(f"{path}, after line {table.line_num}: malformed CSV ({error})") from None
+    file, rows = _find_file(folder), None
+    if file is None:
+        rows = read_texts(folder)
+        file = None if rows else _only(folder, "csv") or _only(folder, "tsv")
+    if file is not None:
+        rows = [row._replace(video=_find_video(folder, row.video)) for row in _read_file(file)]
+        if speaks():
+            _tell_unread(folder, file, rows)
     if not rows:
-        raise ValueError(f"{path} names no clip: expected a row video,prompt for each")
-    empty = [line for line, (video, _) in enumerate(rows, start=2) if not video]
-    if empty:
-        raise ValueError(f"{path}, row {empty[0]}: the column video is empty")
+        raise ValueError(f"no captions in {folder}: expected {FORMATS}")
+    empty = sum(not row.prompt for row in rows)
+    if empty and speaks():
+        logger.warning("%d of the %d captions in %s are empty", empty, len(rows), folder)
     return rows
 
 
-def _find_jsonl(folder: Path) -> Path | None:
-    """metadata.jsonl, or the only JSONL file there is. Raises ValueError when it isn't clear which."""
-    if (folder / "metadata.jsonl").is_file():
-        return folder / "metadata.jsonl"
-    files = sorted(path for path in folder.glob("*.jsonl") if path.is_file() and not path.name.startswith("."))
+def _find_file(folder: Path) -> Path | None:
+    """The first file of captions that there is; None where each video may have its own."""
+    return next(iter(_find_files(folder)), None)
+
+
+def _find_files(folder: Path) -> list[Path]:
+    tables = [folder / name for name in ("metadata.csv", "metadata.tsv") if (folder / name).is_file()]
+    lines = [folder / "metadata.jsonl"] if (folder / "metadata.jsonl").is_file() else []
+    if not tables and not lines:
+        lines = [file for file in [_only(folder, "jsonl")] if file]
+    others = [folder / name for name in ("videos2caption.json", "metadata.json") if (folder / name).is_file()]
+    lists = [folder / "videos.txt"] if find_prompts(folder) and (folder / "videos.txt").is_file() else []
+    return [*tables, *lines, *others, *lists]
+
+
+def _only(folder: Path, suffix: str) -> Path | None:
+    """The only file of this kind. Raises ValueError where it isn't clear which."""
+    files = sorted(path for path in folder.glob(f"*.{suffix}") if path.is_file() and not path.name.startswith("."))
     if len(files) > 1:
-        names = ", ".join(path.name for path in files)
-        raise ValueError(f"{folder} has {len(files)} JSONL files ({names}): expected one, or metadata.jsonl")
+        kind = "JSONL" if suffix == "jsonl" else suffix.upper()
+        names = ", ".join(path.name for path in files[:10]) + (", ..." if len(files) > 10 else "")
+        raise ValueError(f"{folder} has {len(files)} {kind} files ({names}): expected one, or metadata.{suffix}")
     return files[0] if files else None
 
 
-def _read_jsonl(path: Path) -> list[tuple[str, str]]:
-    rows = []
+def _read_file(path: Path) -> list[Row]:
+    if path.suffix == ".jsonl":
+        return _read_jsonl(path)
+    if path.suffix == ".json":
+        return _read_json(path)
+    if path.suffix == ".txt":
+        return read_lists(path, find_prompts(path.parent))
+    return read_table(path, read_text(path))
+
+
+def _read_jsonl(path: Path) -> list[Row]:
+    rows: list[Row] = []
     # splitlines() would also split at separators that JSON allows in a string
-    for number, line in enumerate(_read(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
-            where = f"{path}, line {number}"
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{where}: malformed JSON ({error.msg} at column {error.colno})") from None
-            rows.append(_pick_row(entry, VIDEO_KEYS, CAPTION_KEYS, where))
+            rows += read_entry(_parse(line, path, number), f"{path}, line {number}")
     if not rows:
         raise ValueError(f"{path} names no clip: expected a line with a JSON object for each")
     return rows
 
 
-def _read_json(path: Path) -> list[tuple[str, str]]:
-    """FastVideo's list of {path, cap}, with the paths in the folder or in its videos/."""
-    try:
-        entries = json.loads(_read(path))
-    except json.JSONDecodeError as error:
-        where = f"{path}, line {error.lineno}"
-        raise ValueError(f"{where}: malformed JSON ({error.msg} at column {error.colno})") from None
+def _read_json(path: Path) -> list[Row]:
+    """FastVideo's list of {path, cap}."""
+    entries = _parse(read_text(path), path)
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"{path} names no clip: expected a list with {{path, cap}} for each")
-    rows = [_pick_row(entry, ("path",), ("cap",), f"{path}, entry {i}") for i, entry in enumerate(entries, start=1)]
-    return [(_look_in_videos(path.parent, video), prompt) for video, prompt in rows]
+    return [row for i, entry in enumerate(entries, start=1) for row in read_entry(entry, f"{path}, entry {i}")]
 
 
-def _look_in_videos(folder: Path, video: str) -> str:
-    inside = Path("videos", video)
-    return inside.as_posix() if not (folder / video).exists() and (folder / inside).exists() else video
-
-
-def _pick_row(entry: Any, video_keys: tuple[str, ...], caption_keys: tuple[str, ...], where: str) -> tuple[str, str]:
-    """Raises ValueError when the entry is no object, or has no video or no caption."""
-    if not isinstance(entry, dict):
-        raise ValueError(f"{where}: is a {type(entry).__name__}, expected a JSON object")
-    video = _pick(entry, video_keys, "video", where)
-    if not video:
-        raise ValueError(f"{where}: the video is empty")
-    return video, _pick(entry, caption_keys, "caption", where)
-
-
-def _pick(entry: dict[str, Any], keys: tuple[str, ...], what: str, where: str) -> str:
-    """The first of the keys that the entry has, of a list its first item. Raises ValueError when it is no text."""
-    key = next((key for key in keys if key in entry), None)
-    if key is None:
-        raise ValueError(f"{where}: has no {what}: its keys are {', '.join(entry)}, expected {' or '.join(keys)}")
-    value = entry[key][0] if isinstance(entry[key], list) and entry[key] else entry[key]
-    if not isinstance(value, str):
-        raise ValueError(f"{where}: {key} is {json.dumps(value)}, expected text")
-    return value
-
-
-def _read_texts(folder: Path) -> list[tuple[str, str]]:
-    """A video without its .txt is left out, named and counted. Raises ValueError when no video has one."""
-    files = [path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()]
-    paths = [path.relative_to(folder) for path in files]
-    videos = sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
-    captioned = [video for video in videos if (folder / video).with_suffix(".txt").is_file()]
-    if not captioned:
-        raise ValueError(f"no captions in {folder}: expected {FORMATS}")
-    for video in sorted(set(videos) - set(captioned)):
-        logger.warning("left out a clip: %s has no .txt beside it", folder / video)
-    if len(captioned) < len(videos):
-        logger.warning("left out %d of the %d clips in %s", len(videos) - len(captioned), len(videos), folder)
-    return [(video, _read((folder / video).with_suffix(".txt")).strip()) for video in captioned]
-
-
-def _read(path: Path) -> str:
+def _parse(text: str, path: Path, line: int | None = None) -> Any:
+    """line: where the text is in the file; None for all of it."""
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: isn't UTF-8 at byte {error.start}") from None
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        where = f"{path}, line {line or error.lineno}"
+        raise ValueError(f"{where}: malformed JSON ({error.msg} at column {error.colno})") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}, line {line or 1}: malformed JSON ({error})") from None
+
+
+def _find_video(folder: Path, video: str) -> str:
+    """A video under the name that it has in the folder, where that differs: in videos/, or written as Windows does."""
+    if os.path.exists(os.path.join(folder, video)):
+        return video
+    plain = [name for form in ("NFC", "NFD") for name in (unicodedata.normalize(form, video), video)]
+    slashed = [name.replace("\\", "/") for name in plain]
+    for name in (*plain, *slashed):
+        for found in (name, f"videos/{name}"):
+            if os.path.exists(folder / found):
+                return Path(found).as_posix()
+    return video
+
+
+def _tell_unread(folder: Path, file: Path, rows: list[Row]) -> None:
+    """What of the folder isn't read: other files of captions, and videos that this one doesn't name."""
+    others = [other.name for other in _find_files(folder) if other != file]
+    if others:
+        logger.warning("captions are read from %s; %s beside it isn't read", file, " and ".join(others))
+    here = folder.absolute()
+    inside = (os.path.relpath(row.video, here) if os.path.isabs(row.video) else row.video for row in rows)
+    named = set(map(os.path.normpath, inside))
+    unnamed = sum(is_video(path) and os.path.normpath(path) not in named for path in list_files(folder))
+    if unnamed:
+        logger.warning("videos in %s that %s doesn't name, and that aren't read: %d", folder, file.name, unnamed)

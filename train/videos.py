@@ -42,6 +42,7 @@ class Probe:
 def probe(path: Path) -> Probe:
     """What a video is, by its first frame and its times. Raises ClipError."""
     with open_video(path) as (container, stream):
+        stream.thread_type = "NONE"  # for one frame, starting threads takes longer than decoding
         _, frame = next(timed_frames(container, stream), (0.0, None))
         if frame is None:
             raise Fault("has no frame")

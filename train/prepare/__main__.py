@@ -15,13 +15,14 @@ from jsonargparse import auto_cli
 
 from ..codecs import Codec, TextEncoder
 from ..console import check_writable, speaking_plainly, stop
-from ..sources import read_captions
+from ..entries import Row
+from ..sources import read_rows
 from .cut import cut
 from .encode import encode
 from .judge import Limits, judge, measure
-from .pack import pack
+from .pack import choose_held_out, pack
 from .records import Clip, Source, place, wait_for_all, write_json
-from .scan import scan
+from .scan import name_captions, scan
 from .scorers import Scorer
 from .settings import CONFIG, Settings, Stage, as_folder, check_moved, compare, read_settings, scorers_differ
 from .standardise import choose_sizes, standardise
@@ -70,18 +71,18 @@ def main(
         as_folder("--source", source), as_folder("--out", out), codec, text, stages, frames, fps, height, width,
         limits, scorers or [], val_share, batch_size,
     )  # fmt: skip
-    captions = read_captions(settings.source)
-    begin(settings, captions, redo)
-    prepare(settings, captions)
+    found = name_captions(read_rows(settings.source))
+    begin(settings, found, redo)
+    prepare(settings, found)
 
 
-def begin(settings: Settings, captions: list[tuple[str, str]], redo: bool) -> None:
+def begin(settings: Settings, found: dict[str, Row], redo: bool) -> None:
     """Check what is left to check, and write down what is about to be done. Raises ValueError."""
     out, now = settings.out, settings.describe()
     held = read_settings(out) or now
     changes = compare(out, held, now)
     if held.get("source") != now["source"]:
-        check_moved(settings.source, captions, out)
+        check_moved(settings.source, (row.video for row in found.values()), out)
     settings.check_models()
     check_writable(out, "--out")
     _say("\n".join(changes))
@@ -95,11 +96,11 @@ def begin(settings: Settings, captions: list[tuple[str, str]], redo: bool) -> No
     wait_for_all()
 
 
-def prepare(settings: Settings, captions: list[tuple[str, str]]) -> None:
-    """The stages in turn. Raises ValueError when no clip is left."""
+def prepare(settings: Settings, found: dict[str, Row]) -> None:
+    """The stages in turn. found: captions by their key. Raises ValueError when no clip is left."""
     folder, out, stages, fps = settings.source, settings.out, set(settings.stages), settings.fps
     work = out / "work"
-    sources = scan(folder, captions, work)
+    sources = scan(folder, found, work)
     if not {"cut", "filter", "standardise", "encode"} & stages:
         return _say(describe(sources, []))
     clips = cut(folder, sources, settings.frames / fps, work, skip="cut" not in stages)
@@ -116,15 +117,17 @@ def prepare(settings: Settings, captions: list[tuple[str, str]]) -> None:
     if "standardise" in stages:
         standardise(folder, kept, fps, out / "clips")
     if "encode" in stages:
-        _encode(settings, sources, judged, kept)
+        _encode(settings, found, sources, judged)
 
 
-def _encode(settings: Settings, sources: list[Source], judged: list[Clip], kept: list[Clip]) -> None:
+def _encode(settings: Settings, found: dict[str, Row], sources: list[Source], judged: list[Clip]) -> None:
     out, codec, text, fps = settings.out, settings.codec, settings.text, settings.fps
+    kept = [clip for clip in judged if not clip.reasons]
     encoded = {clip.name: clip for clip in encode(settings.source, kept, fps, codec, text, settings.batch_size, out)}
     if any(clip.reasons for clip in encoded.values()):
         kept = _report(sources, [encoded.get(clip.name, clip) for clip in judged], out)
-    pack(kept, settings.val_share, fps, codec, text, out)
+    said = {key: row.source for key, row in found.items()}
+    pack(kept, choose_held_out(kept, said, settings.val_share), fps, codec, text, out)
     if place()[0] == 0:
         draw_decoded(out / "decoded.png", out, codec)
     _say(f"{len(kept)} clips are in {out}: python -m train.fit --data.folder {out}")

@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 from collections import defaultdict
+from collections.abc import Hashable
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from ..codecs import Codec, TextEncoder
 from ..index import CachedClip, Index, is_prepared, parse_index, read_shapes, read_tensors, write_index
+from ..split import find_sources
 from ..whole import beside
 from .records import Clip, for_each, place, wait_for_all
 
@@ -23,8 +25,8 @@ SHARDS = "shards"
 logger = logging.getLogger(__name__)
 
 
-def pack(clips: list[Clip], val_share: float, fps: float, codec: Codec, text: TextEncoder, out: Path) -> None:
-    """Shards of one size each, in the order of the clips' content hashes, and the index.
+def pack(clips: list[Clip], held_out: set[str], fps: float, codec: Codec, text: TextEncoder, out: Path) -> None:
+    """Shards of one size each, in the order of the clips' content hashes, and the index. held_out: names of clips.
 
     A shard's name says what it holds, so new ones lie beside the old ones until the index, which takes its place
     whole, names them; only then the old ones go. Whenever this is stopped, one or the other set is there, and the
@@ -39,7 +41,6 @@ def pack(clips: list[Clip], val_share: float, fps: float, codec: Codec, text: Te
         lambda group: _write_shard(out, group, packed),
     )
     if place()[0] == 0:
-        held_out = choose_held_out(clips, val_share)
         cached = [
             CachedClip(x.name, _shard_of(group), x.size, x.prompt, x.name in held_out)
             for group in groups
@@ -69,19 +70,31 @@ def find_packed(out: Path) -> dict[str, Path]:
     return {clip.name: out / clip.shard for clip in clips if set(_names(clip.name)) <= held.get(clip.shard, set())}
 
 
-def choose_held_out(clips: list[Clip], share: float) -> set[str]:
-    """The names of the clips for validation: all of some videos, so that no scene is both trained on and validated.
+def choose_held_out(clips: list[Clip], said: dict[str, str], share: float) -> set[str]:
+    """The names of the clips for validation: all of some sources, so that no scene is both trained on and validated.
 
-    A video is held out by its content hash: those in the lowest `share` of all hashes, at least one, and not all.
-    Of a single video's clips some are held out all the same, by their own hashes.
+    said: by a video's key, what the captions say it was cut from; else its name may (see find_sources). A source is
+    held out by its hash: those in the lowest `share` of all hashes, at least one, and not all. Of a single source's
+    clips some are held out all the same, by their own hashes.
     """
-    hashes = {clip.name: int(clip.source[:16], 16) / 2**64 for clip in clips}
-    if len(set(hashes.values())) == 1:
-        hashes = {clip.name: int(clip.digest[:16], 16) / 2**64 for clip in clips}
-        if len(clips) > 1:
-            logger.warning("all clips are of one video: val/loss will say little of others")
+    labels = _label_sources(clips, said)
+    if len(set(labels)) == 1:
+        labels = [clip.digest for clip in clips]
+        if len(clips) > 1 and place()[0] == 0:
+            logger.warning("all clips are of one source video: val/loss will be of scenes that are trained on")
+    hashes = {clip.name: int(label[:16], 16) / 2**64 for clip, label in zip(clips, labels, strict=True)}
     lowest, highest = min(hashes.values()), max(hashes.values())
     return {name for name, value in hashes.items() if value == lowest or value < min(share, highest)}
+
+
+def _label_sources(clips: list[Clip], said: dict[str, str]) -> list[str]:
+    """A digest of each clip's source: a video's that is alone by its content, whatever it is called."""
+    sources = find_sources([x.video for x in clips], [said.get(x.key, "") for x in clips], [x.source for x in clips])
+    contents: dict[Hashable, set[str]] = defaultdict(set)
+    for clip, source in zip(clips, sources, strict=True):
+        contents[source].add(clip.source)
+    several = {source: hashlib.sha256(repr(source).encode()).hexdigest() for source in contents}
+    return [min(contents[x]) if len(contents[x]) == 1 else several[x] for x in sources]
 
 
 def form_batches(clips: list[Clip], batch_size: int) -> list[list[Clip]]:

@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import asdict
 from pathlib import Path
 
+from ..entries import Row
+from ..listing import is_image
 from ..videos import ClipError, probe
-from .records import Source, for_each, read_json, write_json
+from .records import Source, for_each, place, read_json, write_json
+
+logger = logging.getLogger(__name__)
 
 
-def scan(folder: Path, captions: list[tuple[str, str]], work: Path) -> list[Source]:
-    """Every video that has a caption, in their order; those that can't be used say why.
+def scan(folder: Path, found: dict[str, Row], work: Path) -> list[Source]:
+    """Every video for each of its captions, in their order; those that can't be used say why. found: as name_captions.
 
     One whose size and time are those of an earlier run isn't opened again. What that run made of a video or caption
     that has changed since is forgotten; of one that was only moved or touched it is kept.
     """
-    found = {make_key(video): (video, prompt) for video, prompt in captions}
     file = {key: work / "scan" / f"{key}.json" for key in found}
     known = {key: Source(**read_json(file[key])) for key in found if file[key].is_file()}
 
     def is_stale(key: str) -> bool:
-        video, prompt = found[key]
-        return key not in known or _said(known[key]) != (prompt, *stamp(folder / video))
+        row = found[key]
+        return key not in known or _said(known[key]) != (row.prompt, *stamp(folder / row.video))
 
     stale = {key for key in found if is_stale(key)}
 
     def look(key: str) -> None:
-        now = look_at(folder, key, *found[key])
+        now = look_at(folder, key, found[key].video, found[key].prompt)
         if key in known and (now.prompt, now.digest) != (known[key].prompt, known[key].digest):
             for stage in ("cut", "filter"):
                 (work / stage / f"{key}.json").unlink(missing_ok=True)
@@ -35,6 +39,23 @@ def scan(folder: Path, captions: list[tuple[str, str]], work: Path) -> list[Sour
 
     for_each("scan", list(found), lambda key: key not in stale, look)
     return [Source(**read_json(file[key])) if key in stale else known[key] for key in found]
+
+
+def name_captions(rows: list[Row]) -> dict[str, Row]:
+    """Captions by key. The first caption of a video has the video's, others have their own beside it.
+
+    The same caption of the same video again is told of and counts once.
+    """
+    found: dict[str, Row] = {}
+    for row in rows:
+        key = make_key(row.video)
+        if key in found and found[key].prompt != row.prompt:
+            key += f"-{hashlib.sha256(row.prompt.encode()).hexdigest()[:8]}"
+        found.setdefault(key, row)
+    if len(found) < len(rows) and place()[0] == 0:
+        again = len(rows) - len(found)
+        logger.warning("%d captions say the same of the same video as others: each counts once", again)
+    return found
 
 
 def make_key(video: str) -> str:
@@ -58,6 +79,8 @@ def look_at(folder: Path, key: str, video: str, prompt: str) -> Source:
     """Raises nothing: what can't be used has a reason."""
     path = folder / video
     modified, size = stamp(path)
+    if is_image(video):
+        return Source(key, video, prompt, modified, size, reason="is an image, expected a video")
     try:
         found = probe(path)
         with path.open("rb") as file:

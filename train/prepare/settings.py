@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -120,10 +120,10 @@ def compare(out: Path, held: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return [line for name in changed for line in _list_changes(name, held.get(name), now[name])]
 
 
-def check_moved(source: Path, captions: list[tuple[str, str]], out: Path) -> None:
+def check_moved(source: Path, videos: Iterable[str], out: Path) -> None:
     """Raises ValueError where the folder holds the data of other videos, and none of these."""
     records = out / "work" / "scan"
-    files = {video: records / f"{make_key(video)}.json" for video, _ in captions}
+    files = {video: records / f"{make_key(video)}.json" for video in videos}
     known = {video: Source(**read_json(path)) for video, path in files.items() if path.is_file()}
     same = any(held.bytes == stamp(source / video)[1] for video, held in known.items())
     if not same and any(records.glob("*.json")):

@@ -1,0 +1,18 @@
+"""Where what is known of a folder of clips is kept for the next start: in the user's cache folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+
+def cache_file(folder: Path, suffix: str = ".json") -> Path | None:
+    """Where what is known of a folder is kept; None where there is no home folder."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        root = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
+    except RuntimeError:
+        return None
+    key = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:24]
+    return root / "fps-flex" / "clips" / f"{key}{suffix}"

@@ -1,0 +1,61 @@
+"""What is said of clips that are left out: the first by name and reason, of the rest how many, and where all are."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+from .whole import write_text
+
+NAMED = 20
+KINDS = 8
+
+
+class LeftOut(NamedTuple):
+    path: Path
+    reason: str
+
+    def __str__(self) -> str:
+        """Bytes of a name that are no UTF-8 as \\xff."""
+        return os.fsencode(f"{self.path}: {self.reason}").decode(errors="backslashreplace")
+
+
+def speaks() -> bool:
+    """Whether this process is the one of a run that speaks to its user."""
+    ranks = [os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if os.environ.get(name)]
+    return not ranks or ranks[0] == "0"
+
+
+def tell_left_out(logger: logging.Logger, clips: list[LeftOut], total: int, folder: Path, file: Path | None) -> None:
+    """total: clips that there are in the folder. file: where all are listed that are too many to be said."""
+    if not clips or not speaks():
+        return
+    for clip in clips[:NAMED]:
+        logger.warning("left out a clip: %s", clip)
+    rest = clips[NAMED:]
+    if rest:
+        kinds = Counter(_kind(clip.reason) for clip in rest).most_common()
+        said = [f"{count} of them: {kind}" for kind, count in kinds[:KINDS]]
+        others = sum(count for _, count in kinds[KINDS:])
+        said += [f"{others} for other reasons"] if others else []
+        logger.warning("left out %d more clips%s; %s", len(rest), _write(file, clips), "; ".join(said))
+    logger.warning("left out %d of the %d clips in %s", len(clips), total, folder)
+
+
+def _kind(reason: str) -> str:
+    """A reason without the number that differs from clip to clip."""
+    return re.sub(r"\d[\d.]*", "...", reason, count=1)
+
+
+def _write(file: Path | None, clips: list[LeftOut]) -> str:
+    try:
+        if file is not None:
+            write_text(file, "".join(f"{clip}\n" for clip in clips))
+            return f", all are listed in {file}"
+    except (OSError, UnicodeEncodeError):
+        pass  # it is only told less
+    return ""

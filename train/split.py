@@ -1,0 +1,104 @@
+"""Which clips are held out for validation: whole source videos, so that val/loss can't be of scenes trained on.
+
+Clips share a source when they are of one file, when the captions file says so, and else by their names (see origins).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Hashable
+
+import torch
+
+from .folder import Clip
+from .left_out import speaks
+from .origins import Origin, find_origin
+
+logger = logging.getLogger(__name__)
+
+COLLECTION = 200  # more numbered names than that are a collection of videos, not pieces of one
+
+
+def hold_out(clips: list[Clip], most: int, seed: int) -> tuple[list[Clip], list[Clip]]:
+    """(held out, to train on): about a fifth, at most `most` and at least one; a clip that is alone is both.
+
+    The sources are gone through by chance, and those that fit are held out. Where none fits, as much as does of the
+    smallest: the rest of it is in neither.
+    """
+    order = torch.randperm(len(clips), generator=torch.Generator().manual_seed(seed)).tolist()
+    shuffled = [clips[i] for i in order]
+    room = min(most, max(1, len(clips) // 5))
+    parts: dict[Hashable, list[Clip]] = defaultdict(list)
+    sources = find_sources(
+        [clip.video for clip in shuffled],
+        [clip.source for clip in shuffled],
+        [clip.place or clip.video for clip in shuffled],
+    )
+    for clip, source in zip(shuffled, sources, strict=True):
+        parts[source].append(clip)
+    if len(parts) == 1:
+        if len(clips) > 1 and speaks():
+            logger.warning("all clips are of one source video: val/loss will be of scenes that are trained on")
+        return shuffled[:room], shuffled[room:] or shuffled
+    held = _choose(parts, room)
+    kept = [clip for clip, source in zip(shuffled, sources, strict=True) if source not in held]
+    return [clip for source in held for clip in parts[source]][:room], kept
+
+
+def _choose(parts: dict[Hashable, list[Clip]], room: int) -> dict[Hashable, None]:
+    """The sources to hold out, in order, so that at most `room` of their clips are."""
+    chosen: dict[Hashable, None] = {}
+    left = room
+    for source, clips in parts.items():
+        if len(clips) <= left:
+            chosen[source] = None
+            left -= len(clips)
+    if chosen:
+        return chosen
+    smallest = min(parts, key=lambda source: len(parts[source]))
+    if speaks():
+        logger.warning(
+            "every source video has more clips than are to be held out (%d): of the %d clips of the source of %s the "
+            "other %d are left out, of training as well",
+            room, len(parts[smallest]), parts[smallest][0].video, len(parts[smallest]) - room,
+        )  # fmt: skip
+    return {smallest: None}
+
+
+def find_sources(videos: list[str], said: list[str], files: list[Hashable]) -> list[Hashable]:
+    """What each clip was cut from; equal for clips of one source.
+
+    said: by the captions file, where it does. files: equal for two names of one file.
+    """
+    says = len(set(said)) < len(set(videos))  # where each has a value of its own, it isn't their source's
+    origins = [find_origin(video) for video in videos]
+    pieces = Counter(origin.video for origin in origins if origin.cut)
+    named = [_by_name(origin, pieces) for origin in origins]
+    sources = [("said", told) if says and told else name for told, name in zip(said, named, strict=True)]
+    return _join(files, sources)
+
+
+def _join(files: list[Hashable], sources: list[Hashable]) -> list[Hashable]:
+    """The sources, with those made one that a file is of under its several names."""
+    first: dict[Hashable, Hashable] = {}
+    same: dict[Hashable, Hashable] = {}
+
+    def find(source: Hashable) -> Hashable:
+        while source in same:
+            source = same[source]
+        return source
+
+    for file, source in zip(files, sources, strict=True):
+        a, b = find(first.setdefault(file, source)), find(source)
+        if a != b:
+            same[b] = a
+    return [find(source) for source in sources]
+
+
+def _by_name(origin: Origin, pieces: Counter[str]) -> Hashable:
+    """Also of an uncut video, beside which there are pieces of it."""
+    count = pieces[origin.video]
+    if count and (origin.cut == "surely" or count <= COLLECTION):
+        return ("name", origin.video)
+    return ("file", origin.itself)
