@@ -1,0 +1,42 @@
+"""Weights by their name on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from .checks import as_path, show
+
+HUB = "hf:"  # before the name of a release, to fetch it
+_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
+
+def local(path: object) -> Path:
+    """Where weights are on disk; of a release on the hub, the transformer is fetched first.
+
+    path: of a file or a folder, or hf: and a release's name. Raises ValueError for no path, and where nothing can be
+    fetched.
+    """
+    text = path if isinstance(path, str) else str(path) if isinstance(path, Path) else ""
+    if not text.startswith(HUB):
+        return as_path("path", path)
+    name = text.removeprefix(HUB)
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{show(text)} is no release: expected hf:OWNER/NAME, as hf:Wan-AI/Wan2.1-T2V-1.3B-Diffusers")
+    folder = _fetch(name, allow_patterns=["model_index.json", "transformer/*.json", "transformer/*.safetensors"])
+    if not (folder / "transformer").is_dir():  # the official layout, with the weights at the root
+        folder = _fetch(name, allow_patterns=["*.json", "*.safetensors"], ignore_patterns=["*/*"])
+    return folder
+
+
+def _fetch(name: str, **patterns: Any) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(name, **patterns))
+    except ImportError:
+        raise ValueError(f"{HUB}{name} can't be fetched: huggingface_hub is not installed") from None
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"the transformer of {HUB}{name} can't be fetched ({reason})") from None
