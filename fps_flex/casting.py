@@ -26,7 +26,7 @@ DTYPE_NAMES: dict[str, torch.dtype] = {
 }
 
 _BLOCK_MATRIX = re.compile(r"blocks\.\d+\.((self|cross)_attn\.[qkvo]|ffn\.[02])\.weight")
-_CHUNK = 2**22  # values looked at at a time, so that no whole tensor is in memory once more
+_CHUNK = 2**20  # values looked at at a time, so that no whole tensor is in memory once more
 
 
 def keeps_fp32(name: str) -> bool:
