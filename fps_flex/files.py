@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .checks import as_path
+from .fields import check_fields
 from .recognise import Shape, what_file
 
 PICKLES = {".pth", ".pt", ".bin", ".pkl", ".pickle"}
@@ -236,6 +237,4 @@ def _check_training_checkpoint(held: Any) -> None:
     lacking = [name for name in ("wan", "attention") if not isinstance(said, dict) or name not in said]
     if lacking:
         raise ValueError(f"it lacks {' and '.join(f'fps_flex.{name}' for name in lacking)}")
-    for name in ("wan", "attention"):
-        if not isinstance(said[name], dict):
-            raise ValueError(f"its fps_flex.{name} is a {type(said[name]).__name__}, expected a dict")
+    check_fields(said)
