@@ -15,7 +15,8 @@ from typing import NoReturn, get_args
 from torch import Tensor
 
 from .casting import Cast, DtypeName
-from .weights import SHARD_BYTES, Format, Weights, Which, export, new_folder, open_weights
+from .export import SHARD_BYTES, Format, export, new_folder
+from .weights import Weights, Which, open_weights
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
          "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip

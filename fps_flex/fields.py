@@ -1,17 +1,38 @@
-"""What a checkpoint of train.fit says under `fps_flex`, and of what type each part is."""
+"""What a checkpoint of train.fit holds for its readers, and of what type each part is."""
 
 from __future__ import annotations
 
 from math import isnan
 from typing import Any
 
+from torch import Tensor
+
 from .checks import as_bool, as_fields, as_real, as_tuple, as_whole, one_of, show
 
 FRAMES, SIDE, RATE = 100_000, 65_536, 1000  # more frames, pixels a side and frames a second no clip here has
 
 
-def check_fields(said: dict[str, Any]) -> None:
-    """Which of them are there is for the reader to ask. Raises ValueError for the first one of another type."""
+def check_checkpoint(held: object) -> None:
+    """Raises ValueError for what lacks the model's weights, sizes or attention, and for any field of another type.
+
+    Which of the other fields are there is for their readers to ask.
+    """
+    if not isinstance(held, dict) or not {"state_dict", "fps_flex"} <= set(held):
+        raise ValueError("it lacks state_dict or fps_flex")
+    for name in ("state_dict", "current_model_state"):
+        state = held.get(name, {})
+        if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
+            raise ValueError(f"its {name} is no dict of tensors")
+        if not all(isinstance(key, str) for key in state):
+            raise ValueError(f"its {name} has a key that is no name")
+    said = held["fps_flex"]
+    lacking = [name for name in ("wan", "attention") if not isinstance(said, dict) or name not in said]
+    if lacking:
+        raise ValueError(f"it lacks {' and '.join(f'fps_flex.{name}' for name in lacking)}")
+    _check_fields(said)
+
+
+def _check_fields(said: dict[str, Any]) -> None:
     for name in ("wan", "attention"):
         if not isinstance(said[name], dict):
             raise ValueError(f"its fps_flex.{name} is a {type(said[name]).__name__}, expected a dict")

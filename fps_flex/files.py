@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .checks import as_path
-from .fields import check_fields
+from .fields import check_checkpoint
 from .recognise import Shape, what_file
 
 PICKLES = {".pth", ".pt", ".bin", ".pkl", ".pickle"}
@@ -215,26 +215,10 @@ def read_training_checkpoint(path: Path) -> dict[str, Any]:
     path = as_path("path", path)
     try:
         held = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        _check_training_checkpoint(held)
+        check_checkpoint(held)
     except FileNotFoundError:
         raise ValueError(f"no checkpoint {path}") from None
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path} is no checkpoint of this project ({reason})") from None
     return held
-
-
-def _check_training_checkpoint(held: Any) -> None:
-    if not isinstance(held, dict) or not {"state_dict", "fps_flex"} <= set(held):
-        raise ValueError("it lacks state_dict or fps_flex")
-    for name in ("state_dict", "current_model_state"):
-        state = held.get(name, {})
-        if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
-            raise ValueError(f"its {name} is no dict of tensors")
-        if not all(isinstance(key, str) for key in state):
-            raise ValueError(f"its {name} has a key that is no name")
-    said = held["fps_flex"]
-    lacking = [name for name in ("wan", "attention") if not isinstance(said, dict) or name not in said]
-    if lacking:
-        raise ValueError(f"it lacks {' and '.join(f'fps_flex.{name}' for name in lacking)}")
-    check_fields(said)

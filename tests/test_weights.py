@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from tiny_wan import SIZES, tiny_transformer
 
 from fps_flex import WAN_1_3B, WAN_14B, FPSAttention, Wan, WanConfig
+from fps_flex.export import export, save_wan
 from fps_flex.files import Spec
-from fps_flex.weights import export, load_wan, main, open_weights, save_wan
+from fps_flex.weights import load_wan, main, open_weights
 from fps_flex.writing import write_shards
 
 DENSE = FPSAttention("dense", tile=None, block=16)

@@ -5,6 +5,7 @@ Lightning takes what it finds: without its loops, or with callbacks of another t
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,8 @@ def check_resumable(held: dict[str, Any], module: FlowModule) -> None:
     for name, kind in NEEDED.items():
         if not isinstance(held[name], kind) or isinstance(held[name], bool):
             raise ValueError(f"its {name} is {show(held[name])}, expected a {kind.__name__}")
+    if not re.match(r"\d+\.\d+", held["pytorch-lightning_version"]):
+        raise ValueError(f"its pytorch-lightning_version is {show(held['pytorch-lightning_version'])}")
     _check_counts(held, said["position"]["step"])
     for name in ("state_dict", "current_model_state"):
         _check_state(name, held[name], module)
