@@ -18,6 +18,8 @@ from .casting import Cast, DtypeName
 from .export import SHARD_BYTES, Format, export, new_folder
 from .weights import Weights, Which, open_weights
 
+logger = logging.getLogger(__name__)
+
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
          "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
 BAR_BYTES = 10**9  # weights that take long enough to show a bar
@@ -73,12 +75,12 @@ def convert(options: argparse.Namespace) -> str:
     folder = new_folder(options.folder)
     weights, cast = open_weights(options.source, options.weights or "average"), Cast(options.dtype)
     if options.format == "comfyui" and weights.config.head_dim != 128:
-        logging.warning("ComfyUI takes all heads to be of 128 channels; these are of %d", weights.config.head_dim)
+        logger.warning("ComfyUI takes all heads to be of 128 channels; these are of %d", weights.config.head_dim)
     with shown(weights) as reading:
         export(reading, folder, options.format, size, cast)
     kinds = Counter(str(cast.spec(name, spec).dtype).removeprefix("torch.") for name, spec in weights.specs.items())
     held = ", ".join(f"{count} tensors in {kind}" for kind, count in kinds.most_common())
-    kept = "" if options.dtype else ", as they were"
+    kept = "" if options.dtype else ", as they are read"
     lines = [f"{held}{kept}", cast.describe(), f"wrote {options.folder} in the {options.format} naming"]
     return "\n".join(filter(None, lines))
 
@@ -107,6 +109,7 @@ def shown(weights: Weights) -> Iterator[Weights]:
 def main(args: list[str] | None = None) -> None:
     """args: the command line, without the command; by default this process's own."""
     logging.basicConfig(format="%(message)s")
+    logging.getLogger("fps_flex").setLevel(logging.INFO)
     try:
         print(convert(parser().parse_args(args)))
     except ValueError as error:

@@ -102,6 +102,8 @@ def _find_files(path: Path) -> list[Path]:
         return _find_in_folder(path / "transformer" if (path / "transformer").is_dir() else path)
     if not path.exists():
         raise ValueError(f"no {path}: expected a safetensors file, an index of shards, or a folder with either")
+    if not path.is_file():
+        raise ValueError(f"{path} is neither a file nor a folder: expected safetensors")
     if _INDEX.fullmatch(path.name):
         return _shards(path)
     if path.suffix.lower() in PICKLES:

@@ -7,6 +7,7 @@ number, or one an output row or a block. What scales activations, and the marker
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 
 from .files import Shape, Spec, TensorFiles
+
+logger = logging.getLogger(__name__)
 
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 READABLE = (torch.float64, torch.float32, torch.bfloat16, torch.float16, *FLOAT8)
@@ -74,6 +77,8 @@ def without_scales(path: Path, files: TensorFiles, names: Mapping[str, str]) -> 
     for where in weights.values():
         if (dtype := files.specs[where].dtype) not in READABLE:
             raise ValueError(f"{path}: {where} is of {dtype}, expected floating-point weights, not quantised ones")
+    if scales:
+        logger.info("%d weights of %s are read as float8 times their scales, in float32", len(scales), path)
     return UnscaledFiles(path, files, weights, scales)
 
 

@@ -195,7 +195,7 @@ def _open_trained(path: Path, which: Which) -> Weights:
 def _infer_config(path: Path, shapes: dict[str, Shape], folder: Path) -> WanConfig:
     """Sizes from the shapes; heads and eps, which no shape shows, from config.json, or else as in every Wan2.1."""
     try:
-        said = json.loads((folder / "config.json").read_text()) if (folder / "config.json").is_file() else {}
+        said = json.loads((folder / "config.json").read_text("utf-8")) if (folder / "config.json").is_file() else {}
         said = as_instance("config.json", said, dict)
         dim, channels, *patch = shapes["patch_embedding.weight"]
         heads = said.get("num_heads") or said.get("num_attention_heads") or dim // HEAD_DIM
@@ -210,7 +210,7 @@ def _infer_config(path: Path, shapes: dict[str, Shape], folder: Path) -> WanConf
             patch=tuple(patch),
             eps=said.get("eps", 1e-6),
         )
-    except (OSError, KeyError, IndexError, ValueError, TypeError, ZeroDivisionError) as error:
+    except (OSError, KeyError, IndexError, ValueError, TypeError, ZeroDivisionError, RecursionError) as error:
         some = ", ".join(sorted(shapes)[:3])
         raise ValueError(f"{path} holds no Wan transformer ({error}): its tensors are {some}, ...") from None
 

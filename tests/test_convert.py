@@ -90,12 +90,13 @@ def test_another_dtype_loads_as_the_source_does_in_it(official, tmp_path, capsys
     assert ("rounding changed the weights by" in capsys.readouterr().out) == (name != "fp32")
 
 
-def test_stock_diffusers_loads_an_export_in_bfloat16(official, tmp_path):
-    out = convert(official, tmp_path / "out", "--format=diffusers", "--dtype=bf16")
+@pytest.mark.parametrize("dtype", ["bf16", "float8_e4m3fn"])
+def test_stock_diffusers_loads_an_export_in_bfloat16(official, tmp_path, dtype):
+    out = convert(official, tmp_path / "out", "--format=diffusers", f"--dtype={dtype}")
     stock, report = WanTransformer3DModel.from_pretrained(out, output_loading_info=True, torch_dtype=torch.bfloat16)
     assert not any(report.values())
     expected = open_weights(out)
-    assert torch.equal(stock.blocks[0].ffn.net[2].weight, expected.read("blocks.0.ffn.2.weight"))
+    assert torch.equal(stock.blocks[0].ffn.net[2].weight, expected.read("blocks.0.ffn.2.weight").bfloat16())
 
 
 def test_float8_is_of_the_matrices_of_blocks_and_its_rounding_is_told(official, tmp_path, capsys):
@@ -135,7 +136,7 @@ def test_values_that_a_dtype_cannot_hold_are_refused(official, tmp_path, capsys,
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
-def test_scaled_fp8_becomes_what_it_is_worth(official, tmp_path, capsys):
+def test_scaled_fp8_becomes_what_it_is_worth(official, tmp_path, capsys, caplog):
     tensors = tensors_of(official)
     scale = tensors["blocks.0.ffn.0.weight"].abs().max() / 448
     tensors["blocks.0.ffn.0.weight"] = (tensors["blocks.0.ffn.0.weight"] / scale).to(torch.float8_e4m3fn)
@@ -146,7 +147,8 @@ def test_scaled_fp8_becomes_what_it_is_worth(official, tmp_path, capsys):
     )
     shutil.copy(official / "config.json", tmp_path / "in")
     assert_same(tensors_of(convert(tmp_path / "in", tmp_path / "out", "--format=official")), worth)
-    assert f"{len(worth)} tensors in float32, as they were" in capsys.readouterr().out
+    assert f"{len(worth)} tensors in float32, as they are read" in capsys.readouterr().out
+    assert "1 weights of" in caplog.text and "are read as float8 times their scales, in float32" in caplog.text
 
 
 def test_what_a_checkpoint_says_goes_with_its_weights_through_all_formats(trained, tmp_path):
@@ -192,7 +194,8 @@ def refused(capsys, *args):
 
 # of each argument, values that can't be meant, and what the line says
 BAD = {
-    "source": {"nowhere": "no nowhere", "README.md": "README.md", "configs": "configs", "\0": "path is", "hf:x": "hf:x",
+    "source": {"nowhere": "no nowhere", "/dev/null": "neither a file nor a folder",
+               "README.md": "README.md", "configs": "configs", "\0": "path is", "hf:x": "hf:x",
                "configs/tiny.yaml": "tiny.yaml", "x" * 5000: "path is", "~nobody-here/x": "path is"},
     "folder": {"tests": "exists already", ".": "exists already", "": "exists already", "hf:a/b": "on this machine",
                "README.md/out": "can't be written", "/proc/out": "can't be written", "\0": "folder is",
