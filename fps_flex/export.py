@@ -76,6 +76,8 @@ def new_folder(folder: object) -> Path:
     path = as_path("folder", folder)
     if str(path).startswith(HUB):
         raise ValueError(f"folder is {show(str(path))}, expected one on this machine")
+    if path.suffix in (".safetensors", ".ckpt"):
+        raise ValueError(f"folder is {show(str(path))}, expected a folder's name, without a file's ending")
     if path.exists() or path.is_symlink():
         raise ValueError(f"{path} exists already: choose another folder")
     return path

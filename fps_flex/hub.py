@@ -9,23 +9,32 @@ from typing import Any
 from .checks import as_path, show
 
 HUB = "hf:"  # before the name of a release, to fetch it
-_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+INDEX = "model_index.json"  # of a pipeline; says whether it has one transformer or two
+_NAME = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(/(?P<part>\w[\w.-]*))?")
 
 
 def local(path: object) -> Path:
     """Where weights are on disk; of a release on the hub, the transformer is fetched first.
 
-    path: of a file or a folder, or hf: and a release's name. Raises ValueError for no path, and where nothing can be
-    fetched.
+    path: of a file or a folder, or hf: and a release's name, which may end in a folder of it. Raises ValueError for no
+    path, and where nothing can be fetched.
     """
     text = path if isinstance(path, str) else str(path) if isinstance(path, Path) else ""
     if not text.startswith(HUB):
         return as_path("path", path)
-    name = text.removeprefix(HUB)
-    if not _NAME.fullmatch(name):
-        raise ValueError(f"{show(text)} is no release: expected hf:OWNER/NAME, as hf:Wan-AI/Wan2.1-T2V-1.3B-Diffusers")
-    folder = _fetch(name, allow_patterns=["model_index.json", "transformer/*.json", "transformer/*.safetensors"])
-    if not (folder / "transformer").is_dir():  # the official layout, with the weights at the root
+    found = _NAME.fullmatch(text.removeprefix(HUB))
+    if not found:
+        raise ValueError(
+            f"{show(text)} is no release: expected hf:OWNER/NAME or hf:OWNER/NAME/FOLDER, as "
+            "hf:Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+        )
+    name, part = found["name"], found["part"] or "transformer"
+    folder = _fetch(name, allow_patterns=[INDEX, f"{part}/*.json", f"{part}/*.safetensors"])
+    if found["part"]:
+        if not (folder / part).is_dir():
+            raise ValueError(f"{HUB}{name} has no {part}/ with safetensors")
+        return folder / part
+    if not (folder / part).is_dir():  # the official layout, with the weights at the root
         folder = _fetch(name, allow_patterns=["*.json", "*.safetensors"], ignore_patterns=["*/*"])
     return folder
 

@@ -198,6 +198,7 @@ BAD = {
                "README.md": "README.md", "configs": "configs", "\0": "path is", "hf:x": "hf:x",
                "configs/tiny.yaml": "tiny.yaml", "x" * 5000: "path is", "~nobody-here/x": "path is"},
     "folder": {"tests": "exists already", ".": "exists already", "": "exists already", "hf:a/b": "on this machine",
+               "out.safetensors": "expected a folder's name",
                "README.md/out": "can't be written", "/proc/out": "can't be written", "\0": "folder is",
                "~nobody-here/x": "folder is", "x" * 5000: "folder is"},
     "--format": {"comfy": "invalid choice", "": "invalid choice", "Official": "invalid choice"},

@@ -440,12 +440,15 @@ def hub(tmp_path, monkeypatch, wan_folder, tensors):
 def test_releases_on_the_hub(hub, wan_folder, tensors):
     assert_same(read("hf:Wan-AI/Stock"), read(wan_folder))
     assert {file.split("/")[0] for file in hub} == {"transformer", "model_index.json"}
+    assert_same(read("hf:Wan-AI/Stock/transformer"), read(wan_folder))
+    with pytest.raises(ValueError, match="hf:Wan-AI/Stock has no transformer_2/ with safetensors"):
+        open_weights("hf:Wan-AI/Stock/transformer_2")
     hub.clear()
     assert_same(read("hf:Wan-AI/Official"), tensors)
     assert "vae.pth" not in hub and len(hub) == 5
     with pytest.raises(ValueError, match=r"of hf:Wan-AI/None can't be fetched \(404 Client Error.\)$"):
         open_weights("hf:Wan-AI/None")
-    for name in ("hf:", "hf:x", "hf:../..", "hf:a/b/c", "hf: a/b"):
+    for name in ("hf:", "hf:x", "hf:../..", "hf:a/b/c/d", "hf:a/../b", "hf: a/b"):
         with pytest.raises(ValueError, match="no release: expected hf:OWNER/NAME|can't be fetched"):
             open_weights(name)
     assert local("x") == Path("x")
