@@ -79,7 +79,7 @@ def _check_counts(held: dict[str, Any], step: int) -> None:
 
 def _check_state(part: str, state: dict[str, Tensor], module: FlowModule) -> None:
     shapes = {name: tuple(x.shape) for name, x in module.model.state_dict(prefix="model.").items()}
-    for name in shapes.keys() | state.keys():
+    for name in dict.fromkeys((*shapes, *state)):
         shape = tuple(state[name].shape) if name in state else None
         if shape != shapes.get(name):
             raise ValueError(
