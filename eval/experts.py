@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fps_flex.experts import ALL, BOUNDARY, Levels, as_levels, find_experts, levels_of
+from fps_flex.experts import ALL, BOUNDARY, find_experts
 from fps_flex.weights import Weights, Which, open_weights
 from train.ranges import require
 
@@ -34,7 +34,7 @@ def open_experts(
     high, own_low = _pick(checkpoint, high=True), _pick(checkpoint, high=False)
     low = _pick(low_noise, high=False) or low_noise if low_noise else own_low
     first = open_weights(high or checkpoint, which)
-    levels = _levels(high or checkpoint, first)
+    levels = first.noise_levels
     if levels[1] < 1:
         raise ValueError(f"{checkpoint} is the low-noise one of two experts: {NAME_BOTH}")
     if low is None:
@@ -44,7 +44,7 @@ def open_experts(
             raise ValueError(f"a boundary of {boundary:g} is between two experts, {checkpoint} is one: {NAME_BOTH}")
         return first, None
     second = open_weights(low, which)
-    if (below := _levels(low, second))[0] > 0:
+    if (below := second.noise_levels)[0] > 0:
         raise ValueError(f"{low} is the high-noise one of two experts: {NAME_BOTH}")
     _check_same(high or checkpoint, first, low, second)
     return first, LowExpert(low, second, _boundary(boundary, {levels[0], below[1]} - set(ALL)))
@@ -61,13 +61,6 @@ def _pick(path: str, high: bool) -> str | None:
     return str(picked)
 
 
-def _levels(path: str, weights: Weights) -> Levels:
-    """The noise levels that weights are for."""
-    if weights.trained is None:
-        return levels_of(Path(path))
-    return as_levels(f"noise_levels of {path}", weights.trained.get("noise_levels", ALL))
-
-
 def _check_same(high: str, first: Weights, low: str, second: Weights) -> None:
     """Raises ValueError for transformers of different sizes, or trained with different encoders."""
     sizes, others = asdict(first.config), asdict(second.config)
@@ -82,8 +75,7 @@ def _check_same(high: str, first: Weights, low: str, second: Weights) -> None:
 def _encoder(said: dict[str, Any], name: str) -> Any:
     """An encoder as a checkpoint names it, wherever it lay."""
     spec = said.get(name)
-    options = spec.get("init_args") if isinstance(spec, dict) else None
-    return {**spec, "init_args": {**options, "path": None}} if isinstance(options, dict) else spec
+    return spec and {**spec, "init_args": {**spec["init_args"], "path": None}}
 
 
 def _boundary(given: float | None, made_for: set[float]) -> float:

@@ -12,6 +12,7 @@ import torch
 from fps_flex import FPSAttention, Wan
 from fps_flex.checks import as_whole
 from fps_flex.experts import ALL, levels_of
+from fps_flex.hub import HUB, release_of
 from fps_flex.linears import Linears, quantize_linears
 from fps_flex.wan import Residual
 from fps_flex.weights import Weights, Which, build_empty, fill
@@ -163,16 +164,16 @@ def _open_trained(
 ) -> TextToVideo:
     """path, said: a checkpoint of train.fit and what it says; of two such, the high-noise expert's."""
     codec, text = (build(path, said[name], kind, encoders) for name, kind in (("codec", Codec), ("text", TextEncoder)))
-    try:
-        clip = Clip(**said["clip"])
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no checkpoint of this project (its clip: {error})") from None
     step = said["step"] if weights.trained is said else None
-    return TextToVideo(weights, attention, codec, text, clip, said["residual"], said["shift"], step, low)
+    return TextToVideo(
+        weights, attention, codec, text, Clip(**said["clip"]), said["residual"], said["shift"], step, low
+    )
 
 
 def _beside(checkpoint: str) -> str:
     """The folder where released weights have their encoders."""
+    if checkpoint.startswith(HUB):
+        return release_of(checkpoint)
     path = Path(checkpoint)
     folder = path if path.is_dir() else path.parent
     return str(folder if levels_of(folder) == ALL else folder.resolve().parent)

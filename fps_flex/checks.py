@@ -89,13 +89,13 @@ def as_device(name: str, value: object) -> torch.device:
 
 
 def as_path(name: str, value: object) -> Path:
-    """A path that a file could have, whether there is one or not."""
+    """A path that a file could have, whether there is one or not; ~ is the home folder."""
     try:
-        path = Path(value)
+        path = Path(value).expanduser()
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
         pass
-    except (TypeError, ValueError, OSError) as error:
+    except (TypeError, ValueError, OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"{name} is {show(value)}, expected a path that can be read ({reason})") from None
     return path

@@ -10,7 +10,7 @@ from typing import Any
 from .checks import as_path, is_real, show
 
 LAYOUTS = (("transformer", "transformer_2"), ("high_noise_model", "low_noise_model"))  # diffusers', the official one
-INDEX = "model_index.json"
+INDEX = "model_index.json"  # of a pipeline; says whether it has one transformer or two
 BOUNDARY = 0.875  # of Wan2.2's text-to-video A14B, where no model_index.json says another
 ALL = (0.0, 1.0)
 

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+import re
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -13,45 +18,84 @@ from torch import Tensor
 
 from .checks import as_path
 from .experts import find_experts
-
-Shape = tuple[int, ...]
+from .fields import check_checkpoint
+from .recognise import Shape, what_file
 
 PICKLES = {".pth", ".pt", ".bin", ".pkl", ".pickle"}
-STEM = "diffusion_pytorch_model"  # of the files of the official and of the diffusers release alike
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "BOOL": torch.bool,
+}  # by their codes in safetensors; others are as good as bytes, since no weight here is of them
+
+_SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d+)-of-(?P<count>\d+)\.safetensors")
+_INDEX = re.compile(r".*\.safetensors\.index(\..+)?\.json")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A tensor without its values."""
+
+    shape: Shape
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
 class TensorFiles:
-    """Safetensors files whose headers have been read. where: the file of each tensor. shapes: of each tensor."""
+    """Safetensors files whose headers have been read. where: the file of each tensor."""
 
     where: dict[str, Path]
-    shapes: dict[str, Shape]
+    specs: dict[str, Spec]
 
-    def stream(self) -> Iterator[tuple[str, Tensor]]:
-        """Each tensor with its name, in host memory; every file is opened anew for each.
+    def read(self, name: str) -> Tensor:
+        """A tensor, in host memory; its file is opened anew.
 
         An open file keeps the pages that were read in memory: so only one tensor's are, whatever the size of a shard.
         """
-        for name, file in self.where.items():
-            with _open(file) as tensors:
-                yield name, tensors.get_tensor(name)
+        with _open(self.where[name]) as tensors:
+            return tensors.get_tensor(name)
 
 
 def open_files(path: Path) -> TensorFiles:
-    """path: a safetensors file, the index of shards, or a folder with either, also as its `transformer`.
+    """path: a safetensors file, the index of shards, or a folder with either or with all shards, also as its
+    `transformer`.
 
-    Raises ValueError for a missing file or shard, a pickle, a file that is not whole, and where there is no tensor.
+    Raises ValueError for a missing file or shard, one of another kind or not whole, a tensor that is in two files, and
+    where there is no tensor.
     """
     path = as_path("path", path)
-    where, shapes = {}, {}
+    where, specs = {}, {}
     for file in _find_files(path):
-        with _open(file) as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - not a mapping
-                where[name] = file
-                shapes[name] = tuple(tensors.get_slice(name).get_shape())
+        for name, spec in read_specs(file).items():
+            if name in where:
+                raise ValueError(f"{where[name]} and {file.name} both hold {name}: remove the one that is of no use")
+            where[name], specs[name] = file, spec
     if not where:
         raise ValueError(f"{path} holds no tensors: fetch or save it again")
-    return TensorFiles(where, shapes)
+    return TensorFiles(where, specs)
+
+
+def read_specs(file: Path) -> dict[str, Spec]:
+    """Of all tensors in a safetensors file. Raises ValueError for another file, and for one that is not whole."""
+    with _open(file) as tensors:
+        parts = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118 - not a mapping
+        return {
+            name: Spec(tuple(part.get_shape()), DTYPES.get(part.get_dtype(), torch.uint8))
+            for name, part in parts.items()
+        }
 
 
 def _find_files(path: Path) -> list[Path]:
@@ -61,78 +105,109 @@ def _find_files(path: Path) -> list[Path]:
         return _find_in_folder(path / "transformer" if (path / "transformer").is_dir() else path)
     if not path.exists():
         raise ValueError(f"no {path}: expected a safetensors file, an index of shards, or a folder with either")
-    if path.name.endswith(".index.json"):
+    if not path.is_file():
+        raise ValueError(f"{path} is neither a file nor a folder: expected safetensors")
+    if _INDEX.fullmatch(path.name):
         return _shards(path)
-    if path.suffix in PICKLES:
+    if path.suffix.lower() in PICKLES:
         raise ValueError(f"{path} is a pickle, which can run code when it is read: expected safetensors")
+    shard = _SHARD.fullmatch(path.name)
+    if shard and int(shard["count"]) > 1:
+        raise ValueError(f"{path} is one of {shard['count']} shards: give their folder {path.parent}, or their index")
     return [path]
 
 
 def _find_in_folder(folder: Path) -> list[Path]:
-    indices = sorted(folder.glob("*.safetensors.index.json"))
-    files = sorted(folder.glob("*.safetensors"))
-    if len(indices) == 1:
-        return _shards(indices[0])
-    if not indices and len(files) == 1:
-        return files
-    if indices or files:
-        several = ", ".join(file.name for file in indices or files)
-        raise ValueError(f"{folder} holds {several}: name the one to load")
-    pickles = [file.name for file in sorted(folder.iterdir()) if file.suffix in PICKLES]
-    found = f"only pickles ({', '.join(pickles)}), which can run code when they are read" if pickles else "none"
+    """Files that begin with a dot, as macOS makes beside others, are none."""
+    files = [file for file in sorted(folder.iterdir()) if file.is_file() and not file.name.startswith(".")]
+    models = _models(files)
+    if len(models) == 1:
+        (find,) = models.values()
+        return find()
+    if models:
+        raise ValueError(f"{folder} holds {', '.join(models)}: name the one to load")
+    if (folder / "model_index.json").is_file():
+        raise ValueError(f"{folder} is a pipeline without its transformer/: fetch that folder too")
+    pickles = [file.name for file in files if file.suffix.lower() in PICKLES]
+    others = [file.name for file in files if file.suffix.lower() in (".gguf", ".onnx", ".ckpt")]
+    found = ", ".join(others) or "none"
+    if pickles:
+        found = f"only pickles ({', '.join(pickles)}), which can run code when they are read"
     raise ValueError(f"expected a transformer's safetensors in {folder}, found {found}")
 
 
+def _models(files: list[Path]) -> dict[str, Callable[[], list[Path]]]:
+    """The models among a folder's files, each by what it is called and how its files are found."""
+    indices = [file for file in files if _INDEX.fullmatch(file.name)]
+    named = {name for index in indices for name in _weight_map(index).values()}
+    rest = [file for file in files if file.suffix == ".safetensors" and file.name not in named]
+    sets: dict[tuple[str, str], dict[int, Path]] = defaultdict(dict)
+    for file in rest:
+        if (shard := _SHARD.fullmatch(file.name)) and int(shard["count"]) > 1:
+            sets[shard["stem"], shard["count"]][int(shard["number"])] = file
+    in_sets = {file for shards in sets.values() for file in shards.values()}
+    return (
+        {index.name: partial(_shards, index) for index in indices}
+        | {f"{stem}-*-of-{n}.safetensors": partial(_complete, shards, int(n)) for (stem, n), shards in sets.items()}
+        | {file.name: partial(list, [file]) for file in rest if file not in in_sets}
+    )
+
+
+def _complete(shards: dict[int, Path], count: int) -> list[Path]:
+    """shards: those that are there without an index, by their numbers from 1. Raises ValueError if one is missing."""
+    missing = list(islice((number for number in range(1, count + 1) if number not in shards), 5))
+    beyond = [file.name for number, file in shards.items() if not 1 <= number <= count]
+    if missing:
+        folder, lacking = next(iter(shards.values())).parent, ", ".join(map(str, missing))
+        raise ValueError(f"{folder} lacks number {lacking} of {count} shards: fetch the missing shards")
+    if beyond:
+        raise ValueError(f"{', '.join(beyond)}: expected shards numbered 1 to {count}")
+    return [shards[number] for number in sorted(shards)]
+
+
 def _shards(index: Path) -> list[Path]:
-    try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        missing = [name for name in names if not (index.parent / name).is_file()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"{index} is no index of shards: expected JSON with a weight_map") from None
+    weight_map = _weight_map(index)
+    names = sorted(set(weight_map.values()))
+    missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise ValueError(f"{index.parent} lacks {', '.join(missing)}, named in {index.name}: fetch the missing shards")
+    held = {name: file for file in names for name in read_specs(index.parent / file)}
+    wrong = [f"{name} is in {file}" for name, file in weight_map.items() if held.get(name) != file]
+    left_out = [name for name in held if name not in weight_map]
+    if wrong:
+        raise ValueError(f"{index} says that {_some(wrong)}, which is not so: fetch the index and its shards again")
+    if left_out:
+        raise ValueError(f"{index} leaves out {_some(left_out)}, which its shards hold: fetch the index again")
     return [index.parent / name for name in names]
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """The file of each tensor. Raises ValueError for no index, and for one that leads out of its folder."""
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        outside = [name for name in weight_map.values() if Path(name).is_absolute() or ".." in Path(name).parts]
+        [(index.parent / name).is_file() for name in weight_map.values()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ValueError(f"{index} is no index of shards: expected JSON with a weight_map") from None
+    if outside:
+        raise ValueError(f"{index} names {outside[0]}, expected files in its own folder")
+    return weight_map
+
+
+def _some(things: list[str]) -> str:
+    return ", ".join(things[:3]) + (f" and {len(things) - 3} more" if len(things) > 3 else "")
 
 
 def _open(file: Path) -> Any:
     from safetensors import SafetensorError, safe_open
 
     try:
+        if what := what_file(file):
+            raise ValueError(f"{file} is {what}: expected safetensors")
         return safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{file} can't be read as safetensors ({reason}): fetch or save it again") from None
-
-
-def write_files(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_bytes: int) -> None:
-    """Save tensors into a folder that exists, in shards of up to `shard_bytes` with an index, or in one file."""
-    from safetensors.torch import save_file
-
-    shards: list[list[str]] = []
-    pending: dict[str, Tensor] = {}
-    total = 0
-
-    def flush() -> None:
-        shards.append(list(pending))
-        save_file(pending, folder / f"{len(shards)}.part", metadata={"format": "pt"})
-        pending.clear()
-
-    for name, tensor in tensors:
-        if pending and sum(x.nbytes for x in pending.values()) + tensor.nbytes > shard_bytes:
-            flush()
-        pending[name] = tensor.detach().cpu().contiguous()
-        total += tensor.nbytes
-    flush()
-
-    if len(shards) == 1:
-        (folder / "1.part").rename(folder / f"{STEM}.safetensors")
-        return
-    files = [f"{STEM}-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
-    for i, file in enumerate(files, start=1):
-        (folder / f"{i}.part").rename(folder / file)
-    weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / f"{STEM}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
 def read_training_checkpoint(path: Path) -> dict[str, Any]:
@@ -145,28 +220,10 @@ def read_training_checkpoint(path: Path) -> dict[str, Any]:
     path = as_path("path", path)
     try:
         held = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        _check_training_checkpoint(held)
+        check_checkpoint(held)
     except FileNotFoundError:
         raise ValueError(f"no checkpoint {path}") from None
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path} is no checkpoint of this project ({reason})") from None
     return held
-
-
-def _check_training_checkpoint(held: Any) -> None:
-    if not isinstance(held, dict) or not {"state_dict", "fps_flex"} <= set(held):
-        raise ValueError("it lacks state_dict or fps_flex")
-    for name in ("state_dict", "current_model_state"):
-        state = held.get(name, {})
-        if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
-            raise ValueError(f"its {name} is no dict of tensors")
-        if not all(isinstance(key, str) for key in state):
-            raise ValueError(f"its {name} has a key that is no name")
-    said = held["fps_flex"]
-    lacking = [name for name in ("wan", "attention") if not isinstance(said, dict) or name not in said]
-    if lacking:
-        raise ValueError(f"it lacks {' and '.join(f'fps_flex.{name}' for name in lacking)}")
-    for name in ("wan", "attention"):
-        if not isinstance(said[name], dict):
-            raise ValueError(f"its fps_flex.{name} is a {type(said[name]).__name__}, expected a dict")

@@ -5,10 +5,7 @@ python -m fps_flex.weights convert runs/mine/checkpoints/last.ckpt exported --fo
 
 from __future__ import annotations
 
-import argparse
 import json
-import shutil
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,15 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from .attention import FPSAttention
-from .checks import as_device, as_instance, as_path, as_whole, one_of, show
-from .files import Shape, open_files, read_training_checkpoint, write_files
-from .names import Naming, naming_of, to_diffusers, to_official
+from .casting import keeps_fp32
+from .checks import as_device, as_instance, as_path, one_of, show
+from .experts import ALL, Levels, as_levels, levels_of
+from .files import Shape, Spec, open_files, read_training_checkpoint
+from .fp8_files import FLOAT8, READABLE, without_scales
+from .hub import local
+from .names import official_names, unwrap
+from .recognise import what_channels, what_names
 from .wan import Wan, WanConfig
 
-# these compute in fp32 and are kept in it, whatever the rest is in
-FP32 = ("modulation", "norm", "time_embedding", "time_projection")
 HEAD_DIM = 128  # of every Wan2.1, where no config.json says otherwise
-SHARD_BYTES = 5_000_000_000
 SETTINGS = "fps_flex.json"  # beside weights exported from a checkpoint: the attention that they were trained with
 
 Which = Literal["average", "live"]
@@ -36,32 +35,39 @@ Which = Literal["average", "live"]
 class Weights:
     """A transformer's weights: found and checked, but not read yet.
 
-    config: its sizes. stream: yields each tensor with its official name. trained: what a checkpoint of train.fit says
-    about the attention, the codecs and the clips it was trained with; None for released weights.
+    config: its sizes. specs: of its tensors, by their official names. read: gives a tensor by its official name.
+    trained: what a checkpoint of train.fit says about the attention, the codecs and the clips it was trained with;
+    None for other weights. settings: the sizes, the attention and the noise levels of such a checkpoint, also once it
+    was exported. noise_levels: the lowest and the highest that they are for.
     """
 
     config: WanConfig
-    stream: Callable[[], Iterator[tuple[str, Tensor]]]
+    specs: dict[str, Spec]
+    read: Callable[[str], Tensor]
     trained: dict[str, Any] | None = None
+    settings: dict[str, Any] | None = None
+    noise_levels: Levels = ALL
+
+    def stream(self) -> Iterator[tuple[str, Tensor]]:
+        """Each tensor with its official name."""
+        return ((name, self.read(name)) for name in self.specs)
 
 
 def open_weights(path: str | Path, which: Which = "average") -> Weights:
-    """path: safetensors in the official or in the diffusers naming (a file, an index of shards, or a folder with
-    either), or a .ckpt of train.fit, of which `which` picks the weights.
+    """path: safetensors in the official or in the diffusers naming, also as ComfyUI has them (a file, an index of
+    shards, or a folder with either or with all shards), hf: and the name of a release that has them, or a .ckpt of
+    train.fit, of which `which` picks the weights.
 
-    Raises ValueError for what is missing, broken or a pickle, for tensors that are not exactly a text-to-video Wan
-    transformer's, and for another `which`.
+    Raises ValueError for what is missing, broken, quantised, a pickle or another model, for tensors that are not
+    exactly a text-to-video Wan transformer's, and for another `which`, or the live weights of anything but a .ckpt.
     """
-    path = as_path("path", path)
+    path = local(path)
     one_of("which", which, get_args(Which))
     if path.suffix == ".ckpt":
         return _open_trained(path, which)
-    files = open_files(path)
-    official = to_official if naming_of(set(files.where)) == "diffusers" else str
-    shapes = {official(name): shape for name, shape in files.shapes.items()}
-    config = _infer_config(path, shapes, next(iter(files.where.values())).parent)
-    _check_shapes(path, shapes, config)
-    return Weights(config, lambda: ((official(name), tensor) for name, tensor in files.stream()))
+    if which == "live":
+        raise ValueError(f"{path} has no live weights beside averaged ones: only a .ckpt of train.fit does")
+    return _open_released(path)
 
 
 def load_wan(
@@ -72,8 +78,8 @@ def load_wan(
 ) -> Wan:
     """The model on a device, tensor by tensor: the host holds at most it and one tensor more.
 
-    dtype: of the weights, except those that stay fp32; None keeps what the file has. Raises ValueError as
-    `open_weights` does, and for arguments of other types.
+    dtype: of the weights, except those that stay fp32; None keeps what the file has, and takes bf16 for float8.
+    Raises ValueError as `open_weights` does, and for arguments of other types.
     """
     as_instance("attention", attention, FPSAttention)
     device = as_device("device", device)
@@ -139,64 +145,66 @@ def fill(
         owner, _, leaf = name.rpartition(".")
         if not tensor.is_floating_point():
             raise ValueError(f"{name} is of {tensor.dtype}, expected floating-point weights, not quantised ones")
-        kept = torch.float32 if any(part in name for part in FP32) else dtype or tensor.dtype
+        own = torch.bfloat16 if tensor.dtype in FLOAT8 else tensor.dtype
+        kept = torch.float32 if keeps_fp32(name) else dtype or own
         setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor.to(device, kept, copy=True)))
 
 
-def save_wan(model: Wan, folder: str | Path, naming: Naming) -> None:
-    """Save a model for stock tools. Raises ValueError as `export`."""
-    as_instance("model", model, Wan)
-    export(Weights(model.config, lambda: iter(model.state_dict().items())), folder, naming)
+def _open_released(path: Path) -> Weights:
+    files = open_files(path)
+    held = without_scales(path, files, unwrap(path, files.where))
+    specs = held.specs
+    if what := what_names(specs):
+        raise ValueError(f"{path} is {what}, expected a text-to-video Wan transformer's weights")
+    names = official_names(path, specs)
+    official = {name: specs[plain] for name, plain in names.items()}
+    shapes = {name: spec.shape for name, spec in official.items()}
+    if what := what_channels(shapes):
+        raise ValueError(f"{path} is {what}, expected a text-to-video Wan transformer's weights")
+    folder = next(iter(files.where.values())).parent
+    config = _infer_config(path, shapes, folder)
+    _check_shapes(path, shapes, config)
+    settings = _settings_of(config, folder) if (folder / SETTINGS).is_file() else None
+    levels = tuple(settings["noise_levels"]) if settings else levels_of(path)
+    return Weights(config, official, lambda name: held.read(names[name]), None, settings, levels)
 
 
-def export(weights: Weights, folder: str | Path, naming: Naming, shard_bytes: int = SHARD_BYTES) -> None:
-    """Write safetensors, config.json and a checkpoint's attention; the folder appears whole or not at all.
-
-    Raises ValueError when it exists or can't be written, and for another naming.
-    """
-    as_instance("weights", weights, Weights)
-    folder = as_path("folder", folder)
-    one_of("naming", naming, get_args(Naming))
-    as_whole("shard_bytes", shard_bytes)
-    if folder.exists():
-        raise ValueError(f"{folder} exists already: choose another folder")
-    rename = to_diffusers if naming == "diffusers" else str
-    aside = folder.with_name(f".{folder.name}.part")
+def _settings_of(config: WanConfig, folder: Path) -> dict[str, Any]:
+    """What an exported folder says beside its weights. Raises ValueError where it is of other sizes."""
+    said, attention = read_settings(folder)
+    if said != config:
+        raise ValueError(f"{folder / SETTINGS} is of another model ({said}) than the weights beside it ({config})")
     try:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        write_files(aside, ((rename(name), tensor) for name, tensor in weights.stream()), shard_bytes)
-        describe = _diffusers_config if naming == "diffusers" else _official_config
-        (aside / "config.json").write_text(json.dumps(describe(weights.config), indent=2) + "\n")
-        if weights.trained is not None:
-            # through the class, so that a preset's name in an older checkpoint becomes its numbers
-            attention = asdict(FPSAttention.from_dict(weights.trained["attention"]))
-            settings = {"wan": weights.trained["wan"], "attention": attention}
-            (aside / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
-        aside.rename(folder)
-    except OSError as error:
-        raise ValueError(f"{folder} can't be written ({error.strerror or error})") from None
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        levels = as_levels("noise_levels", _read_exported(folder).get("noise_levels", ALL))
+    except ValueError as error:
+        raise _unsaid(folder, error) from None
+    return {"wan": asdict(said), "attention": asdict(attention), "noise_levels": list(levels)}
 
 
 def _open_trained(path: Path, which: Which) -> Weights:
     held = read_training_checkpoint(path)
     state = held.get("current_model_state", held["state_dict"]) if which == "live" else held["state_dict"]
-    state = {name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")}
+    state = {name.removeprefix("model."): tensor for name, tensor in state.items()}
     try:
         config = _config_from(held["fps_flex"]["wan"])
-        FPSAttention.from_dict(held["fps_flex"]["attention"])
+        attention = FPSAttention.from_dict(held["fps_flex"]["attention"])
+        levels = as_levels("noise_levels", held["fps_flex"].get("noise_levels", ALL))
     except ValueError as error:
         raise ValueError(f"{path} is no checkpoint of this project ({error})") from None
     _check_shapes(path, {name: tuple(tensor.shape) for name, tensor in state.items()}, config)
-    return Weights(config, lambda: iter(state.items()), held["fps_flex"])
+    specs = {name: Spec(tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
+    quantised = [f"{name} is of {spec.dtype}" for name, spec in specs.items() if spec.dtype not in READABLE]
+    if quantised:
+        raise ValueError(f"{path}: {quantised[0]}, expected floating-point weights, not quantised ones")
+    # through the class, so that a preset's name in an older checkpoint becomes its numbers
+    settings = {"wan": asdict(config), "attention": asdict(attention), "noise_levels": list(levels)}
+    return Weights(config, specs, state.__getitem__, held["fps_flex"], settings, levels)
 
 
 def _infer_config(path: Path, shapes: dict[str, Shape], folder: Path) -> WanConfig:
     """Sizes from the shapes; heads and eps, which no shape shows, from config.json, or else as in every Wan2.1."""
     try:
-        said = json.loads((folder / "config.json").read_text()) if (folder / "config.json").is_file() else {}
+        said = json.loads((folder / "config.json").read_text("utf-8")) if (folder / "config.json").is_file() else {}
         said = as_instance("config.json", said, dict)
         dim, channels, *patch = shapes["patch_embedding.weight"]
         heads = said.get("num_heads") or said.get("num_attention_heads") or dim // HEAD_DIM
@@ -211,7 +219,7 @@ def _infer_config(path: Path, shapes: dict[str, Shape], folder: Path) -> WanConf
             patch=tuple(patch),
             eps=said.get("eps", 1e-6),
         )
-    except (OSError, KeyError, IndexError, ValueError, TypeError, ZeroDivisionError) as error:
+    except (OSError, KeyError, IndexError, ValueError, TypeError, ZeroDivisionError, RecursionError) as error:
         some = ", ".join(sorted(shapes)[:3])
         raise ValueError(f"{path} holds no Wan transformer ({error}): its tensors are {some}, ...") from None
 
@@ -243,57 +251,10 @@ def _expected_shapes(path: Path, config: WanConfig, most_layers: int) -> dict[st
         raise ValueError(f"{path} is no text-to-video Wan transformer: no model is of its sizes ({reason})") from None
 
 
-def _official_config(config: WanConfig) -> dict[str, Any]:
-    return {
-        "_class_name": "WanModel",
-        "model_type": "t2v",
-        "patch_size": config.patch,
-        "dim": config.dim,
-        "ffn_dim": config.ffn_dim,
-        "freq_dim": config.freq_dim,
-        "text_dim": config.text_dim,
-        "in_dim": config.channels,
-        "out_dim": config.channels,
-        "num_heads": config.heads,
-        "num_layers": config.layers,
-        "eps": config.eps,
-    }
-
-
-def _diffusers_config(config: WanConfig) -> dict[str, Any]:
-    return {
-        "_class_name": "WanTransformer3DModel",
-        "patch_size": config.patch,
-        "num_attention_heads": config.heads,
-        "attention_head_dim": config.head_dim,
-        "in_channels": config.channels,
-        "out_channels": config.channels,
-        "text_dim": config.text_dim,
-        "freq_dim": config.freq_dim,
-        "ffn_dim": config.ffn_dim,
-        "num_layers": config.layers,
-        "cross_attn_norm": True,
-        "qk_norm": "rms_norm_across_heads",
-        "eps": config.eps,
-    }
-
-
 def main(args: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser("python -m fps_flex.weights", description=__doc__.splitlines()[0])
-    convert = parser.add_subparsers(required=True, metavar="convert").add_parser(
-        "convert", help="write a transformer's weights for stock tools"
-    )
-    convert.add_argument("source", help="safetensors (a file, an index or a folder), or a .ckpt of train.fit")
-    convert.add_argument("folder", help="what to write; it must not exist")
-    convert.add_argument("--format", required=True, choices=("diffusers", "official"), help="naming of the tensors")
-    convert.add_argument("--weights", default="average", choices=("average", "live"), help="of a .ckpt (average)")
-    options = parser.parse_args(args)
-    try:
-        export(open_weights(options.source, options.weights), options.folder, options.format)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(f"wrote {options.folder} in the {options.format} naming")
+    from .convert import main
+
+    main(args)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ from tiny_wan import SIZES
 
 from fps_flex import FPSAttention
 from fps_flex.diffusers import install, install_trained, uninstall
-from fps_flex.weights import SETTINGS, export, load_wan, open_weights
+from fps_flex.export import export
+from fps_flex.weights import SETTINGS, load_wan, open_weights
 from fps_flex.weights import main as weights
 from train.fit import main as fit
 

@@ -12,7 +12,8 @@ import torch
 from eval.fidelity import describe_attention, plan_rows
 from fps_flex import FPSAttention, Regime, StepSchedule, TileLayout, Wan, WanConfig, preset, schedule
 from fps_flex.attention import _build_stages
-from fps_flex.weights import SETTINGS, export, open_weights, read_settings
+from fps_flex.export import export
+from fps_flex.weights import SETTINGS, open_weights, read_settings
 
 GRID = (4, 6, 8)
 SMALL = {"tile": (2, 2, 2), "block": 16}

@@ -25,10 +25,11 @@ from fps_flex import (
     preset,
     sliding_tile_mask,
 )
+from fps_flex.export import export
 from fps_flex.files import open_files, read_training_checkpoint
 from fps_flex.masks import as_windows
 from fps_flex.quant import check_granularity, tile_groups
-from fps_flex.weights import SETTINGS, export, load_wan, open_weights, read_settings
+from fps_flex.weights import SETTINGS, load_wan, open_weights, read_settings
 
 GRID, SMALL = (4, 4, 6), {"tile": (2, 2, 2), "block": 8}
 NAN, INF = float("nan"), float("inf")

@@ -13,8 +13,10 @@ from safetensors.torch import load_file, save_file
 from tiny_wan import SIZES, tiny_transformer
 
 from fps_flex import WAN_1_3B, WAN_14B, FPSAttention, Wan, WanConfig
-from fps_flex.files import write_files
-from fps_flex.weights import export, load_wan, main, open_weights, save_wan
+from fps_flex.export import export, save_wan
+from fps_flex.files import Spec
+from fps_flex.weights import load_wan, main, open_weights
+from fps_flex.writing import write_shards
 
 DENSE = FPSAttention("dense", tile=None, block=16)
 
@@ -151,7 +153,6 @@ def test_in_bfloat16_norms_modulation_and_time_embedding_stay_fp32(wan_folder):
 
 LOAD = """
 import sys
-from fps_flex.files import write_files
 from fps_flex.weights import load_wan
 from fps_flex import FPSAttention
 def kilobytes(of):
@@ -166,7 +167,8 @@ print((kilobytes("VmHWM") - before) * 1024)
 def test_loading_1_3b_takes_the_memory_of_its_files_once(tmp_path):
     """At its peak, beyond what Python and PyTorch take, which for a CUDA build is 700 MB."""
     shapes = official_shapes(1536, 8960, 30)
-    write_files(tmp_path, ((name, torch.zeros(shape, dtype=torch.bfloat16)) for name, shape in shapes.items()), 10**9)
+    specs = {name: Spec(shape, torch.bfloat16) for name, shape in shapes.items()}
+    write_shards(tmp_path, specs, lambda name: torch.zeros(shapes[name], dtype=torch.bfloat16), 10**9)
     files = list(tmp_path.glob("*.safetensors"))
     size = sum(file.stat().st_size for file in files)
     done = subprocess.run([sys.executable, "-c", LOAD, tmp_path], capture_output=True, text=True)
@@ -234,8 +236,8 @@ def break_config(folder):
         (break_shard, "lacks diffusion_pytorch_model-00002-of-00003.safetensors, named in"),
         (break_index, "is no index of shards: expected JSON with a weight_map"),
         (break_shape, "blocks.1.ffn.0.bias of shape (95,), expected (96,)"),
-        (break_names, "unknown img_emb.proj.0.bias; missing blocks.1.ffn.0.bias"),
-        (break_everything, "holds no Wan transformer"),
+        (break_names, "is an image-to-video model (img_emb.proj.0.bias), expected a text-to-video"),
+        (break_everything, "holds no Wan transformer (no patch_embedding.weight): its tensors are some.weight"),
         (break_pickle, "found only pickles (model.pth), which can run code when they are read"),
         (break_config, "holds no Wan transformer"),
     ],

@@ -206,7 +206,7 @@ def trained_steps(path: Path) -> int | None:
     """How many optimizer steps a checkpoint has behind it; None where it can't be read."""
     try:
         return read_training_checkpoint(path)["fps_flex"]["position"]["step"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError):
         return None
 
 
@@ -214,7 +214,7 @@ def _best_so_far(folder: Path) -> float:
     """The lowest val/loss of a run, as best.ckpt has it: a last.ckpt of the same step was saved before it."""
     try:
         return float(read_training_checkpoint(folder / BEST)["fps_flex"]["val_loss"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError):
         return math.inf
 
 

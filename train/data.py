@@ -97,6 +97,10 @@ class VideoData(L.LightningDataModule):
         """Of all clips; one size but for a prepared data set."""
         return self.index.sizes() if self.index else [self.size]
 
+    def buckets(self) -> list[list[int]]:
+        """Indices of the clips of each size that is trained on."""
+        return self.train_set.buckets() if self.index else [list(range(len(self.train_set)))]
+
     def setup(self, stage: str | None = None) -> None:
         """Raises ValueError when the folder can't be used."""
         if self.train_set is not None:
@@ -139,8 +143,7 @@ class VideoData(L.LightningDataModule):
         A resumed run goes on with the clips after those of its last optimizer step.
         """
         rank, world = self._place()
-        buckets = self.train_set.buckets() if self.index else [list(range(len(self.train_set)))]
-        passes = Passes(buckets, self.batch_size, self.seed, rank, world, self.taken)
+        passes = Passes(self.buckets(), self.batch_size, self.seed, rank, world, self.taken)
         self.positions = passes.positions()
         return self._loader(self.train_set, passes)
 

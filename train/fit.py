@@ -36,6 +36,7 @@ from .index import check_encoders
 from .module import FlowModule, NotFinite
 from .peers import exit_code
 from .rehearsal import rehearse
+from .resumable import check_taken
 from .resume import check_checkpoint, compare_options, find_checkpoint, locked, options_of
 from .stopping import Stopped
 from .trainer import Trainer
@@ -145,6 +146,8 @@ def prepare(args: list[str] | None) -> FitCLI:
     module, data, trainer = cli.model, cli.datamodule, cli.trainer
     said = check_checkpoint(cli.checkpoint, module) if cli.checkpoint else None
     data.setup()
+    if said:
+        check_taken(cli.checkpoint, said, data)
     if data.index:
         check_encoders(data.index, module.codec, module.text)
     cli.checkpoints.options = cli.options()

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from fps_flex import FPSAttention, Plan, Wan, WanConfig
-from fps_flex.experts import ALL, Levels, as_levels, levels_of
+from fps_flex.experts import ALL, Levels, as_levels
 from fps_flex.flow import add_noise, draw_noise_levels, euler_sample, flow_loss, spread_noise_levels
 from fps_flex.wan import Residual
 from fps_flex.weights import build_empty, fill, open_weights
@@ -21,7 +21,6 @@ from fps_flex.weights import build_empty, fill, open_weights
 from .codecs import Codec, TextEncoder
 from .order import PADDING, chance_of
 from .ranges import require
-from .whole import at_home
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -311,8 +310,7 @@ def _start_from(checkpoint: str, wan: WanConfig, attention: FPSAttention) -> tup
 
     Raises ValueError where that is missing, of other sizes, or of two transformers.
     """
-    path = at_home(checkpoint)
-    weights = open_weights(path)
+    weights = open_weights(checkpoint)
     other = [
         f"{name} {value}, expected {getattr(wan, name)}"
         for name, value in asdict(weights.config).items()
@@ -320,7 +318,6 @@ def _start_from(checkpoint: str, wan: WanConfig, attention: FPSAttention) -> tup
     ]
     if other:
         raise ValueError(f"{checkpoint} holds a transformer of {', '.join(other)}: set model.wan to what it holds")
-    levels = levels_of(path) if weights.trained is None else weights.trained.get("noise_levels", ALL)
     model = build_empty(wan, attention)
     fill(model, weights.stream(), "cpu", torch.float32)
-    return model, as_levels(f"noise_levels of {checkpoint}", levels)
+    return model, weights.noise_levels

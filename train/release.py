@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from fps_flex.checks import as_instance, show
+from fps_flex.hub import HUB
 
 from .whole import at_home
 
-HUB = "hf:"  # before the name of a release, to fetch it
 RELEASE = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 # of each part: the file that says what it is, and what else is expected
 CONTENTS = {

@@ -14,11 +14,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from fps_flex.checks import as_path
 from fps_flex.files import read_training_checkpoint
 
 from .checkpoints import BEST, INTERRUPTED, LAST, RESUMABLE, checkpoint_folder, trained_steps
 from .data import VideoData
 from .module import FlowModule
+from .resumable import check_resumable
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +29,6 @@ FIXED = ("seed_everything", "data.seed", "data.val_clips", "data.train_clips", "
 FIXED_PARTS = ("model.wan.", "model.codec.", "model.text.")
 ELSEWHERE = (".path", ".dtype")  # of an encoder: where it lies and how it is loaded, not what it is
 UNSAID = ("run", "ckpt_path", "config", "data.folder")
-NEEDED = ("current_model_state", "optimizer_states", "lr_schedulers", "loops", "callbacks", "global_step")
-TOLD = ("position", "options", "val_loss")
 
 
 def find_checkpoint(run: Path, wanted: str | None) -> Path | None:
@@ -44,7 +44,7 @@ def find_checkpoint(run: Path, wanted: str | None) -> Path | None:
         return None
     if wanted == "last":
         return _most_trained(folder, held)
-    path = folder / BEST if wanted == "best" else Path(wanted)
+    path = folder / BEST if wanted == "best" else as_path("--ckpt_path", wanted)
     if not path.is_file():
         if wanted == "best":
             raise ValueError(f"no {BEST} in {folder}: leave out --ckpt_path to start a new run")
@@ -73,17 +73,10 @@ def check_checkpoint(path: Path, module: FlowModule) -> dict[str, Any]:
     """What a checkpoint says of its run. Raises ValueError when it can't be gone on from with such a model."""
     held = read_training_checkpoint(path)
     said = held["fps_flex"]
-    lacking = [name for name in NEEDED if name not in held] + [name for name in TOLD if name not in said]
-    if lacking:
-        raise ValueError(f"{path} is no checkpoint to go on from: it lacks {', '.join(lacking)}")
-    state = held["state_dict"]
-    for name, tensor in module.model.state_dict(prefix="model.").items():
-        shape = tuple(state[name].shape) if name in state else None
-        if shape != tuple(tensor.shape):
-            raise ValueError(
-                f"{path} holds {name} of shape {shape}, this configuration expects {tuple(tensor.shape)}: "
-                "use the configuration it was trained with"
-            )
+    try:
+        check_resumable(held, module)
+    except ValueError as error:
+        raise ValueError(f"{path} is no checkpoint to go on from: {error}") from None
     return said
 
 

@@ -1,0 +1,107 @@
+"""What a checkpoint of train.fit holds for its readers, and of what type each part is."""
+
+from __future__ import annotations
+
+from math import isnan
+from typing import Any
+
+from torch import Tensor
+
+from .checks import as_bool, as_fields, as_real, as_tuple, as_whole, one_of, show
+from .experts import as_levels
+
+FRAMES, SIDE, RATE = 100_000, 65_536, 1000  # more frames, pixels a side and frames a second no clip here has
+
+
+def check_checkpoint(held: object) -> None:
+    """Raises ValueError for what lacks the model's weights, sizes or attention, and for any field of another type.
+
+    Which of the other fields are there is for their readers to ask.
+    """
+    if not isinstance(held, dict) or not {"state_dict", "fps_flex"} <= set(held):
+        raise ValueError("it lacks state_dict or fps_flex")
+    for name in ("state_dict", "current_model_state"):
+        state = held.get(name, {})
+        if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
+            raise ValueError(f"its {name} is no dict of tensors")
+        if not all(isinstance(key, str) for key in state):
+            raise ValueError(f"its {name} has a key that is no name")
+    said = held["fps_flex"]
+    lacking = [name for name in ("wan", "attention") if not isinstance(said, dict) or name not in said]
+    if lacking:
+        raise ValueError(f"it lacks {' and '.join(f'fps_flex.{name}' for name in lacking)}")
+    _check_fields(said)
+
+
+def _check_fields(said: dict[str, Any]) -> None:
+    for name in ("wan", "attention"):
+        if not isinstance(said[name], dict):
+            raise ValueError(f"its fps_flex.{name} is a {type(said[name]).__name__}, expected a dict")
+    for name, check in _CHECKS.items():
+        if name in said:
+            check(f"its fps_flex.{name}", said[name])
+
+
+def _check_step(name: str, value: object) -> None:
+    as_whole(name, value, least=0)
+
+
+def _check_shift(name: str, value: object) -> None:
+    if as_real(name, value) <= 0:
+        raise ValueError(f"{name} is {show(value)}, expected a number above 0")
+
+
+def _check_residual(name: str, value: object) -> None:
+    one_of(name, value, ("compute", "fp32"))
+
+
+def _check_score(name: str, value: object) -> None:
+    """Infinite where nothing was validated yet."""
+    if not isinstance(value, float) or isnan(value):
+        raise ValueError(f"{name} is {show(value)}, expected a loss")
+
+
+def _check_coder(name: str, value: object) -> None:
+    fields = as_fields(name, value, ("class_path", "init_args"))
+    if not isinstance(fields["class_path"], str):
+        raise ValueError(f"{name}.class_path is {show(fields['class_path'])}, expected the path of a class")
+    _check_options(f"{name}.init_args", fields["init_args"])
+
+
+def _check_clip(name: str, value: object) -> None:
+    fields = as_fields(name, value, ("frames", "height", "width", "fps"))
+    for part, most in (("frames", FRAMES), ("height", SIDE), ("width", SIDE)):
+        if as_whole(f"{name}.{part}", fields[part]) > most:
+            raise ValueError(f"{name}.{part} is {fields[part]}, expected at most {most}")
+    if not 0 < as_real(f"{name}.fps", fields["fps"]) <= RATE:
+        raise ValueError(f"{name}.fps is {fields['fps']}, expected a number above 0 and up to {RATE}")
+
+
+def _check_options(name: str, value: object) -> None:
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise ValueError(f"{name} is {show(value)}, expected a dict of names")
+
+
+def _check_position(name: str, value: object) -> None:
+    fields = as_fields(name, value, ("step", "taken", "validated"))
+    as_whole(f"{name}.step", fields["step"], least=0)
+    as_bool(f"{name}.validated", fields["validated"])
+    taken = as_tuple(f"{name}.taken", fields["taken"], "a list of how many clips were taken")
+    for count in taken:
+        as_whole(f"{name}.taken", count, least=0)
+    if not taken:
+        raise ValueError(f"{name}.taken is empty, expected how many clips were taken")
+
+
+_CHECKS = {
+    "step": _check_step,
+    "shift": _check_shift,
+    "residual": _check_residual,
+    "val_loss": _check_score,
+    "codec": _check_coder,
+    "text": _check_coder,
+    "clip": _check_clip,
+    "noise_levels": as_levels,
+    "options": _check_options,
+    "position": _check_position,
+}

@@ -1,0 +1,129 @@
+"""Whether a checkpoint holds all that a run goes on with, and of the same model.
+
+Lightning takes what it finds: without its loops, or with callbacks of another type, a run would begin anew in silence.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from fps_flex.checks import is_whole, show
+
+if TYPE_CHECKING:
+    from .data import VideoData
+    from .module import FlowModule
+
+NEEDED = {
+    "current_model_state": dict,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+    "loops": dict,
+    "callbacks": dict,
+    "global_step": int,
+    "epoch": int,
+    "pytorch-lightning_version": str,
+}
+TOLD = ("position", "options", "val_loss")
+SET_ANEW = (
+    "params",
+    "lr",
+    "initial_lr",
+    "betas",
+    "eps",
+    "weight_decay",
+)  # of an optimizer's group, by the configuration
+
+
+def check_resumable(held: dict[str, Any], module: FlowModule) -> None:
+    """held: as read_training_checkpoint gives it. Raises ValueError with what is missing or wrong."""
+    said = held["fps_flex"]
+    lacking = [name for name in NEEDED if name not in held] + [name for name in TOLD if name not in said]
+    if lacking:
+        raise ValueError(f"it lacks {', '.join(lacking)}")
+    for name, kind in NEEDED.items():
+        if not isinstance(held[name], kind) or isinstance(held[name], bool):
+            raise ValueError(f"its {name} is {show(held[name])}, expected a {kind.__name__}")
+    if not re.match(r"\d+\.\d+", held["pytorch-lightning_version"]):
+        raise ValueError(f"its pytorch-lightning_version is {show(held['pytorch-lightning_version'])}")
+    _check_counts(held, said["position"]["step"])
+    for name in ("state_dict", "current_model_state"):
+        _check_state(name, held[name], module)
+    _check_optimizer(held["optimizer_states"], module, trained=held["global_step"] > 0)
+    _check_schedule(held["lr_schedulers"])
+    for name, state in held["callbacks"].items():
+        if not isinstance(name, str) or not isinstance(state, dict):
+            raise ValueError(f"its callbacks hold {show(state)} of {show(name)}, expected a dict of a callback")
+
+
+def check_taken(path: Path, said: dict[str, Any], data: VideoData) -> None:
+    """Raises ValueError where a checkpoint has not counted the clips of as many sizes as the data set has."""
+    counted, sizes = len(said["position"]["taken"]), len(data.buckets())
+    if counted != sizes:
+        raise ValueError(
+            f"{path} is no checkpoint to go on from: it has taken clips of {counted} sizes, there are {sizes}"
+        )
+
+
+def _check_counts(held: dict[str, Any], step: int) -> None:
+    if not (isinstance(loop := held["loops"].get("fit_loop"), dict) and loop):
+        raise ValueError("it lacks loops.fit_loop")
+    if held["global_step"] != step or held["fps_flex"].get("step", step) != step:
+        raise ValueError(f"it was saved at step {held['global_step']}, and its position is of step {step}")
+    if held["epoch"] != 0:
+        raise ValueError(f"its epoch is {held['epoch']}, expected 0: a run has one")
+
+
+def _check_state(part: str, state: dict[str, Tensor], module: FlowModule) -> None:
+    shapes = {name: tuple(x.shape) for name, x in module.model.state_dict(prefix="model.").items()}
+    for name in dict.fromkeys((*shapes, *state)):
+        shape = tuple(state[name].shape) if name in state else None
+        if shape != shapes.get(name):
+            raise ValueError(
+                f"its {part} holds {name} of shape {shape}, this configuration expects {shapes.get(name)}: "
+                "use the configuration it was trained with"
+            )
+
+
+def _check_optimizer(states: list[Any], module: FlowModule, trained: bool) -> None:
+    """One, whose groups are as this configuration makes them and whose momenta are the parameters'."""
+    if len(states) != 1 or not isinstance(states[0], dict):
+        raise ValueError(f"its optimizer_states are {show(states)}, expected one optimizer's")
+    (state,), (group,) = states, module.configure_optimizers()["optimizer"].param_groups
+    shapes = dict(enumerate(tuple(x.shape) for x in group["params"]))
+    groups, momenta = state.get("param_groups"), state.get("state")
+    if not isinstance(groups, list) or len(groups) != 1 or not isinstance(groups[0], dict):
+        raise ValueError(f"its optimizer's param_groups are {show(groups)}, expected one group")
+    if groups[0].get("params") != list(shapes):
+        raise ValueError(f"its optimizer's params are {show(groups[0].get('params'))}, expected 0 to {len(shapes) - 1}")
+    other = [x for x in group if x not in SET_ANEW and groups[0].get(x, group[x]) is not group[x]]
+    if other:
+        raise ValueError(f"its optimizer's {other[0]} is {show(groups[0].get(other[0]))}, expected {group[other[0]]}")
+    if not isinstance(momenta, dict) or (trained and momenta.keys() != shapes.keys()):
+        raise ValueError("its optimizer's state is not of this model's parameters")
+    for index, momentum in momenta.items():
+        if not _is_momentum(momentum, shapes.get(index)):
+            raise ValueError(
+                f"its optimizer's state of parameter {show(index)} is not one of shape {shapes.get(index)}"
+            )
+
+
+def _is_momentum(momentum: object, shape: tuple[int, ...] | None) -> bool:
+    """As AdamW keeps it: how often it stepped, and two means of gradients."""
+    if not isinstance(momentum, dict) or not all(isinstance(x, Tensor) for x in momentum.values()):
+        return False
+    return {name: tuple(x.shape) for name, x in momentum.items()} == {"step": (), "exp_avg": shape, "exp_avg_sq": shape}
+
+
+def _check_schedule(schedules: list[Any]) -> None:
+    if len(schedules) != 1 or not isinstance(schedules[0], dict):
+        raise ValueError(f"its lr_schedulers are {show(schedules)}, expected one")
+    (schedule,) = schedules
+    for name in ("last_epoch", "_step_count"):
+        if not is_whole(schedule.get(name)) or schedule[name] < 0:
+            raise ValueError(f"its lr_schedulers' {name} is {show(schedule.get(name))}, expected a number of steps")
+    if schedule.get("lr_lambdas") != [None]:
+        raise ValueError(f"its lr_schedulers' lr_lambdas are {show(schedule.get('lr_lambdas'))}, expected [None]")
