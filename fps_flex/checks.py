@@ -82,10 +82,14 @@ def as_instance(name: str, value: object, kind: type) -> Any:
 
 
 def as_device(name: str, value: object) -> torch.device:
+    """One that is there."""
     try:
-        return torch.device(value)
+        device = torch.device(value)
     except (RuntimeError, TypeError, ValueError):
         raise ValueError(f"{name} is {show(value)}, expected a device as torch names it (cpu, cuda, ...)") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"{name} is {show(value)}, and PyTorch finds {torch.cuda.device_count()} GPUs here")
+    return device
 
 
 def as_path(name: str, value: object) -> Path:

@@ -349,7 +349,7 @@ def test_parts_of_a_preset_do_not_make_another_one_in_silence(wan_folder, tmp_pa
         ("text", {"class_path": "train.codecs.ByteText", "init_args": {"length": 10**12}}, "its TextEncoder: "),
         ("text", {"class_path": "train.codecs.ByteText", "init_args": {"length": 2.5}}, "its TextEncoder: "),
         ("clip", None, "its fps_flex.clip is None"),
-        ("clip", {"frames": 10**9, "height": 32, "width": 32, "fps": 8.0}, "clip.frames is 1000000000, expected at most"),
+        ("clip", {"frames": 10**9, "height": 32, "width": 32, "fps": 8.0}, "frames is 1000000000, expected at most"),
         ("clip", {"frames": 10**30, "height": 32, "width": 32, "fps": 8.0}, "expected at most 100000"),
         ("clip", {"frames": "ten", "height": 32, "width": 32, "fps": 8.0}, "its fps_flex.clip.frames is 'ten'"),
         ("clip", {"frames": 10, "height": 32, "width": 32, "fps": float("nan")}, "its fps_flex.clip.fps is nan"),

@@ -8,6 +8,7 @@ import raw_clips
 from raw_clips import scene
 from real_clips import frame_of, shift, write
 
+from train.codecs import PixelCodec
 from train.prepare.cut import cut_one, find_scenes
 from train.prepare.judge import Limits, judge, measure_video
 from train.prepare.scan import look_at
@@ -81,7 +82,7 @@ def test_the_bucket_and_the_shorter_side_are_of_square_pixels(tmp_path, aspect, 
     (small,) = [reason for reason in clip.reasons if reason.startswith("small")]
     assert small.startswith(f"small: {source.width}x{source.height}, expected")
     assert (source.height, source.width) == (shape[0], round(shape[1] * float(Fraction(aspect))))
-    assert choose_sizes([clip], [source], 4, list_buckets(32, 64))[0].size == (4, *size)
+    assert choose_sizes([clip], [source], 4, list_buckets((4, 32, 64), PixelCodec((1, 2, 2))))[0].size == (4, *size)
 
 
 @pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv", "clip.ts", "clip.flv"])
