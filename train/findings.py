@@ -7,6 +7,7 @@ read what it found.
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import logging
 import os
@@ -25,7 +26,7 @@ from rich.progress import Progress
 from .caches import cache_file
 from .left_out import speaks
 from .videos import ClipError, probe
-from .whole import write_text
+from .whole import beside
 
 logger = logging.getLogger(__name__)
 
@@ -68,9 +69,13 @@ def look_at(folder: Path, videos: list[str]) -> dict[str, tuple[Look, Finding]]:
             kept = {video: of for video, of in kept.items() if video in looks or os.path.exists(folder / video)}
             todo = {video: look for video, look in looks.items() if _unknown(kept, video, look)}
             passing = _open_all(folder, todo, kept, file)
-    missing = {video: Finding(reason=look.missing) for video, look in looks.items() if look.missing}
-    found = {video: finding for video, (_, _, finding) in kept.items()} | passing | missing
-    return {video: (look, found[video]) for video, look in looks.items()}
+
+    def find(video: str, look: Look) -> Finding:
+        if look.missing:
+            return Finding(reason=look.missing)
+        return passing[video] if video in passing else kept[video][2]
+
+    return {video: (look, find(video, look)) for video, look in looks.items()}
 
 
 def _look(folder: Path, video: str) -> Look:
@@ -126,13 +131,14 @@ def _open(path: Path) -> tuple[Finding, bool]:
 def _read(file: Path | None) -> Kept:
     """Nothing where there is nothing, or nothing to be made sense of."""
     try:
-        said = json.loads(file.read_text(encoding="utf-8")) if file else {}
-        if said.get("version") != VERSION:
-            return {}
-        return {
-            video: (int(size), int(modified), Finding(float(seconds), float(fps), reason))
-            for video, (size, modified, seconds, fps, reason) in said["clips"].items()
-        }
+        with file.open(encoding="utf-8") if file else io.StringIO("{}") as lines:
+            if json.loads(next(lines, "")).get("version") != VERSION:
+                return {}
+            entries = map(json.loads, lines)  # one in memory, beside what is made of it
+            return {
+                video: (int(size), int(modified), Finding(float(seconds), float(fps), reason))
+                for video, size, modified, seconds, fps, reason in entries
+            }
     except OSError:  # there is none, or saving says what is wrong
         return {}
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
@@ -143,13 +149,13 @@ def _read(file: Path | None) -> Kept:
 
 def _save(folder: Path, file: Path | None, kept: Kept) -> Path | None:
     """The file, or None where it can't be written."""
-    clips = {
-        video: (size, modified, finding.seconds, finding.fps, finding.reason)
-        for video, (size, modified, finding) in kept.items()
-    }
     try:
         if file:
-            write_text(file, json.dumps({"version": VERSION, "folder": str(folder.resolve()), "clips": clips}))
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with beside(file) as aside, aside.open("w", encoding="utf-8") as lines:
+                lines.write(json.dumps({"version": VERSION, "folder": str(folder.resolve())}) + "\n")
+                for video, (size, modified, found) in kept.items():
+                    lines.write(json.dumps((video, size, modified, found.seconds, found.fps, found.reason)) + "\n")
         return file
     except OSError as error:
         return _tell_unkept(folder, file, error)
