@@ -20,7 +20,7 @@ from train.cached import CachedClips
 from train.codecs import ByteText, PixelCodec
 from train.data import VideoData
 from train.fit import main as fit
-from train.index import check_encoders, read_index
+from train.index import check_encoders, is_finite, read_index
 from train.prepare import encode, pack
 from train.prepare.__main__ import command
 from train.prepare.pack import choose_held_out
@@ -396,6 +396,17 @@ def test_a_clip_that_is_not_finite_in_a_finished_set_is_left_out_and_named(out, 
     edit_shard(out, spoil)
     with pytest.raises(ValueError, match=r"no clip of \(10, 32, 32\) in .* is finite"):
         clips[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_one_value_that_is_not_finite_is_seen_wherever_it_is(dtype):
+    good = torch.randn(3, 5, 7).to(dtype)
+    assert is_finite(good, torch.zeros(0, 7, dtype=dtype), torch.tensor(1.0)) and is_finite()
+    for value in (torch.nan, torch.inf, -torch.inf):
+        for place in (0, 52, 104):
+            bad = good.clone()
+            bad.view(-1)[place] = value
+            assert not is_finite(bad) and not is_finite(good, bad)
 
 
 def test_a_set_of_other_encoders_is_refused(out):
