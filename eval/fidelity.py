@@ -21,7 +21,7 @@ from train.whole import at_home
 
 from .fidelity_report import Row, Video, write_report
 from .generate import plan_jobs, read_prompts, settle
-from .models import TextToVideo
+from .models import TextToVideo, trained_attention
 from .sampling import build_scheduler, list_regimes
 from .similarity import check_sizes
 from .videos import Settings, make_videos
@@ -140,15 +140,15 @@ def describe_row(name: str, folder: Path, model: TextToVideo, settings: Settings
 
 
 def describe_weights(model: TextToVideo) -> str:
-    if model.weights.trained is None:
+    if trained_attention(model.weights) is None:
         return "released, trained with dense attention"
-    kind = "dense" if was_trained_dense(model) else "FPS"
-    return f"trained for {model.step} steps with {kind} attention"
+    steps = "exported, trained" if model.step is None else f"trained for {model.step} steps"
+    return f"{steps} with {'dense' if was_trained_dense(model) else 'FPS'} attention"
 
 
 def was_trained_dense(model: TextToVideo) -> bool:
-    said = model.weights.trained
-    return said is None or FPSAttention.from_dict(said["attention"]).step_schedule.is_dense
+    attention = trained_attention(model.weights)
+    return attention is None or attention.step_schedule.is_dense
 
 
 def describe_attention(attention: FPSAttention) -> str:

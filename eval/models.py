@@ -110,14 +110,18 @@ def open_model(
     low_noise: str | None = None,
     boundary: float | None = None,
 ) -> TextToVideo:
-    """checkpoint: a .ckpt of train.fit, or Wan as released, official or diffusers, a file or a folder.
+    """checkpoint: a .ckpt of train.fit, or Wan as released, official or diffusers, or exported; a file or a folder.
 
     which: weights of a .ckpt. encoders: folder with vae/, text_encoder/ and tokenizer/; None looks beside the weights,
-    or where a .ckpt says. attention: None takes that of a .ckpt; released weights, trained with dense attention, get
+    or where a .ckpt says. attention: None takes that of training; released weights, trained with dense attention, get
     dense attention. low_noise, boundary: as of `open_experts`.
     Raises ValueError where anything is missing or doesn't fit.
     """
-    checkpoint, low_noise, encoders = (path and str(at_home(path)) for path in (checkpoint, low_noise, encoders))
+    paths = {"checkpoint": checkpoint, "low_noise": low_noise, "encoders": encoders}
+    empty = [name for name, path in paths.items() if path is not None and not path.strip()]
+    if empty:
+        raise ValueError(f"{empty[0]} is empty, expected a path")
+    checkpoint, low_noise, encoders = (path and str(at_home(path)) for path in paths.values())
     weights, low = open_experts(checkpoint, which, low_noise, boundary)
     paths = {checkpoint: weights, **({low.path: low.weights} if low else {})}
     attention = attention or _attention(paths)
@@ -135,10 +139,16 @@ def open_model(
     return model
 
 
+def trained_attention(weights: Weights) -> FPSAttention | None:
+    """What a checkpoint of train.fit was trained with, also once it was exported; None for released weights."""
+    said = (weights.settings or {}).get("attention")
+    return said and FPSAttention.from_dict(said)
+
+
 def _attention(paths: dict[str, Weights]) -> FPSAttention:
     """What they were trained with. Raises ValueError for experts that were trained with different attention."""
     dense = FPSAttention("dense", tile=None)
-    trained = [FPSAttention.from_dict(x.trained["attention"]) if x.trained else dense for x in paths.values()]
+    trained = [trained_attention(weights) or dense for weights in paths.values()]
     if any(attention != trained[0] for attention in trained):
         raise ValueError(
             f"{' and '.join(paths)} were trained with different attention: name that of both, "

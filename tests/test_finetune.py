@@ -8,7 +8,9 @@ import torch
 import yaml
 from diffusers import WanPipeline, WanTransformer3DModel
 
+from eval.fidelity import describe_weights
 from eval.generate import command as generate
+from eval.models import open_model
 from fps_flex import FPSAttention
 from fps_flex.weights import load_wan
 from fps_flex.weights import main as weights
@@ -138,6 +140,11 @@ def test_from_released_weights_to_a_fine_tune_to_videos_to_stock_diffusers(wan_f
     stock = WanPipeline(**parts, transformer=transformer)
     assert stock("a red circle", height=32, width=48, num_frames=9, num_inference_steps=1).frames.shape[1] == 9
     assert torch.equal(transformer.patch_embedding.weight, average["model.patch_embedding.weight"])
+
+    trained, exported = open_model(str(last)), open_model(str(tmp_path / "export"), encoders=str(wan_folder))
+    assert exported.attention == trained.attention and not exported.attention.step_schedule.is_dense
+    assert describe_weights(exported) == "exported, trained with FPS attention"
+    assert describe_weights(open_model(str(wan_folder))) == "released, trained with dense attention"
 
 
 def test_a_run_starts_from_another_runs_checkpoint(base, tmp_path):

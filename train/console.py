@@ -17,6 +17,7 @@ from jsonargparse import ArgumentError, Namespace, auto_cli, capture_parser, get
 
 from fps_flex import FPSAttention
 
+MAY_BE_EMPTY = ("--prompt", "--negative_prompt")
 SCHEDULE_PART = re.compile(r"--((?:\w+\.)*attention)\.schedule\.")
 
 _load_yaml = get_loader("yaml")
@@ -49,7 +50,17 @@ def run_command(components: Any, args: list[str] | None, **options: Any) -> None
         return capture_parser(lambda: auto_cli(components, args=[], **options)).parse_args(words)
 
     check_schedule_parts(sys.argv[1:] if args is None else args, parse)
+    check_no_empty(sys.argv[1:] if args is None else args)
     auto_cli(components, args=args, **options)
+
+
+def check_no_empty(args: list[str]) -> None:
+    """Raises ValueError for an option with nothing for its value, as an unset variable of the shell leaves it."""
+    for word, after in zip(args, [*args[1:], None], strict=True):
+        option, sign, value = word.partition("=")
+        empty = not value.strip() if sign else after is not None and not after.strip()
+        if option.startswith("--") and empty and option not in MAY_BE_EMPTY:
+            raise ValueError(f"{option} is empty: give it a value, or leave it out")
 
 
 def check_schedule_parts(args: list[str], parse: Callable[[list[str]], Namespace]) -> None:
@@ -101,7 +112,7 @@ def one_line(error: BaseException) -> str:
     if "Original Traceback" in text:
         text = text.strip().splitlines()[-1].partition(": ")[2] or text.strip().splitlines()[-1]
     noise = ("Does not validate", "Subtypes:", "Errors:", "Given value type:", "Given value: Namespace")
-    lines = [line.strip(" -") for line in text.splitlines()]
+    lines = [line.strip().removeprefix("- ") for line in text.splitlines()]
     return "; ".join(line for line in lines if line and not line.startswith(noise)).replace(":;", ":")
 
 

@@ -30,7 +30,7 @@ from fps_flex.files import read_training_checkpoint
 
 from .callbacks import AverageWeights, LogFirstValidation, LossCurve, Progress, SampleVideo, read_losses
 from .checkpoints import Checkpoints, SaveError
-from .console import check_schedule_parts, check_writable, one_line, stop
+from .console import check_no_empty, check_schedule_parts, check_writable, one_line, stop
 from .data import VideoData
 from .index import check_encoders
 from .module import FlowModule, NotFinite
@@ -76,7 +76,9 @@ class FitCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str] | None) -> None:
         """Raises ValueError for parts of a schedule beside a preset's name: the parser would forget the preset."""
         super().parse_arguments(parser, args)
-        check_schedule_parts(sys.argv[1:] if args is None else args, parser.parse_args)
+        words = sys.argv[1:] if args is None else args
+        check_schedule_parts(words, parser.parse_args)
+        check_no_empty(words)
 
     def before_instantiate_classes(self) -> None:
         """What is cheap to check comes before models are built; and a resumed W&B run must know that it is one."""

@@ -107,7 +107,9 @@ class FlowModule(L.LightningModule):
                 raise ValueError(
                     f"the {type(part).__name__} gives {given}, expected the transformer's {name} = {getattr(wan, name)}"
                 )
-        self.model, made_for = _start_from(checkpoint, wan, attention) if checkpoint else (Wan(wan, attention), ALL)
+        self.model, made_for = (
+            (Wan(wan, attention), ALL) if checkpoint is None else _start_from(checkpoint, wan, attention)
+        )
         self.noise_levels = as_levels("model.noise_levels", noise_levels or made_for)
         self.model.checkpointing, self.model.compiled = checkpointing, compiled
         self.model.residual = residual
@@ -310,6 +312,8 @@ def _start_from(checkpoint: str, wan: WanConfig, attention: FPSAttention) -> tup
 
     Raises ValueError where that is missing, of other sizes, or of two transformers.
     """
+    if not checkpoint.strip():
+        raise ValueError("model.checkpoint is empty, expected weights to start from, or null for random ones")
     weights = open_weights(checkpoint)
     other = [
         f"{name} {value}, expected {getattr(wan, name)}"

@@ -11,10 +11,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from jsonargparse import auto_cli
-
 from ..codecs import Codec, TextEncoder
-from ..console import check_writable, speaking_plainly, stop
+from ..console import check_writable, run_command, speaking_plainly, stop
 from ..entries import Row
 from ..sources import read_rows
 from .cut import cut
@@ -166,10 +164,7 @@ def command(args: list[str] | None = None) -> None:
     """args: the command line, without the command; by default this process's own."""
     with speaking_plainly("stopped; the same command goes on where it was"):
         try:
-            auto_cli(
-                main, args=args, as_positional=False, exit_on_error=False, description=__doc__.splitlines()[0],
-                fail_untyped=False,
-            )  # fmt: skip
+            run_command(main, args, as_positional=False, description=__doc__.splitlines()[0], fail_untyped=False)
         except Exception as error:
             if getattr(error, "errno", None) != errno.ENOSPC and "No space left" not in str(error):
                 raise
