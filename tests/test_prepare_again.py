@@ -1,6 +1,7 @@
 """train.prepare on what an earlier run left: changed settings, moved videos, kills, and sets that others made."""
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -10,9 +11,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import av
 import pytest
 import torch
-from raw_clips import scene, write
+from raw_clips import letterbox, scene, write
 from safetensors.torch import load_file, save_file
 from test_prepare import ROOT, RUN, SMALL, caption, contents, prepare, write_config
 
@@ -26,6 +28,7 @@ from train.prepare.__main__ import command
 from train.prepare.pack import choose_held_out
 from train.prepare.records import PATIENCE, Clip, wait_for_all
 from train.prepare.standardise import list_buckets
+from train.resume import locked
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +88,8 @@ def encoded(monkeypatch):
 
 
 def times(folder):
-    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {path: path.stat().st_mtime_ns for path in files}
 
 
 def train(folder, run, *options):
@@ -146,6 +150,75 @@ def test_a_moved_source_goes_on_and_another_one_is_refused(
     line = refused(prepare, caption(other), out, small)
     assert "was prepared from other videos, of which" in line and "choose another --out" in line
     assert contents(out) == contents(prepared)
+
+
+def test_a_stage_added_later_encodes_what_it_changed(small, tmp_path, encoded):
+    """Cropped otherwise, or from an mp4: the bytes are those of a set that was made so at once."""
+    raw = tmp_path / "raw"
+    for i in range(2):
+        write(raw / f"{i}.mp4", letterbox(scene(i, frames=24, height=240, width=240), bar=60))
+    caption(raw)
+    prepare(raw, tmp_path / "at once", small)
+    prepare(raw, tmp_path / "later", small, "--stages=[scan,cut,encode]")
+    uncropped = read_index(tmp_path / "later")
+    encoded.clear()
+    prepare(raw, tmp_path / "later", small)
+    assert len(encoded) == 2 and contents(tmp_path / "later") == contents(tmp_path / "at once")
+    assert read_index(tmp_path / "later").clips[0].content != uncropped.clips[0].content
+
+    through = "--stages=[scan,cut,filter,standardise,encode]"
+    prepare(raw, tmp_path / "mp4", small, through)
+    prepare(raw, tmp_path / "later", small, through)
+    assert contents(tmp_path / "later") == contents(tmp_path / "mp4") != contents(tmp_path / "at once")
+
+
+@pytest.mark.parametrize("nth", range(1, 9))
+def test_what_cannot_be_read_for_a_while_is_tried_again_by_the_next_start(small, tmp_path, monkeypatch, nth):
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    write(raw / "a.mp4", scene(1, frames=24, height=120, width=160))
+    write(raw / "b.mp4", scene(2, frames=24, height=120, width=160))
+    calls, whole = [], av.open
+
+    def fail_once(file, *arguments, **options):
+        calls.append(file)
+        if len(calls) == nth and file.endswith(".mp4"):
+            raise OSError(5, "Input/output error", file)
+        return whole(file, *arguments, **options)
+
+    caption(raw)
+    with monkeypatch.context() as patch:
+        patch.setattr(av, "open", fail_once)
+        prepare(raw, out, small)
+    assert len(read_index(out).clips) in (1, 2)
+    prepare(raw, out, small)
+    assert len(read_index(out).clips) == 2
+    lines = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
+    assert not any(said["reasons"] for said in lines)
+
+
+def test_two_in_one_folder_are_one_and_a_refusal(raw, small, tmp_path, refused):
+    out = tmp_path / "out"
+    prepare(raw, out, small, "--stages=[scan]")
+    with locked(out / "work"):  # POSIX gives a process its own locks again, so the other must be one
+        code = f"from test_prepare import prepare; prepare({str(raw)!r}, {str(out)!r}, {str(small)!r})"
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+                              env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"})  # fmt: skip
+    assert done.returncode == 2 and "is in use by process" in done.stderr.splitlines()[-1]
+    assert done.stderr.splitlines()[-1].endswith("choose another --out")
+
+
+@pytest.mark.parametrize("stage", ["scan", "cut", "filter"])
+@pytest.mark.parametrize("content", ["", "[{}]", '{"x": 1}', "7"])
+def test_a_broken_record_is_named(raw, small, out, refused, stage, content):
+    record = next((out / "work" / stage).iterdir())
+    record.write_text(content)
+    line = refused(prepare, raw, out, small)
+    assert "is broken" in line and ("work/" in line or str(record) in line)
+
+
+def test_others_can_read_what_the_umask_lets_them(out):
+    modes = {oct(path.stat().st_mode) for path in (*(out / "shards").iterdir(), out / "empty_prompt.safetensors")}
+    assert modes == {oct((out / "index.json").stat().st_mode)}
 
 
 def test_a_scorer_added_later_measures_again_and_another_minimum_does_not(raw, out, tmp_path, encoded):
@@ -212,6 +285,11 @@ def test_nothing_is_written_before_all_is_known_to_be_good(raw, small, tmp_path,
         line = refused(command, [f"--config={small}", f"--source={raw}", f"--out={tmp_path / 'sets/new'}", *options])
         assert line and not (tmp_path / "sets").exists()
     prepare(raw, tmp_path / "sets/new", small, "--stages=[scan]")
+
+
+class Slow(ByteText):
+    def __call__(self, prompts, device):
+        time.sleep(60)
 
 
 class Broken(ByteText):
@@ -512,12 +590,14 @@ def test_the_folder_of_a_set_cannot_be_among_its_videos(raw, small, refused):
 
 
 def test_signals_leave_one_line(raw, small, tmp_path):
-    arguments = [sys.executable, "-c", RUN, f"--config={small}", f"--source={raw}", f"--out={tmp_path / 'out'}"]
+    arguments = [sys.executable, "-c", RUN, f"--config={small}", f"--source={raw}", f"--out={tmp_path / 'out'}",
+                 "--text=test_prepare_again.Slow"]  # fmt: skip
     process = subprocess.Popen(
-        arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        arguments, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT / "tests")}, text=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # it may be ignored where we run
     )  # fmt: skip
-    while not (tmp_path / "out/work/scan").exists():
+    while not (tmp_path / "out/work/encoded").exists() and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     said = process.communicate()[1].splitlines()

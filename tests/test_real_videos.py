@@ -5,8 +5,9 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+from PIL import Image
 from real_clips import flagged, flat, frame_of, greys, shift, silence, write
-from test_videos import levels, make_clip, show_turned
+from test_videos import bright_quarters, levels, make_clip, show_turned
 
 from train.boxes import Box
 from train.videos import ClipError, clip_seconds, probe, read_clip, sample_frames
@@ -308,3 +309,18 @@ def test_an_encrypted_video_is_named(tmp_path):
     for use in (probe, lambda path: read_clip(path, 1, 8, 64, 96)):
         with pytest.raises(ClipError, match=r"clip.mp4: can't be decoded \(it is encrypted\)"):
             use(path)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "size", "quarters"),
+    [(1, (64, 96), "#..."), (2, (64, 96), ".#.."), (3, (64, 96), "...#"), (4, (64, 96), "..#."),
+     (5, (96, 64), "#..."), (6, (96, 64), ".#.."), (7, (96, 64), "...#"), (8, (96, 64), "..#.")],
+)  # fmt: skip
+def test_a_cameras_exif_turns_its_picture(tmp_path, orientation, size, quarters):
+    exif, picture = Image.Exif(), np.full((64, 96, 3), 20, np.uint8)
+    exif[0x112] = orientation
+    picture[:32, :48] = 220
+    Image.fromarray(picture).save(tmp_path / "photo.jpg", exif=exif, quality=95)
+    found = probe(tmp_path / "photo.jpg")
+    assert (found.height, found.width) == size
+    assert bright_quarters(read_clip(tmp_path / "photo.jpg", 1, 8, *size)[:, 0].permute(1, 2, 0).float()) == quarters

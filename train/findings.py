@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from .caches import cache_file
+from .faults import is_passing
 from .left_out import speaks
 from .videos import ClipError, probe
 from .whole import beside
@@ -123,8 +124,7 @@ def _open(path: Path) -> tuple[Finding, bool]:
     try:
         found = probe(path)
     except ClipError as error:
-        passing = isinstance(error.__context__, (OSError, MemoryError))
-        return Finding(reason=str(error).removeprefix(f"{path}: ")), not passing
+        return Finding(reason=str(error).removeprefix(f"{path}: ")), not is_passing(error)
     return Finding(found.seconds, found.fps), True
 
 

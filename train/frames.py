@@ -7,12 +7,26 @@ from typing import TYPE_CHECKING
 
 import av
 import numpy as np
+from av.sidedata.sidedata import Type
 
 from .boxes import Box
 from .colours import to_rgb
 
 if TYPE_CHECKING:
     from jaxtyping import UInt8
+
+
+def _know_all_side_data() -> None:
+    """PyAV raises for a frame with side data of a kind that it doesn't know, such as a camera's EXIF: so name them."""
+    for value in range(MOST_KINDS):
+        if value not in Type._value2member_map_:
+            kind = object.__new__(Type)
+            kind._name_, kind._value_ = f"UNKNOWN_{value}", value
+            Type._value2member_map_[value] = kind
+
+
+MOST_KINDS = 128  # FFmpeg has some 32
+_know_all_side_data()
 
 
 def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:

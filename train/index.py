@@ -26,18 +26,23 @@ INDEX = "index.json"
 EMPTY_PROMPT = "empty_prompt.safetensors"
 Triple = tuple[int, int, int]
 Shape = tuple[int, ...]
+TEXTS = ("name", "shard", "prompt", "content")
 
 
 @dataclass(frozen=True)
 class CachedClip:
-    """shard: its file, below the data set's folder. size: frames, rows and columns of its pixels. held_out: for
-    validation."""
+    """A clip that was encoded.
+
+    shard: its file, below the data set's folder. size: frames, rows and columns of its pixels. held_out: for
+    validation. content: a digest of the pixels' origin, which a clip that is cropped otherwise has another of.
+    """
 
     name: str
     shard: str
     size: Triple
     prompt: str
     held_out: bool
+    content: str
 
 
 @dataclass(frozen=True)
@@ -95,12 +100,13 @@ def parse_index(folder: Path) -> Index:
 
 
 def _parse_clip(said: Any) -> CachedClip:
-    said = as_fields("a clip", said, ("name", "shard", "size", "prompt", "held_out"))
-    name, shard, prompt = (as_instance(x, said[x], str) for x in ("name", "shard", "prompt"))
+    said = as_fields("a clip", said, ("name", "shard", "size", "prompt", "held_out", "content"))
+    name, shard, prompt, content = (as_instance(said_of, said[said_of], str) for said_of in TEXTS)
     path = PurePosixPath(shard)
     if path.is_absolute() or ".." in path.parts or "\0" in shard or not path.parts:
         raise ValueError(f"shard is {shard!r}, expected a file in the data set's folder")
-    return CachedClip(name, shard, as_triple("size", said["size"]), prompt, as_bool("held_out", said["held_out"]))
+    size, held_out = as_triple("size", said["size"]), as_bool("held_out", said["held_out"])
+    return CachedClip(name, shard, size, prompt, held_out, content)
 
 
 def write_index(index: Index) -> None:

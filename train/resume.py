@@ -106,8 +106,11 @@ def compare_options(path: Path, before: dict[str, Any], now: dict[str, Any]) -> 
 
 
 @contextmanager
-def locked(run: Path) -> Iterator[None]:
-    """This process's alone, until it ends however it ends. Raises ValueError where another holds the folder."""
+def locked(run: Path, option: str = "--run FOLDER") -> Iterator[None]:
+    """This process's alone, until it ends however it ends. Raises ValueError where another holds the folder.
+
+    option: what names another folder.
+    """
     with (run / ".lock").open("a+") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -117,7 +120,7 @@ def locked(run: Path) -> Iterator[None]:
             else:
                 file.seek(0)
                 holder = file.read().strip() or "another process"
-                raise ValueError(f"{run} is in use by {holder}: wait for it, or choose another --run FOLDER") from None
+                raise ValueError(f"{run} is in use by {holder}: wait for it, or choose another {option}") from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()

@@ -38,8 +38,9 @@ def hold_out(clips: list[Clip], most: int, seed: int) -> tuple[list[Clip], list[
     for clip, source in zip(shuffled, sources, strict=True):
         parts[source].append(clip)
     if len(parts) == 1:
-        if len(clips) > 1 and speaks():
-            logger.warning("all clips are of one source video: val/loss will be of scenes that are trained on")
+        if speaks():
+            what = "all clips are of one source video" if len(clips) > 1 else "there is one clip"
+            logger.warning("%s: val/loss will be of scenes that are trained on", what)
         return shuffled[:room], shuffled[room:] or shuffled
     held = _choose(parts, room)
     kept = [clip for clip, source in zip(shuffled, sources, strict=True) if source not in held]

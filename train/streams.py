@@ -168,19 +168,22 @@ def measure(path: Path) -> tuple[float, float]:
         rate = float((count - 1) / (last - start)) if last > start else told
         fields = 2 if stream.codec_context.field_order > 1 else 1  # of an interlaced frame, maybe in a packet each
         is_right = any(abs(rate / told / each - 1) < 0.01 for each in (1, fields))
-        return float(last - start + length) if length else float(last - start) + 1 / rate, told if is_right else rate
+        return float(last - start) + (float(length) or 1 / told), told if is_right else rate
 
 
 def _measure_packets(
     container: av.container.InputContainer, stream: av.VideoStream
 ) -> tuple[int, Fraction | None, Fraction | None, Fraction]:
     """Their number from the first key frame on, the first and the last time in seconds, and the last one's length."""
-    count, first, last, length, begun = 0, None, None, 0, False
+    count, first, last, length, begun, key = 0, None, None, 0, False, None
     for packet in container.demux(stream):
         if packet.is_keyframe and not begun:
             count, first, last, begun = 0, None, None, True
+            key = None if packet.is_discard else packet.pts
         if not packet.size or packet.is_discard:
             continue
+        if None not in (key, packet.pts) and packet.pts < key:
+            continue  # shown before the key frame: needs what was before it, and can't be decoded
         count += 1
         if packet.pts is not None:
             first = packet.pts if first is None else min(first, packet.pts)

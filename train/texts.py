@@ -19,6 +19,8 @@ PROMPTS = ("prompts.txt", "prompt.txt", "captions.txt")
 
 def read_text(path: Path) -> str:
     """Its lines end in \\n. Raises ValueError for a file that can't be read and for what isn't UTF-8."""
+    if not path.is_file():
+        raise ValueError(f"{path} is no file")
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -57,5 +57,5 @@ def _write_random_set(folder: Path, clips: int, latents: tuple[int, ...], text_d
     tensors |= {f"{name}/text": torch.randn(TEXT_TOKENS, text_dim, dtype=torch.bfloat16) for name in names}
     save_file(tensors, folder / "shards/0.safetensors")
     save_file({"text": torch.zeros(1, text_dim)}, folder / EMPTY_PROMPT)
-    cached = [CachedClip(name, "shards/0.safetensors", (81, 480, 832), "", name == "clip0") for name in names]
+    cached = [CachedClip(name, "shards/0.safetensors", (81, 480, 832), "", name == "clip0", "") for name in names]
     write_index(Index(folder, 16.0, {}, {}, {}, TEXT_TOKENS, cached))

@@ -9,11 +9,13 @@ from __future__ import annotations
 import errno
 import shutil
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from ..codecs import Codec, TextEncoder
 from ..console import check_writable, run_command, speaking_plainly, stop
 from ..entries import Row
+from ..resume import locked
 from ..sources import read_rows
 from .cut import cut
 from .encode import encode
@@ -70,12 +72,18 @@ def main(
         limits, scorers or [], val_share, batch_size,
     )  # fmt: skip
     found = name_captions(read_rows(settings.source))
-    begin(settings, found, redo)
-    prepare(settings, found)
+    changes = check(settings, found)
+    (settings.out / "work").mkdir(exist_ok=True)
+    with locked(settings.out / "work", "--out") if place()[0] == 0 else nullcontext():
+        begin(settings, changes, redo)
+        prepare(settings, found)
 
 
-def begin(settings: Settings, found: dict[str, Row], redo: bool) -> None:
-    """Check what is left to check, and write down what is about to be done. Raises ValueError."""
+def check(settings: Settings, found: dict[str, Row]) -> list[str]:
+    """Check what is left to check, and make the folder. Returns what has changed since an earlier run, a line each.
+
+    Raises ValueError.
+    """
     out, now = settings.out, settings.describe()
     held = read_settings(out) or now
     changes = compare(out, held, now)
@@ -83,6 +91,13 @@ def begin(settings: Settings, found: dict[str, Row], redo: bool) -> None:
         check_moved(settings.source, (row.video for row in found.values()), out)
     settings.check_models()
     check_writable(out, "--out")
+    return changes
+
+
+def begin(settings: Settings, changes: list[str], redo: bool) -> None:
+    """Write down what is about to be done, and forget what is to be done again."""
+    out, now = settings.out, settings.describe()
+    held = read_settings(out) or now
     _say("\n".join(changes))
     wait_for_all()  # before this, all have compared
     if place()[0] == 0:
@@ -113,7 +128,7 @@ def prepare(settings: Settings, found: dict[str, Row]) -> None:
         draw_summary(out / "summary.png", judged, settings.limits)
         draw_contacts(out / "contact.png", folder, kept, fps)
     if "standardise" in stages:
-        standardise(folder, kept, fps, out / "clips")
+        standardise(folder, kept, fps, out)
     if "encode" in stages:
         _encode(settings, found, sources, judged)
 

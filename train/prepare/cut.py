@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..videos import ClipError
-from .records import Clip, Source, for_each, read_clip_record, read_json, write_json
+from .records import Clip, Source, for_each, is_lasting, read_clips, why_unreadable, write_json
 from .scenes import find_scenes
 
 
@@ -22,17 +22,12 @@ def cut(folder: Path, sources: list[Source], seconds: float, work: Path, skip: b
         for_each(
             "cut",
             usable,
-            lambda source: file[source.key].is_file(),
+            lambda source: is_lasting(read_clips(file[source.key])),
             lambda source: write_json(
                 file[source.key], [asdict(clip) for clip in cut_video(folder / source.video, source, seconds)]
             ),
         )
-    return {
-        source.key: [read_clip_record(said) for said in read_json(file[source.key])]
-        if file[source.key].is_file()
-        else cut_one(source, [], seconds)
-        for source in usable
-    }
+    return {source.key: read_clips(file[source.key]) or cut_one(source, [], seconds) for source in usable}
 
 
 def cut_video(path: Path, source: Source, seconds: float) -> list[Clip]:
@@ -40,7 +35,7 @@ def cut_video(path: Path, source: Source, seconds: float) -> list[Clip]:
     try:
         return cut_one(source, find_scenes(path), seconds)
     except ClipError as error:
-        return [_describe(source, 0.0, source.seconds, (f"unreadable: {str(error).removeprefix(f'{path}: ')}",))]
+        return [_describe(source, 0.0, source.seconds, (why_unreadable(error, path),))]
 
 
 def cut_one(source: Source, scenes: list[tuple[float, float]], seconds: float) -> list[Clip]:

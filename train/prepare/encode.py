@@ -12,9 +12,9 @@ from ..cached import trim_text
 from ..codecs import Codec, TextEncoder
 from ..index import EMPTY_PROMPT, is_finite
 from ..videos import ClipError, read_clip
-from .pack import find_packed, form_batches, save_whole
-from .records import Clip, for_each, place, read_json, write_json
-from .standardise import read_pixels
+from .pack import content_of, find_packed, form_batches, save_whole
+from .records import NOW, Clip, for_each, place, read_json, why_unreadable, write_json
+from .standardise import find_mp4, read_pixels
 
 
 def encode(
@@ -30,10 +30,14 @@ def encode(
     packed = find_packed(out)
     device = _device()
 
+    content = {clip.name: content_of(clip, out) for clip in clips}
+
     def done(clip: Clip) -> bool:
-        return clip.name in packed or any(
-            path.is_file() for path in (made / f"{clip.name}.safetensors", broken / f"{clip.name}.json")
-        )
+        name = content[clip.name]
+        if name in packed or (made / f"{name}.safetensors").is_file():
+            return True
+        reason = broken / f"{name}.json"
+        return reason.is_file() and not read_json(reason).startswith(NOW)
 
     def work(batch: list[Clip]) -> None:
         pixels: dict[str, Tensor] = {}
@@ -41,7 +45,7 @@ def encode(
             try:
                 pixels[clip.name] = _pixels(source, clip, fps, out)
             except ClipError as error:
-                write_json(broken / f"{clip.name}.json", f"unreadable: {error}")
+                write_json(broken / f"{content[clip.name]}.json", why_unreadable(error, source / clip.video))
         if pixels:
             latents = codec.encode(torch.stack(list(pixels.values())).to(device).float() / 127.5 - 1).bfloat16().cpu()
             whole = [clip for clip in batch if clip.name in pixels]
@@ -49,24 +53,27 @@ def encode(
             for clip, x, y in zip(whole, latents, states, strict=True):
                 if is_finite(x, y):
                     tensors = {"latents": x.contiguous(), "text": trim_text(y).contiguous()}
-                    save_whole(tensors, made / f"{clip.name}.safetensors")
+                    save_whole(tensors, made / f"{content[clip.name]}.safetensors")
                 else:
                     what = "the text states aren't" if is_finite(x) else "the latents aren't"
-                    write_json(broken / f"{clip.name}.json", f"not finite: {what}")
+                    write_json(broken / f"{content[clip.name]}.json", f"not finite: {what}")
 
     for_each("encode", form_batches(clips, batch_size), lambda batch: all(map(done, batch)), work)
     if place()[0] == 0:
         empty = text([""], device)[0].cpu()
         save_whole({"text": trim_text(empty).contiguous()}, out / EMPTY_PROMPT)
-    reasons = {path.stem: read_json(path) for path in broken.glob("*.json")}
-    return [replace(clip, reasons=(reasons[clip.name],)) if clip.name in reasons else clip for clip in clips]
+    reasons = {
+        path.stem: read_json(path)
+        for path in broken.glob("*.json")
+        if not (made / f"{path.stem}.safetensors").is_file()
+    }
+    found = ((clip, reasons.get(content[clip.name])) for clip in clips)
+    return [replace(clip, reasons=(reason,)) if reason else clip for clip, reason in found]
 
 
 def _pixels(source: Path, clip: Clip, fps: float, out: Path) -> Tensor:
-    standardised = out / "clips" / f"{clip.name}.mp4"
-    if standardised.is_file():
-        return read_clip(standardised, clip.size[0], fps, *clip.size[1:])
-    return read_pixels(source, clip, fps)
+    mp4 = find_mp4(clip, out)
+    return read_pixels(source, clip, fps) if mp4 is None else read_clip(mp4, clip.size[0], fps, *clip.size[1:])
 
 
 def _device() -> torch.device:

@@ -13,7 +13,7 @@ from ..boxes import WHOLE, Box
 from ..ranges import require
 from ..videos import ClipError, sample_frames
 from .analysis import color_spread, find_borders, find_near, motion, perceptual_hash
-from .records import Clip, Source, for_each, read_clip_record, read_json, write_json
+from .records import Clip, Source, for_each, is_lasting, read_clips, why_unreadable, write_json
 from .scorers import Scorer
 from .subtitles import find_subtitles
 
@@ -71,7 +71,7 @@ def measure(
 
     def read(key: str) -> list[Clip] | None:
         """What was measured before, if of the same clips."""
-        said = [read_clip_record(clip) for clip in read_json(file[key])] if file[key].is_file() else []
+        said = read_clips(file[key]) or []
         return said if [clip.name for clip in said] == [clip.name for clip in clips[key]] else None
 
     def work_on(key: str) -> None:
@@ -79,7 +79,7 @@ def measure(
         write_json(file[key], [asdict(clip) for clip in measured])
 
     if not skip:
-        for_each("filter", list(clips), lambda key: read(key) is not None, work_on)
+        for_each("filter", list(clips), lambda key: is_lasting(read(key)), work_on)
     return [clip for key in clips for clip in (read(key) or clips[key])]
 
 
@@ -97,7 +97,7 @@ def measure_video(path: Path, clips: list[Clip], scorers: list[Scorer]) -> Itera
                 frames.append((time, frame))
             last, step = time, time - last
     except ClipError as error:
-        reason = f"unreadable: {str(error).removeprefix(f'{path}: ')}"
+        reason = why_unreadable(error, path)
         yield from (replace(clip, reasons=tuple(dict.fromkeys((*clip.reasons, reason)))) for clip in waiting)
         return
     for clip in waiting:

@@ -18,6 +18,7 @@ from ..index import CachedClip, Index, is_prepared, parse_index, read_shapes, re
 from ..split import find_sources
 from ..whole import beside
 from .records import Clip, for_each, place, wait_for_all
+from .standardise import find_mp4
 
 SHARD_CLIPS = 128  # about 1 GB of 480p latents and text states
 SHARDS = "shards"
@@ -33,16 +34,18 @@ def pack(clips: list[Clip], held_out: set[str], fps: float, codec: Codec, text: 
     shards that were written are not written again.
     """
     groups, packed = _group(clips), find_packed(out)
+    content = {clip.name: content_of(clip, out) for clip in clips}
+    shard = {clip.name: _shard_of(group, content) for group in groups for clip in group}
     (out / SHARDS).mkdir(exist_ok=True)
     for_each(
         "pack",
         groups,
-        lambda group: _holds(out / _shard_of(group), group),
-        lambda group: _write_shard(out, group, packed),
+        lambda group: _holds(out / shard[group[0].name], group),
+        lambda group: _write_shard(out / shard[group[0].name], group, content, packed, out),
     )
     if place()[0] == 0:
         cached = [
-            CachedClip(x.name, _shard_of(group), x.size, x.prompt, x.name in held_out)
+            CachedClip(x.name, shard[x.name], x.size, x.prompt, x.name in held_out, content[x.name])
             for group in groups
             for x in group
         ]
@@ -52,8 +55,14 @@ def pack(clips: list[Clip], held_out: set[str], fps: float, codec: Codec, text: 
     wait_for_all()
 
 
+def content_of(clip: Clip, out: Path) -> str:
+    """The clip's name, and what its latents are made of: the piece and its crop, from the source or from an mp4."""
+    said = f"{clip.digest} {'mp4' if find_mp4(clip, out) else 'source'}"
+    return f"{clip.name}-{hashlib.sha256(said.encode()).hexdigest()[:16]}"
+
+
 def find_packed(out: Path) -> dict[str, Path]:
-    """The shard of each clip that was packed before; shards that are missing or cut short are named and passed over."""
+    """The shard of each content that was packed before; shards that are missing or cut short are named, not used."""
     if not is_prepared(out):
         return {}
     try:
@@ -67,7 +76,7 @@ def find_packed(out: Path) -> dict[str, Path]:
             held[shard] = set(read_shapes(out / shard))
         except ValueError as error:
             logger.warning("encoding the clips of a shard again: %s", error)
-    return {clip.name: out / clip.shard for clip in clips if set(_names(clip.name)) <= held.get(clip.shard, set())}
+    return {clip.content: out / clip.shard for clip in clips if set(_names(clip.name)) <= held.get(clip.shard, set())}
 
 
 def choose_held_out(clips: list[Clip], said: dict[str, str], share: float) -> set[str]:
@@ -80,8 +89,9 @@ def choose_held_out(clips: list[Clip], said: dict[str, str], share: float) -> se
     labels = _label_sources(clips, said)
     if len(set(labels)) == 1:
         labels = [clip.digest for clip in clips]
-        if len(clips) > 1 and place()[0] == 0:
-            logger.warning("all clips are of one source video: val/loss will be of scenes that are trained on")
+        if place()[0] == 0:
+            what = "all clips are of one source video" if len(clips) > 1 else "there is one clip"
+            logger.warning("%s: val/loss will be of scenes that are trained on", what)
     hashes = {clip.name: int(label[:16], 16) / 2**64 for clip, label in zip(clips, labels, strict=True)}
     lowest, highest = min(hashes.values()), max(hashes.values())
     return {name for name, value in hashes.items() if value == lowest or value < min(share, highest)}
@@ -107,7 +117,10 @@ def form_batches(clips: list[Clip], batch_size: int) -> list[list[Clip]]:
 
 def save_whole(tensors: dict[str, Tensor], path: Path) -> None:
     with beside(path) as aside:
+        aside.touch()
+        mode = aside.stat().st_mode
         save_file(tensors, aside, metadata={"format": "pt"})
+        aside.chmod(mode)  # safetensors writes for the user alone
 
 
 def _group(clips: list[Clip]) -> list[list[Clip]]:
@@ -115,9 +128,9 @@ def _group(clips: list[Clip]) -> list[list[Clip]]:
     return form_batches(sorted(clips, key=lambda clip: (clip.size, clip.digest)), SHARD_CLIPS)
 
 
-def _shard_of(group: list[Clip]) -> str:
-    """Named by its clips' size and a digest of all that they are."""
-    said = json.dumps([(clip.name, clip.digest) for clip in group])
+def _shard_of(group: list[Clip], content: dict[str, str]) -> str:
+    """Named by its clips' size and a digest of their contents."""
+    said = json.dumps([content[clip.name] for clip in group])
     frames, rows, columns = group[0].size
     return f"{SHARDS}/{frames}x{rows}x{columns}-{hashlib.sha256(said.encode()).hexdigest()[:16]}.safetensors"
 
@@ -133,17 +146,14 @@ def _holds(shard: Path, group: list[Clip]) -> bool:
         return False
 
 
-def _write_shard(out: Path, group: list[Clip], packed: dict[str, Path]) -> None:
+def _write_shard(shard: Path, group: list[Clip], content: dict[str, str], packed: dict[str, Path], out: Path) -> None:
     tensors = {}
     for clip in group:
-        tensors |= zip(_names(clip.name), _read_encoded(clip, out, packed), strict=True)
-    save_whole(tensors, out / _shard_of(group))
-
-
-def _read_encoded(clip: Clip, out: Path, packed: dict[str, Path]) -> list[Tensor]:
-    if clip.name in packed:
-        return read_tensors(packed[clip.name], *_names(clip.name))
-    return read_tensors(out / "work" / "encoded" / f"{clip.name}.safetensors", "latents", "text")
+        name, names = content[clip.name], _names(clip.name)
+        encoded = out / "work" / "encoded" / f"{name}.safetensors"
+        read = read_tensors(packed[name], *names) if name in packed else read_tensors(encoded, "latents", "text")
+        tensors |= zip(names, read, strict=True)
+    save_whole(tensors, shard)
 
 
 def _remove_others(out: Path, shards: set[str]) -> None:

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ..boxes import WHOLE, Box
+from ..faults import ClipError, is_passing
 from ..whole import write_text
 
 Item = TypeVar("Item")
@@ -115,5 +116,38 @@ def write_lines(path: Path, values: Iterable[Any]) -> None:
     write_text(path, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values))
 
 
+NOW = "unreadable now"  # which the next start tries again
+
+
+def why_unreadable(error: ClipError, path: Path) -> str:
+    return f"{NOW if is_passing(error) else 'unreadable'}: {str(error).removeprefix(f'{path}: ')}"
+
+
+def read_clips(path: Path) -> list[Clip] | None:
+    """None where there are none."""
+    if not path.is_file():
+        return None
+    try:
+        return [read_clip_record(said) for said in read_json(path)]
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{path} is broken ({error!r}): remove it, and the same command makes it again") from None
+
+
+def is_lasting(clips: list[Clip] | None) -> bool:
+    """Whether there are clips, and none that couldn't be read for a while."""
+    return clips is not None and not any(reason.startswith(NOW) for clip in clips for reason in clip.reasons)
+
+
+def read_source(path: Path) -> Source:
+    try:
+        return Source(**read_json(path))
+    except TypeError as error:
+        raise ValueError(f"{path} is broken ({error}): remove it, and the same command makes it again") from None
+
+
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Raises ValueError for a file that is broken, as a loss of power may leave it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is broken ({error}): remove it, and the same command makes it again") from None

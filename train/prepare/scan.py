@@ -8,9 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..entries import Row
+from ..faults import is_passing
 from ..listing import is_image
 from ..videos import ClipError, probe
-from .records import Source, for_each, place, read_json, write_json
+from .records import Source, for_each, place, read_source, write_json
+
+NEVER = -1
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +25,7 @@ def scan(folder: Path, found: dict[str, Row], work: Path) -> list[Source]:
     that has changed since is forgotten; of one that was only moved or touched it is kept.
     """
     file = {key: work / "scan" / f"{key}.json" for key in found}
-    known = {key: Source(**read_json(file[key])) for key in found if file[key].is_file()}
+    known = {key: read_source(file[key]) for key in found if file[key].is_file()}
 
     def is_stale(key: str) -> bool:
         row = found[key]
@@ -38,7 +41,7 @@ def scan(folder: Path, found: dict[str, Row], work: Path) -> list[Source]:
         write_json(file[key], asdict(now))
 
     for_each("scan", list(found), lambda key: key not in stale, look)
-    return [Source(**read_json(file[key])) if key in stale else known[key] for key in found]
+    return [read_source(file[key]) if key in stale else known[key] for key in found]
 
 
 def name_captions(rows: list[Row]) -> dict[str, Row]:
@@ -86,6 +89,8 @@ def look_at(folder: Path, key: str, video: str, prompt: str) -> Source:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except (ClipError, OSError) as error:
+        if isinstance(error, OSError) or is_passing(error):
+            modified, size = NEVER, NEVER  # so that the next start looks again
         return Source(key, video, prompt, modified, size, reason=str(error).removeprefix(f"{path}: "))
     return Source(
         key, video, prompt, modified, size, digest, found.width, found.height, found.fps, found.seconds, found.codec

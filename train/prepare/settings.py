@@ -13,7 +13,7 @@ from ..codecs import Codec, TextEncoder
 from ..index import comparable
 from ..ranges import require
 from .judge import Limits
-from .records import Source, read_json
+from .records import read_json, read_source
 from .scan import make_key, stamp
 from .scorers import Scorer
 from .standardise import list_buckets
@@ -78,6 +78,8 @@ class Settings:
         return json.loads(json.dumps(said))
 
     def _check_folders(self) -> None:
+        if self.source.is_file():
+            raise ValueError(f"--source {self.source} is a file, expected a folder: give the one that it is in")
         if not self.source.is_dir():
             raise ValueError(f"no folder {self.source}: expected videos with captions")
         if self.out.resolve().is_relative_to(self.source.resolve()):
@@ -124,7 +126,7 @@ def check_moved(source: Path, videos: Iterable[str], out: Path) -> None:
     """Raises ValueError where the folder holds the data of other videos, and none of these."""
     records = out / "work" / "scan"
     files = {video: records / f"{make_key(video)}.json" for video in videos}
-    known = {video: Source(**read_json(path)) for video, path in files.items() if path.is_file()}
+    known = {video: read_source(path) for video, path in files.items() if path.is_file()}
     same = any(held.bytes == stamp(source / video)[1] for video, held in known.items())
     if not same and any(records.glob("*.json")):
         raise ValueError(f"{out} was prepared from other videos, of which {source} has none: choose another --out")

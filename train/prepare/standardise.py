@@ -14,7 +14,7 @@ from ..boxes import WHOLE
 from ..codecs import Codec
 from ..videos import ClipError, read_clip, write_video
 from ..whole import write_text
-from .records import Clip, Source, for_each
+from .records import Clip, Source, for_each, read_json, write_json
 
 if TYPE_CHECKING:
     from jaxtyping import UInt8
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+CLIPS = "clips"
 PATCH = 2  # latents a side that Wan's transformer takes for one
 MULTIPLE = 16  # pixels a side: the patch of Wan2.1's VAE, at least
 
@@ -57,20 +58,32 @@ def choose_sizes(clips: list[Clip], sources: list[Source], frames: int, buckets:
 
 
 def standardise(folder: Path, clips: list[Clip], fps: float, out: Path) -> None:
-    """An H.264 mp4 of each clip, and the metadata.csv that makes the folder a raw one; one that breaks is left out."""
-    out.mkdir(parents=True, exist_ok=True)
+    """In out/clips an H.264 mp4 of each clip, and the metadata.csv that makes it a raw folder; one that breaks is left
+    out."""
+    (out / CLIPS).mkdir(parents=True, exist_ok=True)
 
     def work(clip: Clip) -> None:
         try:
-            write_video(out / f"{clip.name}.mp4", read_pixels(folder, clip, fps).float() / 127.5 - 1, fps)
+            write_video(out / CLIPS / f"{clip.name}.mp4", read_pixels(folder, clip, fps).float() / 127.5 - 1, fps)
+            write_json(_record(clip, out), clip.digest)
         except ClipError as error:
             logger.warning("left out a clip: %s", error)
 
-    for_each("standardise", clips, lambda clip: (out / f"{clip.name}.mp4").is_file(), work)
-    written = [clip for clip in clips if (out / f"{clip.name}.mp4").is_file()]
+    for_each("standardise", clips, lambda clip: find_mp4(clip, out) is not None, work)
+    written = [clip for clip in clips if find_mp4(clip, out)]
     table = io.StringIO()
     csv.writer(table).writerows([("video", "prompt"), *((f"{clip.name}.mp4", clip.prompt) for clip in written)])
-    write_text(out / "metadata.csv", table.getvalue())
+    write_text(out / CLIPS / "metadata.csv", table.getvalue())
+
+
+def find_mp4(clip: Clip, out: Path) -> Path | None:
+    """The mp4 of a clip as it is now: not of one that was cropped otherwise."""
+    file, record = out / CLIPS / f"{clip.name}.mp4", _record(clip, out)
+    return file if file.is_file() and record.is_file() and read_json(record) == clip.digest else None
+
+
+def _record(clip: Clip, out: Path) -> Path:
+    return out / "work" / "standardised" / f"{clip.name}.json"
 
 
 def read_pixels(folder: Path, clip: Clip, fps: float) -> UInt8[Tensor, "3 f h w"]:
