@@ -148,7 +148,7 @@ def test_scaled_fp8_is_undone(save, tensors, suffix, kind, prefix):
 
 
 def test_scales_of_blocks(save, tensors):
-    made = {name: x.to(torch.float8_e4m3fn) if is_matrix(name) else x for name, x in tensors.items()}
+    made = tensors | {"blocks.0.ffn.2.weight": tensors["blocks.0.ffn.2.weight"].to(torch.float8_e4m3fn)}
     scale = torch.rand(3, 2) + 0.5
     made["blocks.0.ffn.2.weight_scale"] = scale  # of a weight of 48 rows and 96 columns
     got = read(save(made))["blocks.0.ffn.2.weight"]
@@ -164,6 +164,30 @@ def test_plain_fp8_is_read_as_it_is_and_computes_in_bfloat16(save, tensors, dtyp
     model = load_wan(path, DENSE).state_dict()
     for name in filter(is_matrix, made):
         assert model[name].dtype == torch.bfloat16 and torch.equal(model[name].float(), made[name].float())
+
+
+def marker(format):
+    return torch.tensor(list(json.dumps({"format": format}).encode()), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+def test_float8_without_its_scale_in_a_scaled_file_is_refused(save, tensors, prefix):
+    made, _ = scaled(tensors, KINDS["number"], "weight_scale")
+    made = {prefix + name: x for name, x in made.items()}
+    bare = {name: x for name, x in made.items() if not name.endswith("weight_scale")}
+    layer = f"{prefix}blocks.1.ffn.2"
+    one = {name: x for name, x in made.items() if name != f"{layer}.weight_scale"}
+    refused(save(one), f"{layer}.weight lacks its scale in a file of scaled float8")
+    lacks = "weight lacks its scale in a file of scaled float8: fetch or save it again"
+    refused(save(bare | {f"{prefix}scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn)}), lacks)
+    refused(save(bare | {f"{layer}.scale_input": torch.ones(1)}), lacks)
+    encoder = {"text_encoders.umt5xxl.transformer.scaled_fp8": torch.zeros(2)}
+    assert len(read(save(bare | encoder))) == len(tensors)
+    said = {f"{layer}.comfy_quant": marker("float8_e4m3fn")}
+    refused(save(one | said), f"{layer}.comfy_quant is beside blocks.1.ffn.2.weight without its scale")
+    other = {f"{layer}.comfy_quant": marker("float8_e5m2")}
+    refused(save(made | other), f"{layer}.comfy_quant says float8_e5m2 and is beside a weight of torch.float8_e4m3fn")
+    refused(save(made | {f"{layer}.no.comfy_quant": marker("float8_e5m2")}), "is beside no weight")
 
 
 LAYER = "blocks.0.ffn.0."  # 96 rows, 48 columns
