@@ -23,9 +23,9 @@ from .fp8_files import FLOAT8, READABLE, without_scales
 from .hub import local
 from .names import official_names, unwrap
 from .recognise import what_channels, what_names
+from .sizes import infer_config
 from .wan import Wan, WanConfig
 
-HEAD_DIM = 128  # of every Wan2.1, where no config.json says otherwise
 SETTINGS = "fps_flex.json"  # beside weights exported from a checkpoint: the attention that they were trained with
 
 Which = Literal["average", "live"]
@@ -162,7 +162,7 @@ def _open_released(path: Path) -> Weights:
     if what := what_channels(shapes):
         raise ValueError(f"{path} is {what}, expected a text-to-video Wan transformer's weights")
     folder = next(iter(files.where.values())).parent
-    config = _infer_config(path, shapes, folder)
+    config = infer_config(path, shapes, folder)
     _check_shapes(path, shapes, config)
     settings = _settings_of(config, folder) if (folder / SETTINGS).is_file() else None
     levels = tuple(settings["noise_levels"]) if settings else levels_of(path)
@@ -199,29 +199,6 @@ def _open_trained(path: Path, which: Which) -> Weights:
     # through the class, so that a preset's name in an older checkpoint becomes its numbers
     settings = {"wan": asdict(config), "attention": asdict(attention), "noise_levels": list(levels)}
     return Weights(config, specs, state.__getitem__, held["fps_flex"], settings, levels)
-
-
-def _infer_config(path: Path, shapes: dict[str, Shape], folder: Path) -> WanConfig:
-    """Sizes from the shapes; heads and eps, which no shape shows, from config.json, or else as in every Wan2.1."""
-    try:
-        said = json.loads((folder / "config.json").read_text("utf-8")) if (folder / "config.json").is_file() else {}
-        said = as_instance("config.json", said, dict)
-        dim, channels, *patch = shapes["patch_embedding.weight"]
-        heads = said.get("num_heads") or said.get("num_attention_heads") or dim // HEAD_DIM
-        return WanConfig(
-            dim=dim,
-            ffn_dim=shapes["blocks.0.ffn.0.weight"][0],
-            heads=heads,
-            layers=len({name.split(".")[1] for name in shapes if name.startswith("blocks.")}),
-            channels=channels,
-            text_dim=shapes["text_embedding.0.weight"][1],
-            freq_dim=shapes["time_embedding.0.weight"][1],
-            patch=tuple(patch),
-            eps=said.get("eps", 1e-6),
-        )
-    except (OSError, KeyError, IndexError, ValueError, TypeError, ZeroDivisionError, RecursionError) as error:
-        some = ", ".join(sorted(shapes)[:3])
-        raise ValueError(f"{path} holds no Wan transformer ({error}): its tensors are {some}, ...") from None
 
 
 def _check_shapes(path: Path, shapes: dict[str, Shape], config: WanConfig) -> None:
