@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import FPSAttention
-from .casting import keeps_fp32
+from .casting import check_finite, keeps_fp32
 from .checks import as_device, as_instance, as_path, one_of, show
 from .experts import ALL, Levels, as_levels, levels_of
 from .files import Shape, Spec, open_files, read_training_checkpoint
@@ -139,7 +139,8 @@ def fill(
 ) -> None:
     """Put tensors, with their official names, in the place of a model's own; each is copied.
 
-    dtype: as for `load_wan`. Raises ValueError for a tensor of whole numbers: quantised weights are not the model's.
+    dtype: as for `load_wan`. Raises ValueError for a tensor of whole numbers, since quantised weights are not
+    the model's, and for values that are not finite in the dtype.
     """
     for name, tensor in tensors:
         owner, _, leaf = name.rpartition(".")
@@ -147,7 +148,9 @@ def fill(
             raise ValueError(f"{name} is of {tensor.dtype}, expected floating-point weights, not quantised ones")
         own = torch.bfloat16 if tensor.dtype in FLOAT8 else tensor.dtype
         kept = torch.float32 if keeps_fp32(name) else dtype or own
-        setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor.to(device, kept, copy=True)))
+        made = tensor.to(device, kept, copy=True)
+        check_finite(name, made)
+        setattr(model.get_submodule(owner), leaf, nn.Parameter(made))
 
 
 def _open_released(path: Path) -> Weights:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from test_weights import DENSE, assert_same, make_official, official_shapes, tensors_of
 
 from fps_flex import convert as command
-from fps_flex.casting import Cast, keeps_fp32
+from fps_flex.casting import Cast, check_finite, keeps_fp32
 from fps_flex.files import Spec
 from fps_flex.weights import SETTINGS, load_wan, main, open_weights
 from fps_flex.writing import write_file, write_shards
@@ -134,6 +134,51 @@ def test_values_that_a_dtype_cannot_hold_are_refused(official, tmp_path, capsys,
     line = refused(capsys, tmp_path / "in", tmp_path / "deep/er/out", "--format=comfyui", f"--dtype={dtype}")
     assert f"blocks.1.ffn.0.weight {says}" in line
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn])
+def test_values_that_are_not_finite_are_found_wherever_they_are(value, dtype):
+    tensor = torch.zeros(2**21 + 5).to(dtype)
+    if dtype == torch.float8_e4m3fn:
+        value = float("nan")
+    for place in (0, 2**20 + 3, 2**21 + 4):
+        made = tensor.clone()
+        made[place] = torch.tensor(value).to(dtype)
+        for name in (None, "fp32", "bf16", "float8_e4m3fn"):
+            with pytest.raises(ValueError, match=r"x.weight holds a value of (nan|inf), expected finite weights"):
+                Cast(name)("x.weight", made)
+    assert Cast()("x.weight", tensor) is tensor
+    tensor[5], tensor[7] = -1.5, 1
+    assert check_finite("x.weight", tensor) == 1.5
+
+
+@pytest.mark.parametrize("options", [[], ["--dtype=fp32"], ["--dtype=bf16"]])
+@pytest.mark.parametrize(("name", "scale"), [("norm3.weight", None), ("ffn.0.weight", 3e38)])
+def test_weights_that_are_not_finite_are_neither_written_nor_loaded(official, tmp_path, capsys, options, name, scale):
+    tensors = tensors_of(official)
+    tensors[f"blocks.1.{name}"][3] = float("nan")
+    if scale:  # times which a weight in float8 is infinite
+        tensors["blocks.1.ffn.0.weight"] = torch.full((96, 48), 448.0).to(torch.float8_e4m3fn)
+        tensors["blocks.1.ffn.0.scale_weight"] = torch.tensor(scale)
+    (tmp_path / "in").mkdir()
+    save_file(tensors, tmp_path / "in/model.safetensors")
+    shutil.copy(official / "config.json", tmp_path / "in")
+    line = refused(capsys, tmp_path / "in", tmp_path / "out", "--format=official", *options)
+    assert f"blocks.1.{name} holds a value of {'inf' if scale else 'nan'}, expected finite weights" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+    with pytest.raises(ValueError, match=f"blocks.1.{name} holds a value of"):
+        load_wan(tmp_path / "in", DENSE)
+
+
+def test_values_that_are_not_finite_in_the_dtype_are_not_loaded(official, tmp_path):
+    tensors = tensors_of(official)
+    tensors["blocks.1.ffn.0.weight"][3, 4] = 1e6
+    save_file(tensors, tmp_path / "model.safetensors")
+    shutil.copy(official / "config.json", tmp_path)
+    load_wan(tmp_path, DENSE, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="blocks.1.ffn.0.weight holds a value of inf"):
+        load_wan(tmp_path, DENSE, dtype=torch.float16)
 
 
 def test_scaled_fp8_becomes_what_it_is_worth(official, tmp_path, capsys, caplog):
