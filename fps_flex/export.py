@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, get_args
+from uuid import uuid4
 
 from torch import Tensor
 
@@ -85,13 +86,18 @@ def new_folder(folder: object) -> Path:
 
 @contextmanager
 def _appearing(folder: Path) -> Iterator[Path]:
-    """Where to write what is to be a folder. A failure leaves nothing. Raises ValueError where it can't be written."""
-    aside = folder.with_name(f".{folder.name}.part")
+    """Where to write what is to be a folder. A failure leaves nothing.
+
+    Each call writes into a folder of its own, so that of two at once one is refused at the end and neither touches the
+    other's files; what a killed one leaves, .NAME.*.part, is therefore nobody's to remove but the user's.
+    Raises ValueError where it can't be written, and where the folder has appeared meanwhile.
+    """
+    aside = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}.part")
     made = [parent for parent in folder.parents if not parent.exists()]
     try:
-        shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         yield aside
+        new_folder(folder)  # rename would take the place of an empty one
         aside.rename(folder)
     except BaseException as error:
         shutil.rmtree(aside, ignore_errors=True)
@@ -99,6 +105,7 @@ def _appearing(folder: Path) -> Iterator[Path]:
             for parent in made:
                 parent.rmdir()
         if isinstance(error, OSError):
+            new_folder(folder)
             raise ValueError(f"{folder} can't be written ({error.strerror or error})") from None
         raise
 

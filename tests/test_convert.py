@@ -6,8 +6,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from test_weights import DENSE, assert_same, make_official, official_shapes, ten
 
 from fps_flex import convert as command
 from fps_flex.casting import Cast, check_finite, keeps_fp32
+from fps_flex.export import export
 from fps_flex.files import Spec
 from fps_flex.weights import SETTINGS, load_wan, main, open_weights
 from fps_flex.writing import write_file, write_shards
@@ -333,7 +334,7 @@ convert.main(sys.argv[1:])
 def test_ctrl_c_is_one_line_and_leaves_nothing(official, tmp_path):
     command = [sys.executable, "-c", STOPPED, "convert", official, tmp_path / "new/out", "--format=official"]
     running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert running.stdout.readline() == "reading\n" and list(tmp_path.glob("new/.out.part/*"))
+    assert running.stdout.readline() == "reading\n" and list(tmp_path.glob("new/.out.*.part/*"))
     running.send_signal(signal.SIGINT)
     _, said = running.communicate(timeout=30)
     assert (running.returncode, said) == (130, "error: stopped; nothing was written\n")
@@ -378,10 +379,39 @@ def test_a_bar_shows_how_far_a_long_conversion_is(official, tmp_path, monkeypatc
     assert "converting" in said.err and "converting" not in said.out
 
 
-def test_an_abandoned_attempt_is_written_over(official, tmp_path):
-    (tmp_path / ".out.part").mkdir()
-    (tmp_path / ".out.part/old.safetensors").touch()
+def test_an_abandoned_attempt_is_in_nobodys_way(official, tmp_path):
+    (tmp_path / ".out.0.part").mkdir()
     convert(official, tmp_path / "out", "--format=official")
-    assert [path.name for path in tmp_path.iterdir()] == ["out"] and not (tmp_path / "out/old.safetensors").exists()
-    assert os.listdir(tmp_path / "out") and time.time() - (tmp_path / "out").stat().st_mtime < 100
+    assert {path.name for path in tmp_path.iterdir()} == {".out.0.part", "out"}
+    assert os.listdir(tmp_path / "out")
+    assert (tmp_path / "out").stat().st_mode == (tmp_path / ".out.0.part").stat().st_mode
     assert Cast().describe() == ""
+
+
+@pytest.mark.parametrize("appears", ["file", "empty", "whole"])
+def test_a_folder_that_appears_meanwhile_is_kept(official, tmp_path, appears):
+    weights, out = open_weights(official), tmp_path / "out"
+    appear = {"file": out.touch, "empty": out.mkdir, "whole": lambda: convert(official, out, "--format=official")}
+
+    def read(name):
+        if not out.exists():
+            {"file": out.touch, "empty": out.mkdir, "whole": lambda: convert(official, out, "--format=official")}[
+                appears
+            ]()
+        return weights.read(name)
+
+    with pytest.raises(ValueError, match=f"{out} exists already: choose another folder"):
+        export(replace(weights, read=read), out, "official")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    if appears == "whole":
+        assert_same(tensors_of(out), tensors_of(official))
+
+
+def test_of_two_conversions_into_one_folder_one_is_refused_and_the_other_whole(official, tmp_path):
+    command = [sys.executable, "-m", "fps_flex.weights", "convert", official, tmp_path / "out", "--format=official"]
+    runs = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [run.communicate(timeout=60)[1] for run in runs]
+    assert sorted(run.returncode for run in runs) == [0, 2]
+    assert f"error: {tmp_path / 'out'} exists already: choose another folder\n" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert_same(dict(open_weights(tmp_path / "out").stream()), tensors_of(official))
