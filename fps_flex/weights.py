@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .attention import FPSAttention
 from .casting import check_finite, keeps_fp32
-from .checks import as_device, as_instance, as_path, one_of, show
+from .checks import as_device, as_fields, as_instance, as_path, one_of, show
 from .experts import ALL, Levels, as_levels, levels_of
 from .files import Shape, Spec, open_files, read_training_checkpoint
 from .fp8_files import FLOAT8, READABLE, without_scales
@@ -26,7 +26,8 @@ from .recognise import what_channels, what_names
 from .sizes import infer_config
 from .wan import Wan, WanConfig
 
-SETTINGS = "fps_flex.json"  # beside weights exported from a checkpoint: the attention that they were trained with
+SETTINGS = "fps_flex.json"  # beside exported weights: the attention that they were trained with, their noise levels
+RELEASED = {"noise_levels"}  # all that it says of an expert of a release
 
 Which = Literal["average", "live"]
 
@@ -98,6 +99,8 @@ def read_settings(path: str | Path) -> tuple[WanConfig, FPSAttention]:
     """
     path = as_path("path", path)
     held = read_training_checkpoint(path)["fps_flex"] if path.suffix == ".ckpt" else _read_exported(path)
+    if held.keys() == RELEASED:
+        raise ValueError(f"{path} is of a release, which has no attention of its own: its {SETTINGS} says noise levels")
     try:
         return _config_from(held["wan"]), FPSAttention.from_dict(held["attention"])
     except (KeyError, ValueError) as error:
@@ -111,7 +114,7 @@ def _read_exported(folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"no {SETTINGS} in {folder}: expected a .ckpt of train.fit, or the folder that fps_flex.weights made of one"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _unsaid(folder, error) from None
 
 
@@ -123,7 +126,7 @@ def _unsaid(path: Path, error: Exception) -> ValueError:
 def _config_from(data: Any) -> WanConfig:
     """Sizes as a checkpoint says them. Raises ValueError for anything else."""
     try:
-        return WanConfig(**as_instance("wan", data, dict))
+        return WanConfig(**as_fields("wan", data, [field.name for field in fields(WanConfig)]))
     except (TypeError, ArithmeticError, AttributeError) as error:
         raise ValueError(f"{error!r} for wan = {show(data)}") from None
 
@@ -167,21 +170,26 @@ def _open_released(path: Path) -> Weights:
     folder = next(iter(files.where.values())).parent
     config = infer_config(path, shapes, folder)
     _check_shapes(path, shapes, config)
-    settings = _settings_of(config, folder) if (folder / SETTINGS).is_file() else None
-    levels = tuple(settings["noise_levels"]) if settings else levels_of(path)
+    settings, levels = _exported_as(config, folder) if (folder / SETTINGS).is_file() else (None, levels_of(path))
     return Weights(config, official, lambda name: held.read(names[name]), None, settings, levels)
 
 
-def _settings_of(config: WanConfig, folder: Path) -> dict[str, Any]:
-    """What an exported folder says beside its weights. Raises ValueError where it is of other sizes."""
+def _exported_as(config: WanConfig, folder: Path) -> tuple[dict[str, Any] | None, Levels]:
+    """What an exported folder says beside its weights: the settings, of a released expert none, and the noise levels.
+
+    Raises ValueError where it is of other sizes, or lacks something.
+    """
+    held = _read_exported(folder)
+    try:
+        levels = as_levels("noise_levels", held.get("noise_levels"))
+    except ValueError as error:
+        raise ValueError(f"{folder / SETTINGS} doesn't say its noise levels ({error}): export it again") from None
+    if held.keys() == RELEASED:
+        return None, levels
     said, attention = read_settings(folder)
     if said != config:
         raise ValueError(f"{folder / SETTINGS} is of another model ({said}) than the weights beside it ({config})")
-    try:
-        levels = as_levels("noise_levels", _read_exported(folder).get("noise_levels", ALL))
-    except ValueError as error:
-        raise _unsaid(folder, error) from None
-    return {"wan": asdict(said), "attention": asdict(attention), "noise_levels": list(levels)}
+    return {"wan": asdict(said), "attention": asdict(attention), "noise_levels": list(levels)}, levels
 
 
 def _open_trained(path: Path, which: Which) -> Weights:
@@ -191,7 +199,7 @@ def _open_trained(path: Path, which: Which) -> Weights:
     try:
         config = _config_from(held["fps_flex"]["wan"])
         attention = FPSAttention.from_dict(held["fps_flex"]["attention"])
-        levels = as_levels("noise_levels", held["fps_flex"].get("noise_levels", ALL))
+        levels = as_levels("noise_levels", held["fps_flex"]["noise_levels"])
     except ValueError as error:
         raise ValueError(f"{path} is no checkpoint of this project ({error})") from None
     _check_shapes(path, {name: tuple(tensor.shape) for name, tensor in state.items()}, config)

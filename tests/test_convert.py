@@ -21,7 +21,7 @@ from fps_flex import convert as command
 from fps_flex.casting import Cast, check_finite, keeps_fp32
 from fps_flex.export import export
 from fps_flex.files import Spec
-from fps_flex.weights import SETTINGS, load_wan, main, open_weights
+from fps_flex.weights import SETTINGS, load_wan, main, open_weights, read_settings
 from fps_flex.writing import write_file, write_shards
 
 ROOT = Path(__file__).parent.parent
@@ -212,6 +212,30 @@ def test_what_a_checkpoint_says_goes_with_its_weights_through_all_formats(traine
         open_weights(source)
 
 
+def test_an_expert_of_a_release_keeps_its_noise_levels(official, tmp_path, capsys):
+    for name in ("transformer", "transformer_2"):
+        shutil.copytree(official, tmp_path / "release" / name)
+    (tmp_path / "release/model_index.json").write_text(json.dumps({"boundary_ratio": 0.9}))
+    source = tmp_path / "release/transformer_2"
+    for format in ("comfyui", "diffusers", "official"):
+        source = convert(source, tmp_path / format, f"--format={format}")
+        assert json.loads((source / SETTINGS).read_text()) == {"noise_levels": [0.0, 0.9]}
+        weights = open_weights(source)
+        assert (weights.noise_levels, weights.settings, weights.trained) == ((0.0, 0.9), None, None)
+    with pytest.raises(ValueError, match="is of a release, which has no attention of its own"):
+        read_settings(source)
+    for said in ({}, {"noise_levels": [0.9, 0.1]}, {"noise_levels": None}):
+        (source / SETTINGS).write_text(json.dumps(said))
+        assert f"{source / SETTINGS} doesn't say its noise levels" in refused(
+            capsys, source, tmp_path / "out", "--format=official"
+        )
+    (source / SETTINGS).write_text("[" * 100_000)
+    assert f"{source} doesn't say its attention" in refused(capsys, source, tmp_path / "out", "--format=official")
+    (tmp_path / "release/model_index.json").write_text("[" * 100_000)
+    line = refused(capsys, tmp_path / "release/transformer", tmp_path / "out", "--format=official")
+    assert "model_index.json is no index of a release: fetch it again" in line
+
+
 @pytest.mark.parametrize(
     ("size", "files"),
     [("none", 1), ("5GB", 1), ("1GiB", 1), ("100KB", 4), ("100_000", 0), ("100000", 4), ("0.1 mb", 4)],
@@ -388,6 +412,21 @@ def test_an_abandoned_attempt_is_in_nobodys_way(official, tmp_path):
     assert Cast().describe() == ""
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (".hid", "whose '.hid.safetensors' would be a hidden file: choose another name"),
+        ("a-00001-of-00002", "whose 'a-00001-of-00002.safetensors' would be one shard of several: choose another name"),
+    ],
+)
+def test_names_whose_one_file_could_not_be_read_are_refused(official, tmp_path, capsys, name, message):
+    assert message in refused(capsys, official, tmp_path / name, "--format=comfyui")
+    assert list(tmp_path.iterdir()) == []
+    assert_same(
+        dict(open_weights(convert(official, tmp_path / name, "--format=official")).stream()), tensors_of(official)
+    )
+
+
 @pytest.mark.parametrize("appears", ["file", "empty", "whole"])
 def test_a_folder_that_appears_meanwhile_is_kept(official, tmp_path, appears):
     weights, out = open_weights(official), tmp_path / "out"
@@ -395,9 +434,7 @@ def test_a_folder_that_appears_meanwhile_is_kept(official, tmp_path, appears):
 
     def read(name):
         if not out.exists():
-            {"file": out.touch, "empty": out.mkdir, "whole": lambda: convert(official, out, "--format=official")}[
-                appears
-            ]()
+            appear[appears]()
         return weights.read(name)
 
     with pytest.raises(ValueError, match=f"{out} exists already: choose another folder"):

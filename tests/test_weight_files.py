@@ -90,6 +90,11 @@ def test_names_that_become_one_are_refused(save, tensors):
     refused(save(both), "blocks.0.attn1.to_q.weight and blocks.0.self_attn.q.weight", "save one model in a file")
 
 
+@pytest.mark.parametrize("name", ["a\nb.weight", "a\r.weight", "\x1b[31m.weight", "blocks.0.\u2028ffn"])
+def test_a_name_that_no_line_can_say_is_refused_in_one(save, tensors, name):
+    refused(save(tensors | {name: torch.zeros(1)}), "holds a tensor called ", ", expected printable names")
+
+
 def test_several_models_in_a_file_are_named(save, tensors):
     several = {prefix + name: x for prefix in ("generator.model.", "generator_ema.") for name, x in tensors.items()}
     refused(save(several), "holds 2 models, generator.model., generator_ema.: save the one to load")
@@ -396,9 +401,11 @@ def test_several_models_in_a_folder_are_named(tmp_path, tensors):
         (lambda x: x.update({"blocks.9.modulation": "model-00001-of-00003.safetensors"}), "blocks.9.modulation is in"),
         (lambda x: x.update({"head.modulation": "model-00001-of-00003.safetensors"}), "head.modulation is in model-00"),
         (lambda x: x.pop("head.modulation"), "leaves out head.modulation, which its shards hold"),
+        (lambda x: x.update({"head.modulation": "a\nb"}), "names 'a\\nb', expected printable names"),
+        (lambda x: x.update({"a\nb": "model-00001-of-00003.safetensors"}), "names 'a\\nb', expected printable names"),
         (lambda x: x.update({"head.modulation": 7}), "is no index of shards"),
         (lambda x: x.update({"head.modulation": "a" * 5000}), "is no index of shards|lacks"),
-        (lambda x: x.update({"head.modulation": "a\0b"}), "is no index of shards|lacks"),
+        (lambda x: x.update({"head.modulation": "a\0b"}), "expected printable names"),
     ],
 )
 def test_an_index_that_is_not_true_is_refused(tmp_path, tensors, change, message):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from fps_flex.casting import check_finite
 from fps_flex.checks import is_whole, show
 
 if TYPE_CHECKING:
@@ -86,6 +87,10 @@ def _check_state(part: str, state: dict[str, Tensor], module: FlowModule) -> Non
                 f"its {part} holds {name} of shape {shape}, this configuration expects {shapes.get(name)}: "
                 "use the configuration it was trained with"
             )
+    for name, tensor in state.items():
+        if not tensor.is_floating_point():
+            raise ValueError(f"its {part}'s {name} is of {tensor.dtype}, expected floating-point weights")
+        check_finite(f"its {part}'s {name}", tensor)
 
 
 def _check_optimizer(states: list[Any], module: FlowModule, trained: bool) -> None:
