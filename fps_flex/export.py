@@ -69,11 +69,16 @@ def export(
             write_file(aside / f"{folder.name}.safetensors", renamed, read)
         else:
             write_shards(aside, renamed, read, shard_bytes)
-        describe = _diffusers_config if naming == "diffusers" else _official_config
-        (aside / "config.json").write_text(json.dumps(describe(weights.config), indent=2) + "\n")
-        released = {"noise_levels": list(weights.noise_levels)} if weights.noise_levels != ALL else None
-        if said := weights.settings or released:
-            (aside / SETTINGS).write_text(json.dumps(said, indent=2) + "\n")
+        _describe(aside, weights, naming)
+
+
+def _describe(folder: Path, weights: Weights, naming: Format) -> None:
+    """Write what weights don't show: config.json, and the settings or the noise levels where there are any."""
+    config = (_diffusers_config if naming == "diffusers" else _official_config)(weights.config)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    expert = {"noise_levels": list(weights.noise_levels)} if weights.noise_levels != ALL else None
+    if said := weights.settings or expert:
+        (folder / SETTINGS).write_text(json.dumps(said, indent=2) + "\n")
 
 
 def new_folder(folder: object, naming: Format) -> Path:

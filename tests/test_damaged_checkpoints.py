@@ -153,6 +153,18 @@ def test_a_run_does_not_go_on_with_weights_that_are_not_finite(held, module, tmp
     assert f"its {part}'s {WEIGHT} is of torch.bool" in outcome(lambda x: check_checkpoint(x, module), path)
 
 
+def test_a_run_does_not_go_on_with_momenta_that_are_not_plain_and_finite(held, module, tmp_path):
+    path, place = tmp_path / "damaged.ckpt", ("optimizer_states", 0, "state", 0, "exp_avg")
+    mean = held["optimizer_states"][0]["state"][0]["exp_avg"]
+    for junk, message in (
+        (mean / 0, "its optimizer's exp_avg of parameter 0 holds a value of "),
+        (mean.to_sparse(), "its optimizer's state of parameter 0 is not one of shape"),
+        (mean.to("meta"), "its optimizer's state of parameter 0 is not one of shape"),
+    ):
+        torch.save(damaged(held, place, junk), path)
+        assert message in outcome(lambda x: check_checkpoint(x, module), path)
+
+
 REFUSED_TO_RESUME = [
     *((name,) for name in ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "loops",
                            "callbacks", "global_step", "epoch", "pytorch-lightning_version", "fps_flex")),
