@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -60,20 +61,21 @@ class Cast:
         return Spec(spec.shape, self.target(name, spec.dtype))
 
     def __call__(self, name: str, tensor: Tensor) -> Tensor:
-        """Raises ValueError for values that the dtype can't hold."""
+        """Raises ValueError for values that are not finite, and for those that the dtype can't hold."""
         target = self.target(name, tensor.dtype)
+        largest = check_finite(name, tensor)
         if target == tensor.dtype:
             return tensor
         limit = torch.finfo(target).max
-        largest = max((float(part.abs().max()) for part in _chunks(tensor)), default=0.0)
-        if not largest <= limit:
+        if largest > limit:
             raise ValueError(f"{name} holds a value of {largest:g}, {target} goes to {limit:g}: choose another dtype")
         made = tensor.to(target)
         self._note(name, tensor, made)
         return made
 
     def _note(self, name: str, tensor: Tensor, made: Tensor) -> None:
-        for before, after in zip(_chunks(tensor), _chunks(made), strict=True):
+        for part, rounded in zip(_chunks(tensor), _chunks(made), strict=True):
+            before, after = part.float(), rounded.float()
             error = after - before
             self.worst = max(self.worst, (float(error.abs().max()), name))
             self.squares[0] += float(error.square().sum())
@@ -88,7 +90,20 @@ class Cast:
         return f"rounding changed the weights by {100 * share:.2g} % of their norm, at most by {worst:.2g} ({name})"
 
 
+def check_finite(name: str, tensor: Tensor) -> float:
+    """The largest magnitude among a tensor's values. Raises ValueError where one is NaN or infinite."""
+    parts = [_largest(part) for part in _chunks(tensor)]
+    largest = float(torch.stack(parts).amax()) if parts else 0.0  # NaN where any is; Python's own max would drop it
+    if not isfinite(largest):
+        raise ValueError(f"{name} holds a value of {largest:g}, expected finite weights: fetch or save them again")
+    return largest
+
+
+def _largest(part: Tensor) -> Tensor:
+    if part.itemsize == 1:  # float8, of which torch compares none: without their signs, bytes are in order, NaN last
+        return (part.view(torch.uint8) & 127).amax().view(part.dtype).float()
+    return torch.stack(part.aminmax()).abs().amax()
+
+
 def _chunks(tensor: Tensor) -> Iterator[Tensor]:
-    for part in tensor.reshape(-1).split(_CHUNK):
-        if part.numel():
-            yield part.float()
+    return (part for part in tensor.detach().reshape(-1).split(_CHUNK) if part.numel())

@@ -72,7 +72,7 @@ def convert(options: argparse.Namespace) -> str:
     size = shard_bytes(options.shard_size, options.format)
     if options.weights and not options.source.endswith(".ckpt"):
         raise ValueError(f"--weights is of a .ckpt of train.fit, and the source is {options.source}: leave it out")
-    folder = new_folder(options.folder)
+    folder = new_folder(options.folder, options.format)
     weights, cast = open_weights(options.source, options.weights or "average"), Cast(options.dtype)
     if options.format == "comfyui" and weights.config.head_dim != 128:
         logger.warning("ComfyUI takes all heads to be of 128 channels; these are of %d", weights.config.head_dim)

@@ -86,7 +86,7 @@ def levels_of(path: Path) -> Levels:
 def _read_index(file: Path) -> dict[str, Any]:
     try:
         said = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         said = None
     if not isinstance(said, dict):
         raise ValueError(f"{file} is no index of a release: fetch it again")

@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, get_args
+from uuid import uuid4
 
 from torch import Tensor
 
 from .casting import Cast
 from .checks import as_instance, as_path, as_whole, one_of, show
-from .files import Spec
+from .experts import ALL
+from .files import Spec, is_shard
 from .hub import HUB
 from .names import to_diffusers
 from .wan import Wan, WanConfig
@@ -40,7 +42,9 @@ def export(
     shard_bytes: int | None = SHARD_BYTES,
     cast: Cast | None = None,
 ) -> None:
-    """Write safetensors, config.json and a checkpoint's attention; the folder appears whole or not at all.
+    """Write safetensors, config.json, and a checkpoint's attention or an expert's noise levels.
+
+    The folder appears whole or not at all.
 
     shard_bytes: the most in a file that doesn't hold one tensor alone; None writes one file, as comfyui always does.
     cast: to another dtype; what it rounds it notes.
@@ -48,7 +52,7 @@ def export(
     """
     as_instance("weights", weights, Weights)
     one_of("naming", naming, get_args(Format))
-    folder = new_folder(folder)
+    folder = new_folder(folder, naming)
     cast = Cast() if cast is None else as_instance("cast", cast, Cast)
     if shard_bytes is not None:
         as_whole("shard_bytes", shard_bytes)
@@ -65,33 +69,52 @@ def export(
             write_file(aside / f"{folder.name}.safetensors", renamed, read)
         else:
             write_shards(aside, renamed, read, shard_bytes)
-        describe = _diffusers_config if naming == "diffusers" else _official_config
-        (aside / "config.json").write_text(json.dumps(describe(weights.config), indent=2) + "\n")
-        if weights.settings is not None:
-            (aside / SETTINGS).write_text(json.dumps(weights.settings, indent=2) + "\n")
+        _describe(aside, weights, naming)
 
 
-def new_folder(folder: object) -> Path:
-    """Raises ValueError for no path, or one of something that is there."""
+def _describe(folder: Path, weights: Weights, naming: Format) -> None:
+    """Write what weights don't show: config.json, and the settings or the noise levels where there are any."""
+    config = (_diffusers_config if naming == "diffusers" else _official_config)(weights.config)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    expert = {"noise_levels": list(weights.noise_levels)} if weights.noise_levels != ALL else None
+    if said := weights.settings or expert:
+        (folder / SETTINGS).write_text(json.dumps(said, indent=2) + "\n")
+
+
+def new_folder(folder: object, naming: Format) -> Path:
+    """Raises ValueError for no path, one of something that is there, or a name whose file no folder is read with."""
     path = as_path("folder", folder)
     if str(path).startswith(HUB):
         raise ValueError(f"folder is {show(str(path))}, expected one on this machine")
     if path.suffix in (".safetensors", ".ckpt"):
         raise ValueError(f"folder is {show(str(path))}, expected a folder's name, without a file's ending")
+    file = f"{path.name}.safetensors"
+    if naming == "comfyui" and (file.startswith(".") or is_shard(file)):
+        what = "one shard of several" if is_shard(file) else "a hidden file"
+        raise ValueError(f"folder is {show(str(path))}, whose {show(file)} would be {what}: choose another name")
+    _check_new(path)
+    return path
+
+
+def _check_new(path: Path) -> None:
     if path.exists() or path.is_symlink():
         raise ValueError(f"{path} exists already: choose another folder")
-    return path
 
 
 @contextmanager
 def _appearing(folder: Path) -> Iterator[Path]:
-    """Where to write what is to be a folder. A failure leaves nothing. Raises ValueError where it can't be written."""
-    aside = folder.with_name(f".{folder.name}.part")
+    """Where to write what is to be a folder. A failure leaves nothing.
+
+    Each call writes into a folder of its own, so that of two at once one is refused at the end and neither touches the
+    other's files; what a killed one leaves, .NAME.*.part, is therefore nobody's to remove but the user's.
+    Raises ValueError where it can't be written, and where the folder has appeared meanwhile.
+    """
+    aside = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}.part")
     made = [parent for parent in folder.parents if not parent.exists()]
     try:
-        shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         yield aside
+        _check_new(folder)  # rename would take the place of an empty one
         aside.rename(folder)
     except BaseException as error:
         shutil.rmtree(aside, ignore_errors=True)
@@ -99,6 +122,7 @@ def _appearing(folder: Path) -> Iterator[Path]:
             for parent in made:
                 parent.rmdir()
         if isinstance(error, OSError):
+            _check_new(folder)
             raise ValueError(f"{folder} can't be written ({error.strerror or error})") from None
         raise
 

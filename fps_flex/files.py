@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import as_path
+from .checks import as_path, show
 from .experts import find_experts
 from .fields import check_checkpoint
 from .recognise import Shape, what_file
@@ -89,13 +89,24 @@ def open_files(path: Path) -> TensorFiles:
 
 
 def read_specs(file: Path) -> dict[str, Spec]:
-    """Of all tensors in a safetensors file. Raises ValueError for another file, and for one that is not whole."""
+    """Of all tensors in a safetensors file.
+
+    Raises ValueError for another file, one that is not whole, and names that no line could say.
+    """
     with _open(file) as tensors:
+        if unsayable := next((name for name in tensors.keys() if not name.isprintable()), None):  # noqa: SIM118
+            raise ValueError(f"{file} holds a tensor called {show(unsayable)}, expected printable names: save it again")
         parts = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118 - not a mapping
         return {
             name: Spec(tuple(part.get_shape()), DTYPES.get(part.get_dtype(), torch.uint8))
             for name, part in parts.items()
         }
+
+
+def is_shard(name: str) -> bool:
+    """Whether a file of that name is one of several."""
+    shard = _SHARD.fullmatch(name)
+    return shard is not None and int(shard["count"]) > 1
 
 
 def _find_files(path: Path) -> list[Path]:
@@ -111,8 +122,8 @@ def _find_files(path: Path) -> list[Path]:
         return _shards(path)
     if path.suffix.lower() in PICKLES:
         raise ValueError(f"{path} is a pickle, which can run code when it is read: expected safetensors")
-    shard = _SHARD.fullmatch(path.name)
-    if shard and int(shard["count"]) > 1:
+    if is_shard(path.name):
+        shard = _SHARD.fullmatch(path.name)
         raise ValueError(f"{path} is one of {shard['count']} shards: give their folder {path.parent}, or their index")
     return [path]
 
@@ -143,7 +154,8 @@ def _models(files: list[Path]) -> dict[str, Callable[[], list[Path]]]:
     rest = [file for file in files if file.suffix == ".safetensors" and file.name not in named]
     sets: dict[tuple[str, str], dict[int, Path]] = defaultdict(dict)
     for file in rest:
-        if (shard := _SHARD.fullmatch(file.name)) and int(shard["count"]) > 1:
+        if is_shard(file.name):
+            shard = _SHARD.fullmatch(file.name)
             sets[shard["stem"], shard["count"]][int(shard["number"])] = file
     in_sets = {file for shards in sets.values() for file in shards.values()}
     return (
@@ -185,10 +197,13 @@ def _weight_map(index: Path) -> dict[str, str]:
     """The file of each tensor. Raises ValueError for no index, and for one that leads out of its folder."""
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        strange = [name for pair in weight_map.items() for name in pair if not name.isprintable()]
         outside = [name for name in weight_map.values() if Path(name).is_absolute() or ".." in Path(name).parts]
         [(index.parent / name).is_file() for name in weight_map.values()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError(f"{index} is no index of shards: expected JSON with a weight_map") from None
+    if strange:
+        raise ValueError(f"{index} names {show(strange[0])}, expected printable names: fetch it again")
     if outside:
         raise ValueError(f"{index} names {outside[0]}, expected files in its own folder")
     return weight_map

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .files import Shape, Spec, TensorFiles
+from .names import is_scaled
 
 logger = logging.getLogger(__name__)
 
@@ -60,12 +61,9 @@ class UnscaledFiles:
 def without_scales(path: Path, files: TensorFiles, names: Mapping[str, str]) -> UnscaledFiles:
     """names: in the files, by those without wrappers.
 
-    Raises ValueError for tensors of whole numbers, for a format that is not known, and for scales without a float8
-    weight or of a shape that doesn't fit it.
+    Raises ValueError for tensors of whole numbers, for a format that is not known or not the weight's, for scales
+    without a float8 weight or of a shape that doesn't fit it, and for a weight whose scale is missing.
     """
-    for name, where in names.items():
-        if name.endswith(_FORMAT):
-            _check_format(path, where, files.read(where))
     weights = {name: where for name, where in names.items() if not name.endswith((*_OF_ACTIVATIONS, _FORMAT))}
     scales: dict[str, str] = {}
     for name in [name for name in weights if name.endswith(_OF_WEIGHTS)]:
@@ -74,6 +72,7 @@ def without_scales(path: Path, files: TensorFiles, names: Mapping[str, str]) -> 
             raise ValueError(f"{path} holds {scales[weight]} and {scale}: expected one scale for {weight}")
         _check_scale(path, scale, files.specs[scale], files.specs.get(names.get(weight, "")))
         scales[weight] = scale
+    _check_all_scaled(path, files, names, scales)
     for where in weights.values():
         if (dtype := files.specs[where].dtype) not in READABLE:
             raise ValueError(f"{path}: {where} is of {dtype}, expected floating-point weights, not quantised ones")
@@ -95,7 +94,23 @@ def _check_scale(path: Path, name: str, scale: Spec, weight: Spec | None) -> Non
         )
 
 
-def _check_format(path: Path, name: str, held: Tensor) -> None:
+def _check_all_scaled(path: Path, files: TensorFiles, names: Mapping[str, str], scales: Mapping[str, str]) -> None:
+    """Raises ValueError for a float8 weight without its scale in a file that holds or announces scales."""
+    marked = {f"{name.removesuffix(_FORMAT)}.weight": name for name in names if name.endswith(_FORMAT)}
+    for weight, marker in marked.items():
+        found = files.specs[names[weight]].dtype if weight in names else None
+        _check_format(path, names[marker], files.read(names[marker]), found)
+        if weight not in scales:
+            raise ValueError(f"{path}: {names[marker]} is beside {weight} without its scale: fetch or save it again")
+    if not (marked or is_scaled(files.where) or any(name.endswith((*_OF_WEIGHTS, *_OF_ACTIVATIONS)) for name in names)):
+        return
+    for weight, where in names.items():
+        if weight.endswith(".weight") and files.specs[where].dtype in FLOAT8 and weight not in scales:
+            raise ValueError(f"{path}: {where} lacks its scale in a file of scaled float8: fetch or save it again")
+
+
+def _check_format(path: Path, name: str, held: Tensor, dtype: torch.dtype | None) -> None:
+    """dtype: of the weight that it is about."""
     try:
         said = json.loads(bytes(held.flatten().tolist()))
         known = said["format"] in ("float8_e4m3fn", "float8_e5m2") and said.keys() <= _KNOWN
@@ -103,6 +118,9 @@ def _check_format(path: Path, name: str, held: Tensor) -> None:
         known, said = False, "nothing readable"
     if not known:
         raise ValueError(f"{path}: {name} says {json.dumps(said)[:100]}, expected the format float8_e4m3fn or _e5m2")
+    if dtype != getattr(torch, said["format"]):
+        found = f"a weight of {dtype}" if dtype else "no weight"
+        raise ValueError(f"{path}: {name} says {said['format']} and is beside {found}: fetch or save it again")
 
 
 def _blocks(scale: Shape, weight: Shape) -> Shape | None:

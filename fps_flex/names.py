@@ -78,6 +78,11 @@ def _rename(name: str, model: dict[str, str], block: dict[str, str]) -> str:
     return prefix + table[owner] + dot + leaf if owner in table else name
 
 
+def is_scaled(names: Iterable[str]) -> bool:
+    """Whether ComfyUI's marker is among a file's names, and not that of an encoder beside the transformer."""
+    return any(name.rpartition(".")[2] == MARKER and _COMPANIONS.isdisjoint(name.split(".")) for name in names)
+
+
 def unwrap(path: Path, names: Iterable[str]) -> dict[str, str]:
     """A file's names of one model by what they are without wrappers' prefixes.
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,18 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from .attention import FPSAttention
-from .casting import keeps_fp32
-from .checks import as_device, as_instance, as_path, one_of, show
+from .casting import check_finite, keeps_fp32
+from .checks import as_device, as_fields, as_instance, as_path, one_of, show
 from .experts import ALL, Levels, as_levels, levels_of
 from .files import Shape, Spec, open_files, read_training_checkpoint
 from .fp8_files import FLOAT8, READABLE, without_scales
 from .hub import local
 from .names import official_names, unwrap
 from .recognise import what_channels, what_names
+from .sizes import infer_config
 from .wan import Wan, WanConfig
 
-HEAD_DIM = 128  # of every Wan2.1, where no config.json says otherwise
-SETTINGS = "fps_flex.json"  # beside weights exported from a checkpoint: the attention that they were trained with
+SETTINGS = "fps_flex.json"  # beside exported weights: the attention that they were trained with, their noise levels
+RELEASED = {"noise_levels"}  # all that it says of an expert of a release
 
 Which = Literal["average", "live"]
 
@@ -98,6 +99,8 @@ def read_settings(path: str | Path) -> tuple[WanConfig, FPSAttention]:
     """
     path = as_path("path", path)
     held = read_training_checkpoint(path)["fps_flex"] if path.suffix == ".ckpt" else _read_exported(path)
+    if held.keys() == RELEASED:
+        raise ValueError(f"{path} is of a release, which has no attention of its own: its {SETTINGS} says noise levels")
     try:
         return _config_from(held["wan"]), FPSAttention.from_dict(held["attention"])
     except (KeyError, ValueError) as error:
@@ -111,7 +114,7 @@ def _read_exported(folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"no {SETTINGS} in {folder}: expected a .ckpt of train.fit, or the folder that fps_flex.weights made of one"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _unsaid(folder, error) from None
 
 
@@ -123,7 +126,7 @@ def _unsaid(path: Path, error: Exception) -> ValueError:
 def _config_from(data: Any) -> WanConfig:
     """Sizes as a checkpoint says them. Raises ValueError for anything else."""
     try:
-        return WanConfig(**as_instance("wan", data, dict))
+        return WanConfig(**as_fields("wan", data, [field.name for field in fields(WanConfig)]))
     except (TypeError, ArithmeticError, AttributeError) as error:
         raise ValueError(f"{error!r} for wan = {show(data)}") from None
 
@@ -139,7 +142,8 @@ def fill(
 ) -> None:
     """Put tensors, with their official names, in the place of a model's own; each is copied.
 
-    dtype: as for `load_wan`. Raises ValueError for a tensor of whole numbers: quantised weights are not the model's.
+    dtype: as for `load_wan`. Raises ValueError for a tensor of whole numbers, since quantised weights are not
+    the model's, and for values that are not finite in the dtype.
     """
     for name, tensor in tensors:
         owner, _, leaf = name.rpartition(".")
@@ -147,7 +151,9 @@ def fill(
             raise ValueError(f"{name} is of {tensor.dtype}, expected floating-point weights, not quantised ones")
         own = torch.bfloat16 if tensor.dtype in FLOAT8 else tensor.dtype
         kept = torch.float32 if keeps_fp32(name) else dtype or own
-        setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor.to(device, kept, copy=True)))
+        made = tensor.to(device, kept, copy=True)
+        check_finite(name, made)
+        setattr(model.get_submodule(owner), leaf, nn.Parameter(made))
 
 
 def _open_released(path: Path) -> Weights:
@@ -162,23 +168,28 @@ def _open_released(path: Path) -> Weights:
     if what := what_channels(shapes):
         raise ValueError(f"{path} is {what}, expected a text-to-video Wan transformer's weights")
     folder = next(iter(files.where.values())).parent
-    config = _infer_config(path, shapes, folder)
+    config = infer_config(path, shapes, folder)
     _check_shapes(path, shapes, config)
-    settings = _settings_of(config, folder) if (folder / SETTINGS).is_file() else None
-    levels = tuple(settings["noise_levels"]) if settings else levels_of(path)
+    settings, levels = _exported_as(config, folder) if (folder / SETTINGS).is_file() else (None, levels_of(path))
     return Weights(config, official, lambda name: held.read(names[name]), None, settings, levels)
 
 
-def _settings_of(config: WanConfig, folder: Path) -> dict[str, Any]:
-    """What an exported folder says beside its weights. Raises ValueError where it is of other sizes."""
+def _exported_as(config: WanConfig, folder: Path) -> tuple[dict[str, Any] | None, Levels]:
+    """What an exported folder says beside its weights: the settings, of a released expert none, and the noise levels.
+
+    Raises ValueError where it is of other sizes, or lacks something.
+    """
+    held = _read_exported(folder)
+    try:
+        levels = as_levels("noise_levels", held.get("noise_levels"))
+    except ValueError as error:
+        raise ValueError(f"{folder / SETTINGS} doesn't say its noise levels ({error}): export it again") from None
+    if held.keys() == RELEASED:
+        return None, levels
     said, attention = read_settings(folder)
     if said != config:
         raise ValueError(f"{folder / SETTINGS} is of another model ({said}) than the weights beside it ({config})")
-    try:
-        levels = as_levels("noise_levels", _read_exported(folder).get("noise_levels", ALL))
-    except ValueError as error:
-        raise _unsaid(folder, error) from None
-    return {"wan": asdict(said), "attention": asdict(attention), "noise_levels": list(levels)}
+    return {"wan": asdict(said), "attention": asdict(attention), "noise_levels": list(levels)}, levels
 
 
 def _open_trained(path: Path, which: Which) -> Weights:
@@ -188,7 +199,7 @@ def _open_trained(path: Path, which: Which) -> Weights:
     try:
         config = _config_from(held["fps_flex"]["wan"])
         attention = FPSAttention.from_dict(held["fps_flex"]["attention"])
-        levels = as_levels("noise_levels", held["fps_flex"].get("noise_levels", ALL))
+        levels = as_levels("noise_levels", held["fps_flex"]["noise_levels"])
     except ValueError as error:
         raise ValueError(f"{path} is no checkpoint of this project ({error})") from None
     _check_shapes(path, {name: tuple(tensor.shape) for name, tensor in state.items()}, config)
@@ -199,29 +210,6 @@ def _open_trained(path: Path, which: Which) -> Weights:
     # through the class, so that a preset's name in an older checkpoint becomes its numbers
     settings = {"wan": asdict(config), "attention": asdict(attention), "noise_levels": list(levels)}
     return Weights(config, specs, state.__getitem__, held["fps_flex"], settings, levels)
-
-
-def _infer_config(path: Path, shapes: dict[str, Shape], folder: Path) -> WanConfig:
-    """Sizes from the shapes; heads and eps, which no shape shows, from config.json, or else as in every Wan2.1."""
-    try:
-        said = json.loads((folder / "config.json").read_text("utf-8")) if (folder / "config.json").is_file() else {}
-        said = as_instance("config.json", said, dict)
-        dim, channels, *patch = shapes["patch_embedding.weight"]
-        heads = said.get("num_heads") or said.get("num_attention_heads") or dim // HEAD_DIM
-        return WanConfig(
-            dim=dim,
-            ffn_dim=shapes["blocks.0.ffn.0.weight"][0],
-            heads=heads,
-            layers=len({name.split(".")[1] for name in shapes if name.startswith("blocks.")}),
-            channels=channels,
-            text_dim=shapes["text_embedding.0.weight"][1],
-            freq_dim=shapes["time_embedding.0.weight"][1],
-            patch=tuple(patch),
-            eps=said.get("eps", 1e-6),
-        )
-    except (OSError, KeyError, IndexError, ValueError, TypeError, ZeroDivisionError, RecursionError) as error:
-        some = ", ".join(sorted(shapes)[:3])
-        raise ValueError(f"{path} holds no Wan transformer ({error}): its tensors are {some}, ...") from None
 
 
 def _check_shapes(path: Path, shapes: dict[str, Shape], config: WanConfig) -> None:

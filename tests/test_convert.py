@@ -6,8 +6,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,9 +18,10 @@ from safetensors.torch import load_file, save_file
 from test_weights import DENSE, assert_same, make_official, official_shapes, tensors_of
 
 from fps_flex import convert as command
-from fps_flex.casting import Cast, keeps_fp32
+from fps_flex.casting import Cast, check_finite, keeps_fp32
+from fps_flex.export import export
 from fps_flex.files import Spec
-from fps_flex.weights import SETTINGS, load_wan, main, open_weights
+from fps_flex.weights import SETTINGS, load_wan, main, open_weights, read_settings
 from fps_flex.writing import write_file, write_shards
 
 ROOT = Path(__file__).parent.parent
@@ -136,6 +137,51 @@ def test_values_that_a_dtype_cannot_hold_are_refused(official, tmp_path, capsys,
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn])
+def test_values_that_are_not_finite_are_found_wherever_they_are(value, dtype):
+    tensor = torch.zeros(2**21 + 5).to(dtype)
+    if dtype == torch.float8_e4m3fn:
+        value = float("nan")
+    for place in (0, 2**20 + 3, 2**21 + 4):
+        made = tensor.clone()
+        made[place] = torch.tensor(value).to(dtype)
+        for name in (None, "fp32", "bf16", "float8_e4m3fn"):
+            with pytest.raises(ValueError, match=r"x.weight holds a value of (nan|inf), expected finite weights"):
+                Cast(name)("x.weight", made)
+    assert Cast()("x.weight", tensor) is tensor
+    tensor[5], tensor[7] = -1.5, 1
+    assert check_finite("x.weight", tensor) == 1.5
+
+
+@pytest.mark.parametrize("options", [[], ["--dtype=fp32"], ["--dtype=bf16"]])
+@pytest.mark.parametrize(("name", "scale"), [("norm3.weight", None), ("ffn.0.weight", 3e38)])
+def test_weights_that_are_not_finite_are_neither_written_nor_loaded(official, tmp_path, capsys, options, name, scale):
+    tensors = tensors_of(official)
+    tensors[f"blocks.1.{name}"][3] = float("nan")
+    if scale:  # times which a weight in float8 is infinite
+        tensors["blocks.1.ffn.0.weight"] = torch.full((96, 48), 448.0).to(torch.float8_e4m3fn)
+        tensors["blocks.1.ffn.0.scale_weight"] = torch.tensor(scale)
+    (tmp_path / "in").mkdir()
+    save_file(tensors, tmp_path / "in/model.safetensors")
+    shutil.copy(official / "config.json", tmp_path / "in")
+    line = refused(capsys, tmp_path / "in", tmp_path / "out", "--format=official", *options)
+    assert f"blocks.1.{name} holds a value of {'inf' if scale else 'nan'}, expected finite weights" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+    with pytest.raises(ValueError, match=f"blocks.1.{name} holds a value of"):
+        load_wan(tmp_path / "in", DENSE)
+
+
+def test_values_that_are_not_finite_in_the_dtype_are_not_loaded(official, tmp_path):
+    tensors = tensors_of(official)
+    tensors["blocks.1.ffn.0.weight"][3, 4] = 1e6
+    save_file(tensors, tmp_path / "model.safetensors")
+    shutil.copy(official / "config.json", tmp_path)
+    load_wan(tmp_path, DENSE, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="blocks.1.ffn.0.weight holds a value of inf"):
+        load_wan(tmp_path, DENSE, dtype=torch.float16)
+
+
 def test_scaled_fp8_becomes_what_it_is_worth(official, tmp_path, capsys, caplog):
     tensors = tensors_of(official)
     scale = tensors["blocks.0.ffn.0.weight"].abs().max() / 448
@@ -164,6 +210,30 @@ def test_what_a_checkpoint_says_goes_with_its_weights_through_all_formats(traine
     (source / SETTINGS).write_text(json.dumps(said))
     with pytest.raises(ValueError, match="is of another model"):
         open_weights(source)
+
+
+def test_an_expert_of_a_release_keeps_its_noise_levels(official, tmp_path, capsys):
+    for name in ("transformer", "transformer_2"):
+        shutil.copytree(official, tmp_path / "release" / name)
+    (tmp_path / "release/model_index.json").write_text(json.dumps({"boundary_ratio": 0.9}))
+    source = tmp_path / "release/transformer_2"
+    for format in ("comfyui", "diffusers", "official"):
+        source = convert(source, tmp_path / format, f"--format={format}")
+        assert json.loads((source / SETTINGS).read_text()) == {"noise_levels": [0.0, 0.9]}
+        weights = open_weights(source)
+        assert (weights.noise_levels, weights.settings, weights.trained) == ((0.0, 0.9), None, None)
+    with pytest.raises(ValueError, match="is of a release, which has no attention of its own"):
+        read_settings(source)
+    for said in ({}, {"noise_levels": [0.9, 0.1]}, {"noise_levels": None}):
+        (source / SETTINGS).write_text(json.dumps(said))
+        assert f"{source / SETTINGS} doesn't say its noise levels" in refused(
+            capsys, source, tmp_path / "out", "--format=official"
+        )
+    (source / SETTINGS).write_text("[" * 100_000)
+    assert f"{source} doesn't say its attention" in refused(capsys, source, tmp_path / "out", "--format=official")
+    (tmp_path / "release/model_index.json").write_text("[" * 100_000)
+    line = refused(capsys, tmp_path / "release/transformer", tmp_path / "out", "--format=official")
+    assert "model_index.json is no index of a release: fetch it again" in line
 
 
 @pytest.mark.parametrize(
@@ -288,7 +358,7 @@ convert.main(sys.argv[1:])
 def test_ctrl_c_is_one_line_and_leaves_nothing(official, tmp_path):
     command = [sys.executable, "-c", STOPPED, "convert", official, tmp_path / "new/out", "--format=official"]
     running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert running.stdout.readline() == "reading\n" and list(tmp_path.glob("new/.out.part/*"))
+    assert running.stdout.readline() == "reading\n" and list(tmp_path.glob("new/.out.*.part/*"))
     running.send_signal(signal.SIGINT)
     _, said = running.communicate(timeout=30)
     assert (running.returncode, said) == (130, "error: stopped; nothing was written\n")
@@ -333,10 +403,52 @@ def test_a_bar_shows_how_far_a_long_conversion_is(official, tmp_path, monkeypatc
     assert "converting" in said.err and "converting" not in said.out
 
 
-def test_an_abandoned_attempt_is_written_over(official, tmp_path):
-    (tmp_path / ".out.part").mkdir()
-    (tmp_path / ".out.part/old.safetensors").touch()
+def test_an_abandoned_attempt_is_in_nobodys_way(official, tmp_path):
+    (tmp_path / ".out.0.part").mkdir()
     convert(official, tmp_path / "out", "--format=official")
-    assert [path.name for path in tmp_path.iterdir()] == ["out"] and not (tmp_path / "out/old.safetensors").exists()
-    assert os.listdir(tmp_path / "out") and time.time() - (tmp_path / "out").stat().st_mtime < 100
+    assert {path.name for path in tmp_path.iterdir()} == {".out.0.part", "out"}
+    assert os.listdir(tmp_path / "out")
+    assert (tmp_path / "out").stat().st_mode == (tmp_path / ".out.0.part").stat().st_mode
     assert Cast().describe() == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (".hid", "whose '.hid.safetensors' would be a hidden file: choose another name"),
+        ("a-00001-of-00002", "whose 'a-00001-of-00002.safetensors' would be one shard of several: choose another name"),
+    ],
+)
+def test_names_whose_one_file_could_not_be_read_are_refused(official, tmp_path, capsys, name, message):
+    assert message in refused(capsys, official, tmp_path / name, "--format=comfyui")
+    assert list(tmp_path.iterdir()) == []
+    assert_same(
+        dict(open_weights(convert(official, tmp_path / name, "--format=official")).stream()), tensors_of(official)
+    )
+
+
+@pytest.mark.parametrize("appears", ["file", "empty", "whole"])
+def test_a_folder_that_appears_meanwhile_is_kept(official, tmp_path, appears):
+    weights, out = open_weights(official), tmp_path / "out"
+    appear = {"file": out.touch, "empty": out.mkdir, "whole": lambda: convert(official, out, "--format=official")}
+
+    def read(name):
+        if not out.exists():
+            appear[appears]()
+        return weights.read(name)
+
+    with pytest.raises(ValueError, match=f"{out} exists already: choose another folder"):
+        export(replace(weights, read=read), out, "official")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    if appears == "whole":
+        assert_same(tensors_of(out), tensors_of(official))
+
+
+def test_of_two_conversions_into_one_folder_one_is_refused_and_the_other_whole(official, tmp_path):
+    command = [sys.executable, "-m", "fps_flex.weights", "convert", official, tmp_path / "out", "--format=official"]
+    runs = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [run.communicate(timeout=60)[1] for run in runs]
+    assert sorted(run.returncode for run in runs) == [0, 2]
+    assert f"error: {tmp_path / 'out'} exists already: choose another folder\n" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert_same(dict(open_weights(tmp_path / "out").stream()), tensors_of(official))

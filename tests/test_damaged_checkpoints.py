@@ -109,6 +109,62 @@ def test_every_reader_works_or_says_what_is_wrong_with_the_file(held, module, tm
     print(f"{refused} of {tried} damaged checkpoints are refused by one reader or more")
 
 
+def test_every_size_and_the_noise_levels_are_asked_for(held, tmp_path):
+    path = tmp_path / "damaged.ckpt"
+    for name in held["fps_flex"]["wan"]:
+        torch.save(damaged(held, ("fps_flex", "wan", name), MISSING), path)
+        for read in (open_weights, read_settings):
+            assert f"is no checkpoint of this project (its fps_flex.wan lacks {name}: expected" in outcome(read, path)
+    torch.save(damaged(held, ("fps_flex", "noise_levels"), MISSING), path)
+    assert "(it lacks fps_flex.noise_levels)" in outcome(open_weights, path)
+
+
+WEIGHT = "model.head.head.weight"
+STRANGE = {
+    "twice": ("head.head.weight", lambda x: x, f"{WEIGHT} and head.head.weight, which are both head.head.weight"),
+    "sparse": (WEIGHT, lambda x: x.to_sparse(), f"{WEIGHT} without its values, or sparse: expected plain tensors"),
+    "csr": (WEIGHT, lambda x: x.to_sparse_csr(), f"{WEIGHT} without its values, or sparse"),
+    "meta": (WEIGHT, lambda x: x.to("meta"), f"{WEIGHT} without its values, or sparse"),
+    "newline": ("a\nb", lambda x: x, "has a key that is no name"),
+}
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+@pytest.mark.parametrize("part", ["state_dict", "current_model_state"])
+def test_weights_that_are_no_plain_tensors_of_their_own_names_are_refused(held, module, tmp_path, part, kind):
+    path = tmp_path / "damaged.ckpt"
+    name, make, message = STRANGE[kind]
+    torch.save(damaged(held, (part, name), make(held[part][WEIGHT])), path)
+    for read in (open_weights, lambda x: open_weights(x, "live"), read_settings, lambda x: check_checkpoint(x, module)):
+        line = outcome(read, path)
+        assert f"{path} is no checkpoint of this project (its {part} " in line and message in line, line
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("part", ["state_dict", "current_model_state"])
+def test_a_run_does_not_go_on_with_weights_that_are_not_finite(held, module, tmp_path, part, value):
+    path = tmp_path / "damaged.ckpt"
+    weight = held[part][WEIGHT].clone()
+    weight[-1, -1] = value
+    torch.save(damaged(held, (part, WEIGHT), weight), path)
+    line = outcome(lambda x: check_checkpoint(x, module), path)
+    assert f"{path} is no checkpoint to go on from: its {part}'s {WEIGHT} holds a value of " in line
+    torch.save(damaged(held, (part, WEIGHT), weight.isnan()), path)
+    assert f"its {part}'s {WEIGHT} is of torch.bool" in outcome(lambda x: check_checkpoint(x, module), path)
+
+
+def test_a_run_does_not_go_on_with_momenta_that_are_not_plain_and_finite(held, module, tmp_path):
+    path, place = tmp_path / "damaged.ckpt", ("optimizer_states", 0, "state", 0, "exp_avg")
+    mean = held["optimizer_states"][0]["state"][0]["exp_avg"]
+    for junk, message in (
+        (mean / 0, "its optimizer's exp_avg of parameter 0 holds a value of "),
+        (mean.to_sparse(), "its optimizer's state of parameter 0 is not one of shape"),
+        (mean.to("meta"), "its optimizer's state of parameter 0 is not one of shape"),
+    ):
+        torch.save(damaged(held, place, junk), path)
+        assert message in outcome(lambda x: check_checkpoint(x, module), path)
+
+
 REFUSED_TO_RESUME = [
     *((name,) for name in ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "loops",
                            "callbacks", "global_step", "epoch", "pytorch-lightning_version", "fps_flex")),

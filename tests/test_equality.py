@@ -138,7 +138,7 @@ def test_a_preset_given_other_numbers_changes_no_old_model(monkeypatch, tmp_path
     model = Wan(sizes, old)
     checkpoint = {
         "state_dict": {f"model.{name}": x for name, x in model.state_dict().items()},
-        "fps_flex": {"wan": asdict(sizes), "attention": asdict(old)},
+        "fps_flex": {"wan": asdict(sizes), "attention": asdict(old), "noise_levels": [0.0, 1.0]},
     }
     torch.save(checkpoint, tmp_path / "last.ckpt")
     export(open_weights(tmp_path / "last.ckpt"), tmp_path / "exported", "diffusers")

@@ -305,9 +305,10 @@ def tiny(tmp_path_factory):
     from fps_flex import Wan
 
     model = Wan(WanConfig(**SIZES), FPSAttention(**SMALL))
+    said = {"wan": asdict(model.config), "attention": asdict(model.attention), "noise_levels": [0.0, 1.0]}
     held = {
         "state_dict": {f"model.{name}": x for name, x in model.state_dict().items()},
-        "fps_flex": {"wan": SIZES, "attention": json.loads(json.dumps(asdict(model.attention)))},
+        "fps_flex": json.loads(json.dumps(said)),
     }
     return model, held, tmp_path_factory.mktemp("tiny")
 
@@ -346,8 +347,8 @@ def test_checkpoints_with_damaged_fields(tiny, name):
             made = refused(read, ["is no checkpoint of this project", "is no text-to-video"], path=path)
             assert made is None or junk == {} and name == "current_model_state" or read is read_settings
     for lacking, said in (
-        ({"wan": SIZES}, r"it lacks fps_flex.attention\)"),
-        ({}, r"it lacks fps_flex.wan and fps_flex.attention\)"),
+        ({"wan": SIZES}, r"it lacks fps_flex.attention and fps_flex.noise_levels\)"),
+        ({}, r"it lacks fps_flex.wan and fps_flex.attention and fps_flex.noise_levels\)"),
         ({**held["fps_flex"], "attention": "fps"}, "its fps_flex.attention is a str, expected a dict"),
         ({**held["fps_flex"], "wan": None}, "its fps_flex.wan is a NoneType, expected a dict"),
     ):

@@ -90,6 +90,11 @@ def test_names_that_become_one_are_refused(save, tensors):
     refused(save(both), "blocks.0.attn1.to_q.weight and blocks.0.self_attn.q.weight", "save one model in a file")
 
 
+@pytest.mark.parametrize("name", ["a\nb.weight", "a\r.weight", "\x1b[31m.weight", "blocks.0.\u2028ffn"])
+def test_a_name_that_no_line_can_say_is_refused_in_one(save, tensors, name):
+    refused(save(tensors | {name: torch.zeros(1)}), "holds a tensor called ", ", expected printable names")
+
+
 def test_several_models_in_a_file_are_named(save, tensors):
     several = {prefix + name: x for prefix in ("generator.model.", "generator_ema.") for name, x in tensors.items()}
     refused(save(several), "holds 2 models, generator.model., generator_ema.: save the one to load")
@@ -148,7 +153,7 @@ def test_scaled_fp8_is_undone(save, tensors, suffix, kind, prefix):
 
 
 def test_scales_of_blocks(save, tensors):
-    made = {name: x.to(torch.float8_e4m3fn) if is_matrix(name) else x for name, x in tensors.items()}
+    made = tensors | {"blocks.0.ffn.2.weight": tensors["blocks.0.ffn.2.weight"].to(torch.float8_e4m3fn)}
     scale = torch.rand(3, 2) + 0.5
     made["blocks.0.ffn.2.weight_scale"] = scale  # of a weight of 48 rows and 96 columns
     got = read(save(made))["blocks.0.ffn.2.weight"]
@@ -164,6 +169,30 @@ def test_plain_fp8_is_read_as_it_is_and_computes_in_bfloat16(save, tensors, dtyp
     model = load_wan(path, DENSE).state_dict()
     for name in filter(is_matrix, made):
         assert model[name].dtype == torch.bfloat16 and torch.equal(model[name].float(), made[name].float())
+
+
+def marker(format):
+    return torch.tensor(list(json.dumps({"format": format}).encode()), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+def test_float8_without_its_scale_in_a_scaled_file_is_refused(save, tensors, prefix):
+    made, _ = scaled(tensors, KINDS["number"], "weight_scale")
+    made = {prefix + name: x for name, x in made.items()}
+    bare = {name: x for name, x in made.items() if not name.endswith("weight_scale")}
+    layer = f"{prefix}blocks.1.ffn.2"
+    one = {name: x for name, x in made.items() if name != f"{layer}.weight_scale"}
+    refused(save(one), f"{layer}.weight lacks its scale in a file of scaled float8")
+    lacks = "weight lacks its scale in a file of scaled float8: fetch or save it again"
+    refused(save(bare | {f"{prefix}scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn)}), lacks)
+    refused(save(bare | {f"{layer}.scale_input": torch.ones(1)}), lacks)
+    encoder = {"text_encoders.umt5xxl.transformer.scaled_fp8": torch.zeros(2)}
+    assert len(read(save(bare | encoder))) == len(tensors)
+    said = {f"{layer}.comfy_quant": marker("float8_e4m3fn")}
+    refused(save(one | said), f"{layer}.comfy_quant is beside blocks.1.ffn.2.weight without its scale")
+    other = {f"{layer}.comfy_quant": marker("float8_e5m2")}
+    refused(save(made | other), f"{layer}.comfy_quant says float8_e5m2 and is beside a weight of torch.float8_e4m3fn")
+    refused(save(made | {f"{layer}.no.comfy_quant": marker("float8_e5m2")}), "is beside no weight")
 
 
 LAYER = "blocks.0.ffn.0."  # 96 rows, 48 columns
@@ -372,9 +401,11 @@ def test_several_models_in_a_folder_are_named(tmp_path, tensors):
         (lambda x: x.update({"blocks.9.modulation": "model-00001-of-00003.safetensors"}), "blocks.9.modulation is in"),
         (lambda x: x.update({"head.modulation": "model-00001-of-00003.safetensors"}), "head.modulation is in model-00"),
         (lambda x: x.pop("head.modulation"), "leaves out head.modulation, which its shards hold"),
+        (lambda x: x.update({"head.modulation": "a\nb"}), "names 'a\\nb', expected printable names"),
+        (lambda x: x.update({"a\nb": "model-00001-of-00003.safetensors"}), "names 'a\\nb', expected printable names"),
         (lambda x: x.update({"head.modulation": 7}), "is no index of shards"),
         (lambda x: x.update({"head.modulation": "a" * 5000}), "is no index of shards|lacks"),
-        (lambda x: x.update({"head.modulation": "a\0b"}), "is no index of shards|lacks"),
+        (lambda x: x.update({"head.modulation": "a\0b"}), "expected printable names"),
     ],
 )
 def test_an_index_that_is_not_true_is_refused(tmp_path, tensors, change, message):

@@ -250,6 +250,43 @@ def test_broken_weights_are_one_clear_line_and_nothing_is_written(tmp_path, caps
     assert [path.name for path in tmp_path.iterdir()] == ["official"]
 
 
+SAID = {
+    "num_layers": (3, "says num_layers = 3, the weights beside it show 2: fetch both again"),
+    "dim": (96, "says dim = 96, the weights beside it show 48"),
+    "attention_head_dim": (12, "says attention_head_dim = 12, the weights beside it show 24"),
+    "ffn_dim": (97, "says ffn_dim = 97, the weights beside it show 96"),
+    "in_dim": (36, "says in_dim = 36, the weights beside it show 16"),
+    "out_channels": (8, "says out_channels = 8, the weights beside it show 16"),
+    "text_dim": (4096, "says text_dim = 4096, the weights beside it show 32"),
+    "freq_dim": ("64", "says freq_dim = '64', the weights beside it show 64"),
+    "patch_size": ([1, 1, 1], "says patch_size = [1, 1, 1], the weights beside it show [1, 2, 2]"),
+    "model_type": ("i2v", "says model_type = 'i2v', expected t2v or ti2v"),
+    "_class_name": ("AutoencoderKLWan", "says _class_name = 'AutoencoderKLWan', expected WanModel or WanTransformer3"),
+    "num_heads": (7, "holds no Wan transformer (dim 48 over 7 heads"),
+    "eps": ("small", "holds no Wan transformer (eps is 'small', expected a number)"),
+}
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_a_config_of_another_model_than_its_weights_is_refused(tmp_path, name):
+    make_official(tmp_path / "official")
+    value, message = SAID[name]
+    config = json.loads((tmp_path / "official/config.json").read_text()) | {name: value}
+    (tmp_path / "official/config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError) as caught:
+        open_weights(tmp_path / "official")
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    (tmp_path / "official/config.json").write_text(json.dumps({**config, name: None} | {"num_heads": 2}))
+    assert open_weights(tmp_path / "official").config.layers == 2
+
+
+def test_missing_last_layers_are_noticed(tmp_path):
+    make_official(tmp_path / "official")
+    change(tmp_path / "official", lambda x: [x.pop(name) for name in list(x) if name.startswith("blocks.1.")])
+    with pytest.raises(ValueError, match="says num_layers = 2, the weights beside it show 1"):
+        open_weights(tmp_path / "official")
+
+
 def refused(capsys, source, target):
     with pytest.raises(SystemExit) as stopped:
         main(["convert", str(source), str(target), "--format", "diffusers"])

@@ -9,8 +9,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
+from fps_flex.casting import check_finite
 from fps_flex.checks import is_whole, show
 
 if TYPE_CHECKING:
@@ -86,6 +88,10 @@ def _check_state(part: str, state: dict[str, Tensor], module: FlowModule) -> Non
                 f"its {part} holds {name} of shape {shape}, this configuration expects {shapes.get(name)}: "
                 "use the configuration it was trained with"
             )
+    for name, tensor in state.items():
+        if not tensor.is_floating_point():
+            raise ValueError(f"its {part}'s {name} is of {tensor.dtype}, expected floating-point weights")
+        check_finite(f"its {part}'s {name}", tensor)
 
 
 def _check_optimizer(states: list[Any], module: FlowModule, trained: bool) -> None:
@@ -109,13 +115,19 @@ def _check_optimizer(states: list[Any], module: FlowModule, trained: bool) -> No
             raise ValueError(
                 f"its optimizer's state of parameter {show(index)} is not one of shape {shapes.get(index)}"
             )
+        for name, mean in momentum.items():
+            check_finite(f"its optimizer's {name} of parameter {index}", mean)
 
 
 def _is_momentum(momentum: object, shape: tuple[int, ...] | None) -> bool:
     """As AdamW keeps it: how often it stepped, and two means of gradients."""
-    if not isinstance(momentum, dict) or not all(isinstance(x, Tensor) for x in momentum.values()):
+    if not isinstance(momentum, dict) or not all(map(_has_values, momentum.values())):
         return False
     return {name: tuple(x.shape) for name, x in momentum.items()} == {"step": (), "exp_avg": shape, "exp_avg_sq": shape}
+
+
+def _has_values(x: object) -> bool:
+    return isinstance(x, Tensor) and x.layout == torch.strided and not x.is_meta and x.is_floating_point()
 
 
 def _check_schedule(schedules: list[Any]) -> None:
