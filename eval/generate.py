@@ -20,11 +20,12 @@ from train.ranges import require
 from train.whole import at_home
 
 from .models import TextToVideo, open_model
-from .sampling import Sampler, build_scheduler
+from .sampling import MOST_GUIDANCE, Sampler, build_scheduler
 from .videos import Job, Settings, draw_contacts, make_videos
 
 MOST_VIDEOS = 100_000  # of a prompt
 MOST_SEED = 2**62
+LEAST_FPS, MOST_FPS = 0.1, 1000  # that an mp4 can tell apart
 
 
 def main(
@@ -97,9 +98,10 @@ def settle(
             noise, in 40 steps).
     """
     model = open_model(checkpoint, weights, encoders, attention, low_noise, boundary)
-    require("guidance", guidance, least=0)
+    require("guidance", guidance, least=0, most=MOST_GUIDANCE)
     given = {"frames": frames, "height": height, "width": width, "fps": fps}
     clip = replace(model.clip, **{name: value for name, value in given.items() if value is not None})
+    require("fps", clip.fps, least=LEAST_FPS, most=MOST_FPS)
     model.check(clip.size)
     if shift is None:
         shift = model.shift or (5.0 if min(clip.height, clip.width) >= 720 else 3.0)
@@ -115,7 +117,7 @@ def settle(
 def _settle_low(model: TextToVideo, guidance: float, own: float | None) -> dict[str, Any]:
     """Settings of the second of two experts. own: its guidance, where given. Raises ValueError for that without it."""
     if own is not None:
-        require("low_noise_guidance", own, least=0)
+        require("low_noise_guidance", own, least=0, most=MOST_GUIDANCE)
     if model.low is None and own is not None:
         raise ValueError(
             "low_noise_guidance is of the second of two experts, and there is one transformer: leave it out"

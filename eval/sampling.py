@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Sampler = Literal["unipc", "euler"]
 
 TIMESTEPS = 1000  # at noise level 1
+LEAST_SHIFT, MOST_SHIFT, MOST_GUIDANCE = 0.1, 1000, 1000  # Wan takes shifts from 3 to 12, and a guidance of 5
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,12 @@ class LowNoise:
 def build_scheduler(sampler: Sampler, steps: int, shift: float) -> Any:
     """diffusers' scheduler for rectified flow, set to its steps.
 
-    Raises ValueError below 1 step or above 1000, or for a shift that isn't above 0.
+    Raises ValueError below 1 step or above 1000, or for a shift that isn't from 0.1 to 1000.
     """
     from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
     require("steps", steps, least=1, most=TIMESTEPS)
-    require("shift", shift, above=0)
+    require("shift", shift, least=LEAST_SHIFT, most=MOST_SHIFT)
     if sampler == "unipc":
         scheduler = UniPCMultistepScheduler(
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift, num_train_timesteps=TIMESTEPS
@@ -46,6 +47,7 @@ def build_scheduler(sampler: Sampler, steps: int, shift: float) -> Any:
     else:
         scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=TIMESTEPS, shift=shift)
         scheduler.set_timesteps(sigmas=[1 - i / steps for i in range(steps)])
+    scheduler.set_begin_index(0)  # it would look for the first timestep, which a high shift rounds to the next one's
     return scheduler
 
 
@@ -67,10 +69,10 @@ def sample_latents(
 ) -> Float[Tensor, "b c f h w"]:
     """Latents in fp32. guidance: 1 follows the text alone, more leads away from `no_text`. low: takes over from `wan`.
 
-    The regime of each step follows its noise level, timestep / 1000.
+    The regime of each step follows its noise level, timestep / 1000. Raises ValueError where they cease to be finite.
     """
     x = noise.float()
-    for timestep in scheduler.timesteps:
+    for step, timestep in enumerate(scheduler.timesteps, start=1):
         t = timestep.expand(len(x)).to(x.device, torch.float32)
         model, scale = wan, guidance
         if low and timestep < low.boundary * TIMESTEPS:
@@ -80,5 +82,10 @@ def sample_latents(
             without = model(x, t, no_text).float()
             velocity = without + scale * (velocity - without)
         x = scheduler.step(velocity, timestep, x, return_dict=False)[0]
+        if not x.isfinite().all():
+            raise ValueError(
+                f"the latents aren't finite after step {step} of {len(scheduler.timesteps)}, with guidance {scale:g}: "
+                "look at guidance, shift and steps, and whether the weights are those of this model"
+            )
         after_step()
     return x

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any, TypeVar
 
+from fps_flex.checks import as_fields
 from train.codecs import ByteText, Fixed, PixelCodec
 from train.encoders import UMT5Text, WanVAE
 from train.release import PartError
@@ -32,10 +34,10 @@ def build(path: str, spec: dict[str, Any], base: type[Kind], encoders: str | Non
         raise ValueError(
             f"{path} is no checkpoint of this project (it was trained with {named}, expected one of {', '.join(kinds)})"
         )
-    options = dict(spec["init_args"])
-    if encoders and "path" in options:
-        options["path"] = encoders
     try:
+        options = dict(as_fields("init_args", spec["init_args"], [field.name for field in fields(kinds[named])]))
+        if encoders and "path" in options:
+            options["path"] = encoders
         return find(kinds[named], **options)
     except PartError:
         raise

@@ -40,6 +40,11 @@ def change_config(folder, part, **entries):
     file.write_text(json.dumps({name: value for name, value in config.items() if value != "left out"}))
 
 
+def change_tokenizer(folder, name="tokenizer_config.json", **entries):
+    file = folder / "tokenizer" / name
+    file.write_text(json.dumps((json.loads(file.read_text()) if file.is_file() else {}) | entries))
+
+
 def refused(kind, folder):
     """The one line in which an encoder refuses to be loaded."""
     with pytest.raises(ValueError) as raised:
@@ -110,6 +115,13 @@ def test_files_that_are_not_the_weights_are_named(copied, part):
         ("vae", {"latents_mean": [float("nan")] * 16}, "expected 16 numbers, one a channel"),
         ("vae", {"latents_std": [0.0] * 16}, "expected 16 numbers above 0"),
         ("vae", {"latents_std": None}, "says latents_std = None"),
+        ("vae", {"latents_std": [1e308] * 16}, "expected 16 numbers above 0, one a channel, from 0.0001 to 10000"),
+        ("vae", {"latents_std": [1e-300] * 16}, "expected 16 numbers above 0, one a channel, from 0.0001 to 10000"),
+        ("vae", {"latents_mean": [-1e308] * 16}, "expected 16 numbers, one a channel, from -10000 to 10000"),
+        ("vae", {"latents_mean": [10**30] * 16}, "expected 16 numbers, one a channel, from -10000 to 10000"),
+        ("vae", {"num_res_blocks": 10**6}, "says num_res_blocks = 1000000, expected a whole number from 1 to 100"),
+        ("vae", {"z_dim": 10**9}, "says z_dim = 1000000000, expected a whole number from 1 to 10000000"),
+        ("vae", {"dim_mult": [1] * 100}, "expected 1 to 16 whole numbers"),
         ("vae", {"scale_factor_spatial": 16}, "says scale_factor_spatial = 16, expected 8"),
         ("vae", {"scale_factor_temporal": 8}, "says scale_factor_temporal = 8, expected 4"),
         ("vae", {"temperal_downsample": [True, True, True]}, "[True, True, True], expected true twice, for 4 frames"),
@@ -120,8 +132,27 @@ def test_files_that_are_not_the_weights_are_named(copied, part):
         ("text_encoder", {"d_model": "left out"}, "lacks d_model"),
         ("text_encoder", {"d_model": 64}, "of shape"),
         ("text_encoder", {"num_layers": 3}, "missing encoder.block.2."),
+        ("text_encoder", {"num_layers": 10**6}, "says num_layers = 1000000, expected a whole number from 1 to 1000"),
+        ("text_encoder", {"vocab_size": 10**9}, "says vocab_size = 1000000000, expected a whole number from 1 to"),
+        (
+            "text_encoder",
+            {"layer_norm_epsilon": float("nan")},
+            "says layer_norm_epsilon = nan, expected a number above",
+        ),
+        ("text_encoder", {"layer_norm_epsilon": 0.0}, "says layer_norm_epsilon = 0.0, expected a number above 0"),
+        ("text_encoder", {"layer_norm_epsilon": -1e-6}, "says layer_norm_epsilon = -1e-06, expected a number above 0"),
+        ("text_encoder", {"relative_attention_max_distance": -5}, "max_distance = -5, expected a whole number from 9"),
+        ("text_encoder", {"relative_attention_max_distance": 0}, "max_distance = 0, expected a whole number from 9"),
+        ("text_encoder", {"relative_attention_max_distance": 8}, "max_distance = 8, expected a whole number from 9"),
+        ("text_encoder", {"relative_attention_num_buckets": 3}, "num_buckets = 3, expected a whole number from 4"),
+        (
+            "text_encoder",
+            {"relative_attention_num_buckets": "32"},
+            "num_buckets = '32', expected a whole number from 4",
+        ),
+        ("text_encoder", {"dense_act_fn": "none such"}, "no model is of the sizes in"),
         ("text_encoder", {"architectures": None}, "describes a nameless model, expected a UMT5EncoderModel"),
-        ("text_encoder", {"architectures": 7}, "is no configuration of a model"),
+        ("text_encoder", {"architectures": 7}, "is no configuration"),
     ],
 )
 def test_configurations_that_cannot_be_meant_are_refused(copied, part, entries, message):
@@ -130,10 +161,10 @@ def test_configurations_that_cannot_be_meant_are_refused(copied, part, entries, 
 
 
 @pytest.mark.parametrize("part", KINDS)
-@pytest.mark.parametrize("text", ["", "[]", "{", "\x00", "7"])
+@pytest.mark.parametrize("text", ["", "[]", "{", "\x00", "7", "[" * 100_000], ids=lambda text: text[:2] or "empty")
 def test_a_configuration_that_is_no_json_object_is_refused(copied, part, text):
     (copied / part / "config.json").write_text(text)
-    with pytest.raises(ValueError, match="config.json is no configuration of a model: fetch it again"):
+    with pytest.raises(ValueError, match="config.json is no configuration: fetch it again"):
         KINDS[part](str(copied))
 
 
@@ -143,9 +174,45 @@ def test_a_tokenizer_that_is_missing_or_of_another_encoder_is_refused(copied):
     tokens["model"]["vocab"] += [[f"more{i}", -9.0] for i in range(64)]
     file.write_text(json.dumps(tokens))
     assert "tokens, the text encoder knows 64: take both from one release" in refused(UMT5Text, copied)
+    file.unlink()
+    with pytest.raises(ValueError, match="expected tokenizer.json or spiece.model in .*tokenizer, found neither"):
+        UMT5Text(str(copied))
     shutil.rmtree(copied / "tokenizer")
     with pytest.raises(ValueError, match="expected tokenizer/ with tokenizer.json or spiece.model in"):
         UMT5Text(str(copied))
+
+
+@pytest.mark.parametrize("side", ["padding_side", "truncation_side"])
+def test_prompts_are_padded_and_cut_at_the_end_whatever_the_tokenizer_says(wan_folder, copied, side):
+    prompts = ["a red circle", "a red circle moving left over a blue square"]
+    change_tokenizer(copied, **{side: "left", "model_input_names": ["input_ids"]})
+    before, now = (UMT5Text(str(folder), length=16) for folder in (wan_folder, copied))
+    assert torch.equal(now(prompts, CPU), before(prompts, CPU)) and now.fingerprint() == before.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"model_max_length": "x"}, "tokenizer can't be used ('>' not supported"),
+        ({"pad_token": None}, "has no token for padding"),
+        ({"additional_special_tokens": [f"more{i}" for i in range(64)]}, "tokens, the text encoder knows 64"),
+    ],
+)
+def test_a_tokenizer_that_cannot_be_used_is_one_line(copied, entries, message):
+    change_tokenizer(copied, **entries)
+    assert message in refused(UMT5Text, copied)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"])
+def test_a_tokenizers_json_that_is_nested_without_end_is_one_line(copied, name):
+    (copied / "tokenizer" / name).write_text("[" * 100_000)
+    assert str(copied / "tokenizer") in refused(UMT5Text, copied)
+
+
+def test_states_that_are_not_finite_name_the_prompt(copied):
+    change_tensors(copied, "text_encoder", lambda x: x["encoder.final_layer_norm.weight"].fill_(3e38))
+    with pytest.raises(ValueError, match="^text_encoder/ of .* gives states that aren't finite for 'a red circle'$"):
+        UMT5Text(str(copied), dtype="float32")(["a red circle"], CPU)
 
 
 def test_home_is_where_the_user_is(copied, monkeypatch):
@@ -194,6 +261,34 @@ def test_a_fingerprint_tells_other_settings(wan_folder, copied):
     assert UMT5Text(str(copied)).fingerprint() != before[1]
     assert PixelCodec().fingerprint() == PixelCodec((2, 2, 2)).fingerprint() != PixelCodec((1, 2, 2)).fingerprint()
     assert ByteText().fingerprint() != ByteText(length=65).fingerprint() != PixelCodec().fingerprint()
+
+
+def test_a_fingerprint_tells_what_the_settings_resolve_to(wan_folder, copied):
+    before = UMT5Text(str(wan_folder)).fingerprint()
+    change_config(copied, "text_encoder", feed_forward_proj="gated-gelu_new", layer_norm_epsilon="left out")
+    assert UMT5Text(str(copied)).fingerprint() == before
+    change_config(copied, "text_encoder", dense_act_fn="relu")
+    changed = UMT5Text(str(copied)).fingerprint()
+    assert changed.split(", ")[0] != before.split(", ")[0] and changed.split(", ")[1:] == before.split(", ")[1:]
+
+
+@pytest.mark.parametrize(
+    ("name", "entries"),
+    [
+        ("tokenizer_config.json", {"added_tokens_decoder": {"63": {"content": "red", "special": True}}}),
+        ("tokenizer_config.json", {"additional_special_tokens": ["red"]}),
+        ("tokenizer_config.json", {"pad_token": "</s>"}),
+        ("special_tokens_map.json", {"additional_special_tokens": ["red"]}),
+        ("added_tokens.json", {"red": 63}),
+    ],
+)
+def test_a_fingerprint_tells_other_tokens(wan_folder, copied, name, entries):
+    before = UMT5Text(str(wan_folder)).fingerprint()
+    change_tokenizer(copied, name_or_path="elsewhere", tokenizer_file="elsewhere/tokenizer.json")
+    assert UMT5Text(str(copied)).fingerprint() == before
+    change_tokenizer(copied, name, **entries)
+    changed = UMT5Text(str(copied)).fingerprint()
+    assert changed.split(", ")[:2] == before.split(", ")[:2] and changed != before
 
 
 def test_a_digest_doesnt_depend_on_shards(tmp_path):

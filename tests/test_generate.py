@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from eval.bench.__main__ import command as bench
 from eval.fidelity import command as fidelity
 from eval.generate import command, plan_jobs, settle
 from eval.models import open_model
-from eval.sampling import build_scheduler, sample_latents
+from eval.sampling import build_scheduler, list_regimes, sample_latents
 from eval.vbench.__main__ import command as vbench
 from fps_flex import WAN_TINY, FPSAttention, Wan, WanConfig, preset
 from fps_flex.flow import euler_sample, sampling_levels
@@ -247,7 +248,13 @@ def refused(capsys, arguments):
         (["--prompt=two", "--prompts=README.md"], "expected either --prompt TEXT or --prompts FILE"),
         (["--steps=0"], "steps is 0"),
         (["--steps=1000000000"], "steps is 1000000000, expected at least 1 and at most 1000"),
-        (["--shift=0"], "shift is 0.0, expected more than 0"),
+        (["--shift=0"], "shift is 0.0, expected at least 0.1 and at most 1000"),
+        (["--shift=1e308"], "shift is 1e+308, expected at least 0.1 and at most 1000"),
+        (["--shift=1e-300"], "shift is 1e-300, expected at least 0.1 and at most 1000"),
+        (["--guidance=1e38"], "guidance is 1e+38, expected at least 0 and at most 1000"),
+        (["--fps=0.0001"], "fps is 0.0001, expected at least 0.1 and at most 1000"),
+        (["--prompt=a\udcff"], "prompt is 'a\\udcff', expected text in UTF-8"),
+        (["--negative_prompt=a\udcff"], "negative_prompt is 'a\\udcff', expected text in UTF-8"),
         (["--shift=.nan"], "shift is nan, expected a finite number"),
         (["--guidance=.nan"], "guidance is nan, expected a finite number"),
         (["--frames=1000000001"], "they have 1,500,000,006 tokens, expected at most 1,048,576"),
@@ -342,12 +349,16 @@ def test_parts_of_a_preset_do_not_make_another_one_in_silence(wan_folder, tmp_pa
         ("codec", {"class_path": "train.codecs.ByteText", "init_args": {}}, "expected one of train.codecs.PixelCodec"),
         ("codec", {"class_path": "train.codecs.PixelCodec", "init_args": {"box": 2}}, "its Codec: "),
         ("codec", {"class_path": "train.codecs.PixelCodec", "init_args": {"stride": "much"}}, "its Codec: "),
+        ("codec", {"class_path": "train.codecs.PixelCodec", "init_args": {}}, "its Codec: init_args lacks stride"),
+        ("text", {"class_path": "train.codecs.ByteText", "init_args": {"dim": 32}}, "init_args lacks length"),
+        ("text", {"class_path": "train.encoders.UMT5Text", "init_args": {"path": "x", "dtype": "bfloat16"}},
+         "its TextEncoder: init_args lacks length: expected exactly path, length, dtype"),
         ("codec", {"class_path": "train.encoders.WanVAE", "init_args": {}}, "its Codec: "),
         ("codec", {"class_path": "train.encoders.WanVAE", "init_args": {"path": 7}}, "its Codec: path is 7"),
         ("codec", {"class_path": "train.codecs.PixelCodec"}, "its fps_flex.codec lacks init_args"),
         ("text", {"class_path": ["x"], "init_args": {}}, "its fps_flex.text.class_path is ['x']"),
-        ("text", {"class_path": "train.codecs.ByteText", "init_args": {"length": 10**12}}, "its TextEncoder: "),
-        ("text", {"class_path": "train.codecs.ByteText", "init_args": {"length": 2.5}}, "its TextEncoder: "),
+        ("text", {"class_path": "train.codecs.ByteText", "init_args": {"dim": 32, "length": 10**12}}, "its Text"),
+        ("text", {"class_path": "train.codecs.ByteText", "init_args": {"dim": 32, "length": 2.5}}, "its TextEncoder: "),
         ("clip", None, "its fps_flex.clip is None"),
         ("clip", {"frames": 10**9, "height": 32, "width": 32, "fps": 8.0}, "frames is 1000000000, expected at most"),
         ("clip", {"frames": 10**30, "height": 32, "width": 32, "fps": 8.0}, "expected at most 100000"),
@@ -384,6 +395,78 @@ def test_a_gpu_whose_memory_is_full_is_one_line(wan_folder, tmp_path, monkeypatc
                  f"--out={tmp_path}"])  # fmt: skip
     assert stopped.value.code == 1
     assert capsys.readouterr().err.splitlines()[-1] == ("error: CUDA out of memory. Tried to allocate 28.00 GiB.")
+
+
+SMALL = ["--frames=9", "--height=32", "--width=48", "--steps=2", "--guidance=1"]
+
+
+def test_host_memory_that_is_full_is_one_line(wan_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("train.encoders.WanVAE.decode", lambda *args: torch.empty(2**60))
+    with pytest.raises(SystemExit) as stopped:
+        command([f"--checkpoint={wan_folder}", "--prompt=a", f"--out={tmp_path}", *SMALL])
+    assert stopped.value.code == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: ") and "allocate" in line and line.endswith(": make smaller or shorter videos")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", [float("nan"), 3e38])
+def test_latents_that_are_not_finite_make_no_video(wan_folder, tmp_path, monkeypatch, capsys, value):
+    forward, calls = Wan.forward, []
+
+    def fail_at_the_second_step(*args):
+        calls.append(1)
+        return forward(*args) if len(calls) == 1 else torch.full_like(forward(*args), value) * 2
+
+    monkeypatch.setattr(Wan, "forward", fail_at_the_second_step)
+    with pytest.raises(SystemExit) as stopped:
+        command([f"--checkpoint={wan_folder}", "--prompt=a", f"--out={tmp_path}", *SMALL])
+    assert stopped.value.code == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: the latents aren't finite after step 2 of 2, with guidance 1: look at guidance")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pixels_that_are_not_finite_make_no_video(wan_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("train.encoders.WanVAE.decode", lambda *args: torch.full((1, 3, 9, 32, 48), torch.nan))
+    with pytest.raises(SystemExit):
+        command([f"--checkpoint={wan_folder}", "--prompt=a", f"--out={tmp_path}", *SMALL])
+    assert "error: the codec gives pixels that aren't finite" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("sampler", "shift"), [("unipc", 1000.0), ("unipc", 0.1), ("euler", 1000.0), ("euler", 0.1)])
+def test_any_shift_within_bounds_samples_every_step(sampler, shift):
+    scheduler, x = build_scheduler(sampler, 50, shift), torch.zeros(1, 1, 1)
+    for timestep in scheduler.timesteps:
+        x = scheduler.step(torch.ones(1, 1, 1), timestep, x, return_dict=False)[0]
+    torch.testing.assert_close(x, -torch.ones(1, 1, 1), atol=0.01, rtol=0)
+    assert len(list_regimes(FPSAttention("fps", tile=(1, 2, 2)), scheduler)) == 50
+
+
+@pytest.mark.parametrize("left", [0, 100, 0.5, -1])
+def test_a_video_that_is_cut_short_is_made_again(wan_folder, tmp_path, capsys, left):
+    arguments = [f"--checkpoint={wan_folder}", "--prompt=a", f"--out={tmp_path}", *SMALL, "--fps=0.1"]
+    command(arguments)
+    (video,) = tmp_path.glob("*.mp4")
+    whole = video.read_bytes()
+    video.write_bytes(whole[: int(len(whole) * left) if left == 0.5 else left])
+    capsys.readouterr()
+    command(arguments)
+    assert f"{video} is broken: it is made again" in capsys.readouterr().out and video.read_bytes() == whole
+    command(arguments)
+    assert "1 of 1 videos are there already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("part", ["vae", "text_encoder", "tokenizer"])
+def test_encoders_that_are_refused_leave_no_folder(wan_folder, tmp_path, capsys, part):
+    shutil.copytree(wan_folder, tmp_path / "wan")
+    for file in (tmp_path / "wan" / part).glob("*.safetensors" if part != "tokenizer" else "tokenizer.json"):
+        file.write_bytes(b"broken")
+    with pytest.raises(SystemExit) as stopped:
+        command([f"--checkpoint={tmp_path / 'wan'}", "--prompt=a", f"--out={tmp_path / 'out/in'}", *SMALL])
+    assert stopped.value.code == 2 and str(tmp_path / "wan" / part) in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
 
 
 def test_home_is_where_the_user_is(wan_folder, tmp_path, monkeypatch):

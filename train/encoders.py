@@ -17,23 +17,24 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fps_flex.checks import as_whole, one_of
+from fps_flex.checks import as_whole, one_of, show
 
 from .codecs import MOST_LENGTH, Codec, TextEncoder, Triple, digest
 from .ranges import require
-from .release import find_part, first_line, load_part, read_config, require_entry
+from .release import find_part, first_line, load_part, read_config
 from .tensors import check_finite, check_held, digest_held, read_held
-from .vae_config import DEFAULTS, FRAMES, check_vae, is_size
+from .text_config import DECIDING, check_text
+from .tokenizer import digest_tokenizer, find_model, load_tokenizer
+from .vae_config import DEFAULTS, FRAMES, check_vae
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
     from jaxtyping import Float
-    from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
+    from transformers import PreTrainedTokenizerBase, UMT5Config, UMT5EncoderModel
 
 UNTILED_PIXELS = 480 * 832  # a frame; larger ones are coded in tiles to save memory
 VAE, VAE_STEM = "vae", "diffusion_pytorch_model"
-TEXT, TEXT_STEM, TOKENIZER = "text_encoder", "model", "tokenizer"
-TEXT_SIZES = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
+TEXT, TEXT_STEM = "text_encoder", "model"
 TIED = {"shared.weight", "encoder.embed_tokens.weight"}  # one tensor, in a file under either name or both
 
 logger = logging.getLogger(__name__)
@@ -150,33 +151,29 @@ class UMT5Text(TextEncoder):
         require("the text encoder's length", self.length, most=MOST_LENGTH)
         one_of("the text encoder's dtype", self.dtype, ("bfloat16", "float32"))
         self._config  # noqa: B018 - a wrong path is said at once
-        find_part(self.path, TOKENIZER)
+        find_model(self.path)
 
     @cached_property
     def _config(self) -> dict[str, Any]:
         config = read_config(self.path, TEXT, "UMT5EncoderModel")
-        for name in TEXT_SIZES:
-            fits = is_size(config.get(name))
-            require_entry(f"{TEXT}/config.json of {self.path}", config, name, fits, "a whole number of at least 1")
+        check_text(f"{TEXT}/config.json of {self.path}", config)
         return config
+
+    @cached_property
+    def _resolved(self) -> UMT5Config:
+        """config.json as transformers takes it, whichever entries say it."""
+        from transformers import UMT5Config
+
+        return load_part(UMT5Config, self.path, TEXT)
 
     def fingerprint(self) -> str:
         """What makes its states: length and what no tensor shows of config.json, the weights and the tokenizer.
 
         Not dtype, in which they are computed, as bf16 and fp32 give the same states but for rounding.
         """
-        names = ("num_heads", "relative_attention_max_distance", "layer_norm_epsilon", "feed_forward_proj")
-        settings = {"length": self.length, **{name: self._config.get(name) for name in names}}
+        settings = {"length": self.length, **{name: getattr(self._resolved, name) for name in DECIDING}}
         weights = digest_held(read_held(find_part(self.path, TEXT), TEXT_STEM))
-        return f"settings {digest(settings)}, weights {weights}, tokenizer {self._digest_tokenizer()}"
-
-    def _digest_tokenizer(self) -> str:
-        folder = find_part(self.path, TOKENIZER)
-        files = [folder / name for name in ("tokenizer.json", "spiece.model")]
-        whole = next((file.read_bytes() for file in files if file.is_file()), None)
-        if whole is None:
-            raise ValueError(f"expected tokenizer.json or spiece.model in {folder}, found none: fetch it again")
-        return digest(whole)
+        return f"settings {digest(settings)}, weights {weights}, tokenizer {digest_tokenizer(self.path)}"
 
     @property
     def dim(self) -> int:
@@ -186,13 +183,18 @@ class UMT5Text(TextEncoder):
     def __call__(self, prompts: list[str], device: torch.device) -> Float[Tensor, "b l e"]:
         prompts = [clean(prompt) for prompt in prompts]
         tokens = self._tokenizer(
-            prompts, padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
-        )
+            prompts, padding="max_length", max_length=self.length, truncation=True, return_tensors="pt",
+            return_attention_mask=True,
+        )  # fmt: skip
         self._say_what_is_cut(prompts)
         ids, kept = tokens.input_ids.to(device), tokens.attention_mask.to(device)
         with torch.autocast(device.type, enabled=False):
             states = self._model.to(device)(ids, kept).last_hidden_state
-        return torch.where(kept[..., None].bool(), states, 0)
+        states = torch.where(kept[..., None].bool(), states, 0)
+        for prompt, finite in zip(prompts, states.isfinite().all(-1).all(-1).tolist(), strict=True):
+            if not finite:
+                raise ValueError(f"{TEXT}/ of {self.path} gives states that aren't finite for {show(prompt)}")
+        return states
 
     def _say_what_is_cut(self, prompts: list[str]) -> None:
         for prompt, ids in zip(prompts, self._tokenizer(prompts).input_ids, strict=True):
@@ -207,10 +209,9 @@ class UMT5Text(TextEncoder):
 
     @cached_property
     def _model(self) -> UMT5EncoderModel:
-        from transformers import UMT5Config, UMT5EncoderModel
+        from transformers import UMT5EncoderModel
 
-        config = load_part(UMT5Config, self.path, TEXT)
-        _check_weights(find_part(self.path, TEXT), TEXT_STEM, lambda: UMT5EncoderModel(config))
+        _check_weights(find_part(self.path, TEXT), TEXT_STEM, lambda: UMT5EncoderModel(self._resolved))
         dtype = getattr(torch, self.dtype)
         model = load_part(UMT5EncoderModel, self.path, TEXT, dtype=dtype, use_safetensors=True).eval()
         check_finite(f"{TEXT}/ of {self.path}", model)
@@ -218,16 +219,7 @@ class UMT5Text(TextEncoder):
 
     @cached_property
     def _tokenizer(self) -> PreTrainedTokenizerBase:
-        from transformers import AutoTokenizer
-
-        tokenizer = load_part(AutoTokenizer, self.path, TOKENIZER)
-        known = self._config["vocab_size"]
-        if len(tokenizer) > known or tokenizer.pad_token is None:
-            what = "has no token for padding" if tokenizer.pad_token is None else f"has {len(tokenizer)} tokens"
-            raise ValueError(
-                f"{TOKENIZER}/ of {self.path} {what}, the text encoder knows {known}: take both from one release"
-            )
-        return tokenizer
+        return load_tokenizer(self.path, self._config["vocab_size"])
 
 
 def clean(prompt: str) -> str:

@@ -38,15 +38,23 @@ def find_part(path: str, part: str) -> Path:
 def read_config(path: str, part: str, kind: str) -> dict[str, Any]:
     """config.json of a part. Raises PartError where there is none, or it is of another kind."""
     file = find_part(path, part) / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        names = (config.get("_class_name"), *(config.get("architectures") or ()))
-    except (OSError, ValueError, AttributeError, TypeError):
-        raise PartError(f"{file} is no configuration of a model: fetch it again") from None
+    config = read_json(file)
+    named = config.get("architectures") or ()
+    if not isinstance(named, list | tuple):
+        raise PartError(f"{file} is no configuration: fetch it again")
+    names = (config.get("_class_name"), *named)
     if kind not in names:
         described = " ".join(str(name) for name in names if name) or "nameless model"
         raise PartError(f"{file} describes a {described}, expected a {kind}")
     return config
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A part's configuration. Raises PartError unless the file holds a JSON object."""
+    try:
+        return as_instance(file.name, json.loads(file.read_text(encoding="utf-8")), dict)
+    except (OSError, ValueError, RecursionError):
+        raise PartError(f"{file} is no configuration: fetch it again") from None
 
 
 def require_entry(file: str, config: dict[str, Any], name: str, fits: bool, expected: str) -> None:
