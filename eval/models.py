@@ -158,10 +158,14 @@ def _attention(paths: dict[str, Weights]) -> FPSAttention:
 
 
 def _open_released(weights: Weights, low: LowExpert | None, encoders: str, attention: FPSAttention) -> TextToVideo:
-    """With the clip size, and the shift, of its release's own examples."""
-    codec, text = (find(kind, path=encoders) for kind in (WanVAE, UMT5Text))
+    """With the clip size, and the shift, of its release's own examples; an exported fine-tune with its own."""
+    said = weights.settings or {}
+    codec = find(WanVAE, path=encoders)
+    text = find(UMT5Text, path=encoders, **({"length": said["text_length"]} if "text_length" in said else {}))
     clip, shift = (Clip(), 12.0 if low else None) if codec.pixels == 8 else (OF_5B, 5.0)
-    return TextToVideo(weights, attention, codec, text, clip, "fp32", shift, low=low)
+    clip = Clip(**said["clip"]) if "clip" in said else clip
+    residual, shift = said.get("residual", "fp32"), said.get("shift", shift)
+    return TextToVideo(weights, attention, codec, text, clip, residual, shift, low=low)
 
 
 def _open_trained(

@@ -51,9 +51,14 @@ def _check_fields(said: dict[str, Any]) -> None:
         if not isinstance(said[name], dict):
             raise ValueError(f"its fps_flex.{name} is a {type(said[name]).__name__}, expected a dict")
     as_fields("its fps_flex.wan", said["wan"], [field.name for field in fields(WanConfig)])
+    check_said("its fps_flex", said)
+
+
+def check_said(where: str, said: dict[str, Any]) -> None:
+    """where: what the fields are of, for the errors. Raises ValueError for one of another type."""
     for name, check in _CHECKS.items():
         if name in said:
-            check(f"its fps_flex.{name}", said[name])
+            check(f"{where}.{name}", said[name])
 
 
 def _check_step(name: str, value: object) -> None:
@@ -109,6 +114,7 @@ def _check_position(name: str, value: object) -> None:
 
 _CHECKS = {
     "step": _check_step,
+    "text_length": as_whole,
     "shift": _check_shift,
     "residual": _check_residual,
     "val_loss": _check_score,

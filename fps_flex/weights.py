@@ -18,6 +18,7 @@ from .attention import FPSAttention
 from .casting import check_finite, keeps_fp32
 from .checks import as_device, as_fields, as_instance, as_path, one_of, show
 from .experts import ALL, Levels, as_levels, levels_of
+from .fields import check_said
 from .files import Shape, Spec, open_files, read_training_checkpoint
 from .fp8_files import FLOAT8, READABLE, without_scales
 from .hub import local
@@ -28,6 +29,7 @@ from .wan import Wan, WanConfig
 
 SETTINGS = "fps_flex.json"  # beside exported weights: the attention that they were trained with, their noise levels
 RELEASED = {"noise_levels"}  # all that it says of an expert of a release
+MADE_WITH = ("residual", "shift", "clip", "text_length")  # of those settings, what may be left unsaid
 
 Which = Literal["average", "live"]
 
@@ -38,8 +40,8 @@ class Weights:
 
     config: its sizes. specs: of its tensors, by their official names. read: gives a tensor by its official name.
     trained: what a checkpoint of train.fit says about the attention, the codecs and the clips it was trained with;
-    None for other weights. settings: the sizes, the attention and the noise levels of such a checkpoint, also once it
-    was exported. noise_levels: the lowest and the highest that they are for.
+    None for other weights. settings: what of that goes along when it is exported: the sizes, the attention, the noise
+    levels, and what videos are made with. noise_levels: the lowest and the highest that they are for.
     """
 
     config: WanConfig
@@ -189,7 +191,19 @@ def _exported_as(config: WanConfig, folder: Path) -> tuple[dict[str, Any] | None
     said, attention = read_settings(folder)
     if said != config:
         raise ValueError(f"{folder / SETTINGS} is of another model ({said}) than the weights beside it ({config})")
-    return {"wan": asdict(said), "attention": asdict(attention), "noise_levels": list(levels)}, levels
+    try:
+        check_said(SETTINGS, held)
+    except ValueError as error:
+        raise _unsaid(folder, error) from None
+    return _settings(said, attention, levels, held), levels
+
+
+def _settings(config: WanConfig, attention: FPSAttention, levels: Levels, said: dict[str, Any]) -> dict[str, Any]:
+    """What goes along with exported weights. said: by a checkpoint, or by what was exported of one."""
+    settings = {"wan": asdict(config), "attention": asdict(attention), "noise_levels": list(levels)}
+    settings |= {name: said[name] for name in MADE_WITH if name in said}
+    length = said.get("text", {}).get("init_args", {}).get("length")
+    return settings if length is None else settings | {"text_length": length}
 
 
 def _open_trained(path: Path, which: Which) -> Weights:
@@ -208,7 +222,7 @@ def _open_trained(path: Path, which: Which) -> Weights:
     if quantised:
         raise ValueError(f"{path}: {quantised[0]}, expected floating-point weights, not quantised ones")
     # through the class, so that a preset's name in an older checkpoint becomes its numbers
-    settings = {"wan": asdict(config), "attention": asdict(attention), "noise_levels": list(levels)}
+    settings = _settings(config, attention, levels, held["fps_flex"])
     return Weights(config, specs, state.__getitem__, held["fps_flex"], settings, levels)
 
 

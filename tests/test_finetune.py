@@ -143,6 +143,9 @@ def test_from_released_weights_to_a_fine_tune_to_videos_to_stock_diffusers(wan_f
 
     trained, exported = open_model(str(last)), open_model(str(tmp_path / "export"), encoders=str(wan_folder))
     assert exported.attention == trained.attention and not exported.attention.step_schedule.is_dense
+    for name in ("clip", "shift", "residual"):
+        assert getattr(exported, name) == getattr(trained, name), name
+    assert exported.text.length == trained.text.length
     assert describe_weights(exported) == "exported, trained with FPS attention"
     assert describe_weights(open_model(str(wan_folder))) == "released, trained with dense attention"
 

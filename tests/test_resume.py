@@ -307,7 +307,8 @@ def test_the_loss_curve_joins_all_parts(tmp_path):
     assert read_losses(tmp_path) == {"train/loss": {0: 5, 1: 4, 2: 2.5, 3: 2}, "val/loss": {0: 9, 1: 8, 3: 7}}
 
 
-def test_a_resumed_weights_and_biases_run_is_the_same_run(tmp_path):
+def test_a_resumed_weights_and_biases_run_is_the_same_run(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_SERVICE", raising=False)  # a service that a test before this one started here
     wandb = ["--config=configs/wandb.yaml", "--trainer.logger.init_args.offline=true",
              f"--trainer.logger.init_args.save_dir={tmp_path}", f"--run={tmp_path / 'run'}"]  # fmt: skip
     for options in (["--trainer.max_steps=1"], ["--trainer.max_steps=2", "--ckpt_path=last"]):
