@@ -30,6 +30,8 @@ from train.prepare.records import PATIENCE, Clip, wait_for_all
 from train.prepare.standardise import list_buckets
 from train.resume import locked
 
+WITH_TESTS = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), *sys.path])}
+
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory):
@@ -202,7 +204,7 @@ def test_two_in_one_folder_are_one_and_a_refusal(raw, small, tmp_path, refused):
     with locked(out / "work"):  # POSIX gives a process its own locks again, so the other must be one
         code = f"from test_prepare import prepare; prepare({str(raw)!r}, {str(out)!r}, {str(small)!r})"
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
-                              env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"})  # fmt: skip
+                              env=WITH_TESTS)  # fmt: skip
     assert done.returncode == 2 and "is in use by process" in done.stderr.splitlines()[-1]
     assert done.stderr.splitlines()[-1].endswith("choose another --out")
 
@@ -593,7 +595,7 @@ def test_signals_leave_one_line(raw, small, tmp_path):
     arguments = [sys.executable, "-c", RUN, f"--config={small}", f"--source={raw}", f"--out={tmp_path / 'out'}",
                  "--text=test_prepare_again.Slow"]  # fmt: skip
     process = subprocess.Popen(
-        arguments, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT / "tests")}, text=True,
+        arguments, cwd=ROOT, env=WITH_TESTS, text=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # it may be ignored where we run
     )  # fmt: skip
