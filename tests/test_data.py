@@ -180,3 +180,23 @@ def test_an_address_in_a_captions_file_is_never_fetched(tmp_path, monkeypatch, c
         scan_folder(Path("."), 4, 8)
     server.shutdown()
     assert asked == []
+
+
+def test_what_captions_say_can_be_told_from_what_they_said(tmp_path):
+    """So that a resumed run lists that they have changed."""
+    folder = make_folder(tmp_path, {"a.mp4": 10, "b.mp4": 10})
+
+    def captions():
+        data = VideoData(str(folder), frames=4, fps=8, height=16, width=32)
+        data.setup()
+        return data.clips(), data.captions()
+
+    before = captions()
+    assert captions() == before
+    table = folder / "metadata.csv"
+    table.write_text(table.read_text().replace("a.mp4,", "a.mp4,other "))
+    clips, changed = captions()
+    assert clips == before[0] and changed != before[1]
+    data = VideoData(None, train_clips=2, val_clips=1)
+    data.setup()
+    assert data.captions() == ""

@@ -137,6 +137,13 @@ class VideoData(L.LightningDataModule):
             digest.update(json.dumps(part.names()).encode())
         return f"{len(self.train_set)} and {len(self.val_set)} held out ({digest.hexdigest()[:12]})"
 
+    def captions(self) -> str:
+        """A digest of what the clips' captions say; none where they are drawn."""
+        if self.folder is None:
+            return ""
+        prompts = [clip.prompt for part in (self.train_set, self.val_set) for clip in part.clips]
+        return hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:12]
+
     def train_dataloader(self) -> DataLoader:
         """Full batches without end, however few the clips: each batch size would compile anew.
 

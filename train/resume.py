@@ -84,7 +84,7 @@ def options_of(config: dict[str, Any], module: FlowModule, data: VideoData) -> d
     """All that was asked of a run as plain values by dotted names: attention by its numbers, clips by their names."""
     options = {name: value for name, value in _flatten(config) if not name.startswith("model.attention.")}
     attention = json.loads(json.dumps(asdict(module.model.attention)))
-    here = {"data.clips": data.clips(), "model.residual": module.model.residual}
+    here = {"data.clips": data.clips(), "data.captions": data.captions(), "model.residual": module.model.residual}
     return options | dict(_flatten({"model": {"attention": attention}})) | here
 
 

@@ -20,6 +20,7 @@ from .standardise import list_buckets
 
 Stage = Literal["scan", "cut", "filter", "standardise", "encode"]
 CONFIG = "config.json"
+MOST_PIXELS = 2**30  # of a clip: 81 frames of 4K are two thirds of that
 FREE = ("source", "limits", "scorers", "val_share", "batch_size")  # what only finds, judges and packs
 
 
@@ -48,6 +49,10 @@ class Settings:
         for name in ("frames", "height", "width", "batch_size"):
             require(name, getattr(self, name), least=1)
         require("fps", self.fps, above=0, most=1000)
+        pixels = self.frames * self.height * self.width
+        if pixels > MOST_PIXELS:
+            shape = f"{self.frames} frames of {self.height}x{self.width}"
+            raise ValueError(f"clips of {shape} have {pixels:,} pixels, expected at most {MOST_PIXELS:,}")
         require("val_share", self.val_share, least=0, below=1)
         if not self.stages:
             raise ValueError(f"stages is [], expected some of {', '.join(get_args(Stage))}")
