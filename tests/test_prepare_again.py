@@ -23,12 +23,12 @@ from train.codecs import ByteText, PixelCodec
 from train.data import VideoData
 from train.fit import main as fit
 from train.index import check_encoders, is_finite, read_index
+from train.lock import locked
 from train.prepare import encode, pack
 from train.prepare.__main__ import command
 from train.prepare.pack import choose_held_out
 from train.prepare.records import PATIENCE, Clip, wait_for_all
 from train.prepare.standardise import list_buckets
-from train.resume import locked
 
 WITH_TESTS = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), *sys.path])}
 

@@ -15,8 +15,8 @@ from train import callbacks
 from train.callbacks import read_losses
 from train.checkpoints import WholeCheckpoints, trained_steps
 from train.fit import main
+from train.lock import locked
 from train.module import FlowModule
-from train.resume import locked
 
 QUICK = [
     "--config=configs/tiny.yaml", "--trainer.val_check_interval=2", "--checkpoint.every_n_train_steps=2",
@@ -200,7 +200,7 @@ def test_two_runs_in_one_folder(run, capfd):
     code = f"""
 import time
 from pathlib import Path
-from train.resume import locked
+from train.lock import locked
 with locked(Path({str(run)!r})):
     print("held", flush=True)
     time.sleep(60)

@@ -33,11 +33,12 @@ from .checkpoints import Checkpoints, SaveError
 from .console import check_no_empty, check_schedule_parts, check_writable, one_line, stop
 from .data import VideoData
 from .index import check_encoders
+from .lock import locked
 from .module import FlowModule, NotFinite
 from .peers import exit_code
 from .rehearsal import rehearse
 from .resumable import check_taken
-from .resume import check_checkpoint, compare_options, find_checkpoint, locked, options_of
+from .resume import check_checkpoint, compare_options, find_checkpoint, options_of
 from .stopping import Stopped
 from .trainer import Trainer
 

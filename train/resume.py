@@ -1,15 +1,10 @@
-"""What a run goes on from, what may have changed since, and that no two runs share a folder."""
+"""What a run goes on from, and what may have changed since."""
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import logging
-import os
-import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -103,28 +98,6 @@ def compare_options(path: Path, before: dict[str, Any], now: dict[str, Any]) -> 
             f"weights with --model.checkpoint {path} and another --run FOLDER"
         )
     return [f"{name} {_say(before.get(name))} -> {_say(now.get(name))}" for name in names]
-
-
-@contextmanager
-def locked(run: Path, option: str = "--run FOLDER") -> Iterator[None]:
-    """This process's alone, until it ends however it ends. Raises ValueError where another holds the folder.
-
-    option: what names another folder.
-    """
-    with (run / ".lock").open("a+") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                logger.warning("%s can't be locked (%s): start no second run in it", run, error.strerror)
-            else:
-                file.seek(0)
-                holder = file.read().strip() or "another process"
-                raise ValueError(f"{run} is in use by {holder}: wait for it, or choose another {option}") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield
 
 
 def _flatten(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from ..codecs import Codec, TextEncoder
 from ..console import check_writable, run_command, speaking_plainly, stop
 from ..entries import Row
-from ..resume import locked
+from ..lock import locked
 from ..sources import read_rows
 from .cut import cut
 from .encode import encode
