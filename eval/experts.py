@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from fps_flex.experts import ALL, BOUNDARY, find_experts
 from fps_flex.weights import Weights, Which, open_weights
+from train.index import comparable
 from train.ranges import require
 
 NAME_BOTH = "name the high-noise one with --checkpoint and the low-noise one with --low_noise"
@@ -66,16 +66,11 @@ def _check_same(high: str, first: Weights, low: str, second: Weights) -> None:
     sizes, others = asdict(first.config), asdict(second.config)
     other = [f"{name} {value} and {others[name]}" for name, value in sizes.items() if value != others[name]]
     if first.trained and second.trained:
-        encoders = ([_encoder(said, name) for said in (first.trained, second.trained)] for name in ("codec", "text"))
+        both = (first.trained, second.trained)
+        encoders = ([comparable(said.get(name) or {}) for said in both] for name in ("codec", "text"))
         other += [f"{one} and {two}" for one, two in encoders if one != two]
     if other:
         raise ValueError(f"{high} and {low} are no two experts of one model: they have {', '.join(other)}")
-
-
-def _encoder(said: dict[str, Any], name: str) -> Any:
-    """An encoder as a checkpoint names it, wherever it lay."""
-    spec = said.get(name)
-    return spec and {**spec, "init_args": {**spec["init_args"], "path": None}}
 
 
 def _boundary(given: float | None, made_for: set[float]) -> float:

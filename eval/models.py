@@ -123,9 +123,9 @@ def open_model(
         raise ValueError(f"{empty[0]} is empty, expected a path")
     checkpoint, low_noise, encoders = (path and str(at_home(path)) for path in paths.values())
     weights, low = open_experts(checkpoint, which, low_noise, boundary)
-    paths = {checkpoint: weights, **({low.path: low.weights} if low else {})}
-    attention = attention or _attention(paths)
-    trained = {path: held.trained for path, held in paths.items() if held.trained is not None}
+    opened = {checkpoint: weights, **({low.path: low.weights} if low else {})}
+    attention = attention or _attention(opened)
+    trained = {path: held.trained for path, held in opened.items() if held.trained is not None}
     for path, said in trained.items():
         check_trained(path, said)
     if trained:
@@ -145,13 +145,13 @@ def trained_attention(weights: Weights) -> FPSAttention | None:
     return said and FPSAttention.from_dict(said)
 
 
-def _attention(paths: dict[str, Weights]) -> FPSAttention:
+def _attention(opened: dict[str, Weights]) -> FPSAttention:
     """What they were trained with. Raises ValueError for experts that were trained with different attention."""
     dense = FPSAttention("dense", tile=None)
-    trained = [trained_attention(weights) or dense for weights in paths.values()]
+    trained = [trained_attention(weights) or dense for weights in opened.values()]
     if any(attention != trained[0] for attention in trained):
         raise ValueError(
-            f"{' and '.join(paths)} were trained with different attention: name that of both, "
+            f"{' and '.join(opened)} were trained with different attention: name that of both, "
             "with --attention.schedule and --attention.tile"
         )
     return trained[0]

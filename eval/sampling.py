@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fps_flex import FPSAttention, Wan
+from fps_flex.checks import is_finite
 from train.ranges import require
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def sample_latents(
             without = model(x, t, no_text).float()
             velocity = without + scale * (velocity - without)
         x = scheduler.step(velocity, timestep, x, return_dict=False)[0]
-        if not x.isfinite().all():
+        if not is_finite(x):
             raise ValueError(
                 f"the latents aren't finite after step {step} of {len(scheduler.timesteps)}, with guidance {scale:g}: "
                 "look at guidance, shift and steps, and whether the weights are those of this model"

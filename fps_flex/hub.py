@@ -29,18 +29,18 @@ def local(path: object) -> Path:
             "hf:Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
         )
     name, part = found["name"], found["part"] or "transformer"
-    if not found["part"] and (experts := find_experts(_fetch(name, allow_patterns=[INDEX]))):
+    if not found["part"] and (experts := find_experts(fetch(name, allow_patterns=[INDEX]))):
         raise ValueError(
             f"{HUB}{name} is a release of two transformers: name one of them, {HUB}{name}/{experts.high.name} for high "
             f"noise or {HUB}{name}/{experts.low.name} for low noise"
         )
-    folder = _fetch(name, allow_patterns=[INDEX, f"{part}/*.json", f"{part}/*.safetensors"])
+    folder = fetch(name, allow_patterns=[INDEX, f"{part}/*.json", f"{part}/*.safetensors"])
     if found["part"]:
         if not (folder / part).is_dir():
             raise ValueError(f"{HUB}{name} has no {part}/ with safetensors")
         return folder / part
     if not (folder / part).is_dir():  # the official layout, with the weights at the root
-        folder = _fetch(name, allow_patterns=["*.json", "*.safetensors"], ignore_patterns=["*/*"])
+        folder = fetch(name, allow_patterns=["*.json", "*.safetensors"], ignore_patterns=["*/*"])
     return folder
 
 
@@ -49,7 +49,8 @@ def release_of(path: str) -> str:
     return "/".join(path.split("/")[:2])
 
 
-def _fetch(name: str, **patterns: Any) -> Path:
+def fetch(name: str, what: str = "the transformer", **patterns: Any) -> Path:
+    """The folder of a release, with the files of these patterns. Raises ValueError, which names `what`, for none."""
     try:
         from huggingface_hub import snapshot_download
 
@@ -58,4 +59,4 @@ def _fetch(name: str, **patterns: Any) -> Path:
         raise ValueError(f"{HUB}{name} can't be fetched: huggingface_hub is not installed") from None
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"the transformer of {HUB}{name} can't be fetched ({reason})") from None
+        raise ValueError(f"{what} of {HUB}{name} can't be fetched ({reason})") from None

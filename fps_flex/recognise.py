@@ -9,7 +9,7 @@ from pathlib import Path
 
 Shape = tuple[int, ...]
 
-_LFS = "a Git LFS pointer, not the file that it points to"
+_LFS = "a Git LFS pointer, not the file that it points to (git lfs pull fetches that)"
 _PAGE = "a web page, not a file of weights"
 _ZIP = "a zip archive, as pickles are, which can run code when they are read"
 _FIRST_BYTES = {

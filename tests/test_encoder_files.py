@@ -95,7 +95,7 @@ def test_files_that_are_not_the_weights_are_named(copied, part):
     file = copied / part / FILES[part]
     whole = file.read_bytes()
     file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
-    assert f"{file} is a pointer of Git LFS" in refused(KINDS[part], copied)
+    assert f"{file} is a Git LFS pointer" in refused(KINDS[part], copied)
     file.write_bytes(whole[:-1])
     assert "can't be read as safetensors" in refused(KINDS[part], copied)
     file.rename(file.with_suffix(".bin"))

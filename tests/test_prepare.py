@@ -25,7 +25,7 @@ from train.codecs import PixelCodec
 from train.data import VideoData
 from train.fit import main as fit
 from train.index import read_index
-from train.prepare import encode, pack
+from train.prepare import encode, encoded
 from train.prepare.__main__ import command
 from train.prepare.cut import cut_one, find_scenes
 from train.prepare.judge import measure_video
@@ -385,14 +385,14 @@ def test_a_full_disk_stops_cleanly_and_keeps_what_is_done(raw, small, prepared, 
         saved.append(path)
         return save(tensors, path, **options)
 
-    save = pack.save_file
-    monkeypatch.setattr(pack, "save_file", fill_up)
+    save = encoded.save_file
+    monkeypatch.setattr(encoded, "save_file", fill_up)
     with pytest.raises(SystemExit) as stopped:
         prepare(raw, tmp_path / "out", small, "--batch_size=2")
     assert stopped.value.code == 1
     assert "the disk is full; what is done is kept" in capsys.readouterr().err.splitlines()[-1]
     assert len(list((tmp_path / "out/work/encoded").glob("*.safetensors"))) == 3
-    monkeypatch.setattr(pack, "save_file", save)
+    monkeypatch.setattr(encoded, "save_file", save)
     prepare(raw, tmp_path / "out", small, "--batch_size=2")
     assert contents(tmp_path / "out") == contents(prepared)
 

@@ -18,11 +18,12 @@ from raw_clips import letterbox, scene, write
 from safetensors.torch import load_file, save_file
 from test_prepare import ROOT, RUN, SMALL, caption, contents, prepare, write_config
 
+from fps_flex.checks import is_finite
 from train.cached import CachedClips
 from train.codecs import ByteText, PixelCodec
 from train.data import VideoData
 from train.fit import main as fit
-from train.index import check_encoders, is_finite, read_index
+from train.index import check_encoders, read_index
 from train.lock import locked
 from train.prepare import encode, pack
 from train.prepare.__main__ import command
@@ -192,8 +193,9 @@ def test_what_cannot_be_read_for_a_while_is_tried_again_by_the_next_start(small,
         patch.setattr(av, "open", fail_once)
         prepare(raw, out, small)
     assert len(read_index(out).clips) in (1, 2)
-    prepare(raw, out, small)
-    assert len(read_index(out).clips) == 2
+    for _ in range(2):
+        prepare(raw, out, small)
+        assert len(read_index(out).clips) == 2
     lines = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
     assert not any(said["reasons"] for said in lines)
 
@@ -357,7 +359,7 @@ def test_killed_at_random_moments_of_encoding_and_packing_gives_the_same_bytes(r
     while kills < 5:
         process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         before, target = len(times(out)), chance.randint(1, 4)
-        while process.poll() is None and len(times_or_none(out)) < before + target and not _packing(out):
+        while process.poll() is None and len(times_if_still(out)) < before + target and not _packing(out):
             time.sleep(0.002)
         time.sleep(chance.random() * 0.05)
         kills += process.poll() is None
@@ -369,7 +371,7 @@ def test_killed_at_random_moments_of_encoding_and_packing_gives_the_same_bytes(r
     assert contents(out) == contents(prepared)
 
 
-def times_or_none(folder):
+def times_if_still(folder):
     try:
         return times(folder)
     except FileNotFoundError:  # a file went while its folder was read
@@ -412,6 +414,20 @@ def test_an_index_that_does_not_hold_is_refused_at_the_start(out, tmp_path, refu
     edit(out, change)
     line = refused(train, out, tmp_path / "run")
     assert reason in line and str(out) in line and "prepare it again" in line
+
+
+def test_what_names_encoders_in_an_index_may_be_anything(out, tmp_path, refused):
+    for spec in ({"class_path": "x", "init_args": 7}, {"class_path": [], "init_args": None}, {"init_args": ["a"]}):
+        edit(out, lambda said, spec=spec: said.update(text=spec))
+        assert "was prepared with" in refused(train, out, tmp_path / "run")
+
+
+@pytest.mark.parametrize("scorers", [7, [7], [{}], "x"])
+def test_scorers_in_settings_may_be_anything(raw, small, out, scorers):
+    said = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(said | {"scorers": scorers}))
+    prepare(raw, out, small)
+    assert json.loads((out / "config.json").read_text())["scorers"] == []
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", "7", "[" * 5000])
@@ -599,7 +615,7 @@ def test_signals_leave_one_line(raw, small, tmp_path):
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # it may be ignored where we run
     )  # fmt: skip
-    while not (tmp_path / "out/work/encoded").exists() and process.poll() is None:
+    while not (tmp_path / "out/contact.png").exists() and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     said = process.communicate()[1].splitlines()

@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .index import EMPTY_PROMPT, CachedClip, Index, is_finite, read_tensors
+from fps_flex.checks import is_finite
+
+from .index import EMPTY_PROMPT, CachedClip, Index, read_tensors
 from .order import Pick, as_pick
 
 if TYPE_CHECKING:

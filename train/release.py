@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fps_flex.checks import as_instance, show
-from fps_flex.hub import HUB
+from fps_flex.hub import HUB, fetch
 
 from .whole import at_home
 
@@ -84,9 +84,7 @@ def _folder(path: str, part: str) -> Path:
         if not folder.is_dir():
             raise PartError(f"no folder {path}: expected a Wan2.1 in the diffusers layout, or {HUB}{RELEASE} to fetch")
         return folder
-    from huggingface_hub import snapshot_download
-
     try:
-        return Path(snapshot_download(path.removeprefix(HUB), allow_patterns=f"{part}/*"))
-    except Exception as error:
-        raise PartError(f"{part}/ of {path} can't be fetched ({first_line(error)})") from None
+        return fetch(path.removeprefix(HUB), f"{part}/", allow_patterns=f"{part}/*")
+    except ValueError as error:
+        raise PartError(str(error)) from None

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-import torch
 from torch import nn
 
+from fps_flex.checks import is_finite
 from fps_flex.files import Shape, open_files
 
 DIGESTED = 64 << 20  # bytes read of one encoder's weights; of umT5's 11 GB a hundredth, in every tensor
 BLOCKS = 16  # read of a tensor that is not read whole
-POINTER = b"version https://git-lfs"
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -37,16 +36,12 @@ class Held:
 def read_held(folder: Path, stem: str) -> dict[str, Held]:
     """Each tensor of `stem`.safetensors, or of the shards that its index names, with its name.
 
-    Raises ValueError where there is none or both, for a Git LFS pointer, and for a file that isn't whole.
+    Raises ValueError where there is none or both, and as `open_files`.
     """
     found = [x for x in (folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json") if x.is_file()]
     if len(found) != 1:
         lies = ", ".join(sorted(x.name for x in (found or folder.iterdir()))[:5])
         raise ValueError(f"expected {stem}.safetensors or its index of shards in {folder}, found {lies}")
-    for file in folder.glob("*.safetensors"):
-        with file.open("rb") as lines:
-            if lines.read(len(POINTER)) == POINTER:
-                raise ValueError(f"{file} is a pointer of Git LFS, not the weights: fetch them with git lfs pull")
     held = {}
     for file in sorted(set(open_files(found[0]).where.values())):
         held |= _read_header(file)
@@ -115,5 +110,5 @@ def _blocks(tensor: Held, share: int) -> Iterator[tuple[int, int]]:
 def check_finite(what: str, model: nn.Module) -> None:
     """Raises ValueError where a weight is NaN or infinite."""
     for name, tensor in model.named_parameters():
-        if not torch.stack(tensor.detach().aminmax()).isfinite().all():
+        if not is_finite(tensor):
             raise ValueError(f"{name} in {what} is not finite: fetch it again")

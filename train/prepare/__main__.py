@@ -11,6 +11,7 @@ import shutil
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from ..codecs import Codec, TextEncoder
 from ..console import check_writable, run_command, speaking_plainly, stop
@@ -19,6 +20,7 @@ from ..lock import locked
 from ..sources import read_rows
 from .cut import cut
 from .encode import encode
+from .encoded import Encoded
 from .judge import Limits, judge, measure
 from .pack import choose_held_out, pack
 from .records import Clip, Source, place, wait_for_all, write_json
@@ -72,33 +74,32 @@ def main(
         limits, scorers or [], val_share, batch_size,
     )  # fmt: skip
     found = name_captions(read_rows(settings.source))
-    changes = check(settings, found)
+    held, now = check(settings, found)
     (settings.out / "work").mkdir(exist_ok=True)
     with locked(settings.out / "work", "--out") if place()[0] == 0 else nullcontext():
-        begin(settings, changes, redo)
+        begin(settings, held, now, redo)
         prepare(settings, found)
 
 
-def check(settings: Settings, found: dict[str, Row]) -> list[str]:
-    """Check what is left to check, and make the folder. Returns what has changed since an earlier run, a line each.
+def check(settings: Settings, found: dict[str, Row]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Check what is left to check, and make the folder. Returns the settings of an earlier run, or these, and these.
 
     Raises ValueError.
     """
     out, now = settings.out, settings.describe()
     held = read_settings(out) or now
-    changes = compare(out, held, now)
+    compare(out, held, now)
     if held.get("source") != now["source"]:
         check_moved(settings.source, (row.video for row in found.values()), out)
     settings.check_models()
     check_writable(out, "--out")
-    return changes
+    return held, now
 
 
-def begin(settings: Settings, changes: list[str], redo: bool) -> None:
+def begin(settings: Settings, held: dict[str, Any], now: dict[str, Any], redo: bool) -> None:
     """Write down what is about to be done, and forget what is to be done again."""
-    out, now = settings.out, settings.describe()
-    held = read_settings(out) or now
-    _say("\n".join(changes))
+    out = settings.out
+    _say("\n".join(compare(out, held, now)))
     wait_for_all()  # before this, all have compared
     if place()[0] == 0:
         if scorers_differ(held, now):
@@ -134,15 +135,16 @@ def prepare(settings: Settings, found: dict[str, Row]) -> None:
 
 
 def _encode(settings: Settings, found: dict[str, Row], sources: list[Source], judged: list[Clip]) -> None:
-    out, codec, text, fps = settings.out, settings.codec, settings.text, settings.fps
+    out = settings.out
     kept = [clip for clip in judged if not clip.reasons]
-    encoded = {clip.name: clip for clip in encode(settings.source, kept, fps, codec, text, settings.batch_size, out)}
-    if any(clip.reasons for clip in encoded.values()):
-        kept = _report(sources, [encoded.get(clip.name, clip) for clip in judged], out)
+    encoded = Encoded(kept, out)
+    tried = {clip.name: clip for clip in encode(settings, kept, encoded)}
+    if any(clip.reasons for clip in tried.values()):
+        kept = _report(sources, [tried.get(clip.name, clip) for clip in judged], out)
     said = {key: row.source for key, row in found.items()}
-    pack(kept, choose_held_out(kept, said, settings.val_share), fps, codec, text, out)
+    pack(settings, kept, encoded, choose_held_out(kept, said, settings.val_share))
     if place()[0] == 0:
-        draw_decoded(out / "decoded.png", out, codec)
+        draw_decoded(out / "decoded.png", out, settings.codec)
     _say(f"{len(kept)} clips are in {out}: python -m train.fit --data.folder {out}")
 
 

@@ -124,8 +124,8 @@ BLOCK = 128  # hashes compared at a time
 def find_near(hashes: UInt64[np.ndarray, "n 4"], min_distance: float) -> Iterator[Bool[np.ndarray, " i"]]:
     """Of each hash i in turn: which of those before it are nearer than `min_distance`.
 
-    The matrix product of bits taken as 1 and -1 is 256 less twice the bits that differ: exact, and a hundred thousand
-    hashes take a quarter of a minute on two cores.
+    The matrix product of bits taken as 1 and -1 is 256 less twice the bits that differ: exact, and many times as fast
+    as counting bits hash by hash.
     """
     signs = 2 * np.unpackbits(np.ascontiguousarray(hashes).view(np.uint8), axis=1).astype(np.float32) - 1
     least = 256 - 2 * HASH_BITS * min_distance

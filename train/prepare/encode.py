@@ -8,67 +8,57 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fps_flex.checks import is_finite
+
 from ..cached import trim_text
-from ..codecs import Codec, TextEncoder
-from ..index import EMPTY_PROMPT, is_finite
+from ..index import EMPTY_PROMPT
 from ..videos import ClipError, read_clip
-from .pack import content_of, find_packed, form_batches, save_whole
-from .records import NOW, Clip, for_each, place, read_json, why_unreadable, write_json
+from .encoded import Encoded, save_whole
+from .pack import form_batches
+from .records import Clip, for_each, place, why_unreadable
+from .settings import Settings
 from .standardise import find_mp4, read_pixels
 
 
-def encode(
-    source: Path, clips: list[Clip], fps: float, codec: Codec, text: TextEncoder, batch_size: int, out: Path
-) -> list[Clip]:
-    """Latents and text states of each clip, in a file each; from out/clips where the mp4s are there, else the source.
+def encode(settings: Settings, clips: list[Clip], encoded: Encoded) -> list[Clip]:
+    """Latents and text states of each clip, from out/clips where the mp4s are there, else the source.
 
     The same clips always form a batch, so that the same numbers come out whenever a run was stopped. Returns the clips,
     with a reason those that broke when they were read, and those that came out with values that aren't finite.
     """
-    made, broken = out / "work" / "encoded", out / "work" / "broken"
-    made.mkdir(parents=True, exist_ok=True)
-    packed = find_packed(out)
     device = _device()
-
-    content = {clip.name: content_of(clip, out) for clip in clips}
-
-    def done(clip: Clip) -> bool:
-        name = content[clip.name]
-        if name in packed or (made / f"{name}.safetensors").is_file():
-            return True
-        reason = broken / f"{name}.json"
-        return reason.is_file() and not read_json(reason).startswith(NOW)
-
-    def work(batch: list[Clip]) -> None:
-        pixels: dict[str, Tensor] = {}
-        for clip in batch:
-            try:
-                pixels[clip.name] = _pixels(source, clip, fps, out)
-            except ClipError as error:
-                write_json(broken / f"{content[clip.name]}.json", why_unreadable(error, source / clip.video))
-        if pixels:
-            latents = codec.encode(torch.stack(list(pixels.values())).to(device).float() / 127.5 - 1).bfloat16().cpu()
-            whole = [clip for clip in batch if clip.name in pixels]
-            states = text([clip.prompt for clip in whole], device).cpu()
-            for clip, x, y in zip(whole, latents, states, strict=True):
-                if is_finite(x, y):
-                    tensors = {"latents": x.contiguous(), "text": trim_text(y).contiguous()}
-                    save_whole(tensors, made / f"{content[clip.name]}.safetensors")
-                else:
-                    what = "the text states aren't" if is_finite(x) else "the latents aren't"
-                    write_json(broken / f"{content[clip.name]}.json", f"not finite: {what}")
-
-    for_each("encode", form_batches(clips, batch_size), lambda batch: all(map(done, batch)), work)
+    for_each(
+        "encode",
+        form_batches(clips, settings.batch_size),
+        lambda batch: all(map(encoded.is_done, batch)),
+        lambda batch: _encode_batch(settings, batch, encoded, device),
+    )
     if place()[0] == 0:
-        empty = text([""], device)[0].cpu()
-        save_whole({"text": trim_text(empty).contiguous()}, out / EMPTY_PROMPT)
-    reasons = {
-        path.stem: read_json(path)
-        for path in broken.glob("*.json")
-        if not (made / f"{path.stem}.safetensors").is_file()
-    }
-    found = ((clip, reasons.get(content[clip.name])) for clip in clips)
+        empty = settings.text([""], device)[0].cpu()
+        save_whole({"text": trim_text(empty).contiguous()}, settings.out / EMPTY_PROMPT)
+    found = ((clip, encoded.why_not(clip)) for clip in clips)
     return [replace(clip, reasons=(reason,)) if reason else clip for clip, reason in found]
+
+
+def _encode_batch(settings: Settings, batch: list[Clip], encoded: Encoded, device: torch.device) -> None:
+    pixels: dict[str, Tensor] = {}
+    for clip in batch:
+        try:
+            pixels[clip.name] = _pixels(settings.source, clip, settings.fps, settings.out)
+        except ClipError as error:
+            encoded.give_up(clip, why_unreadable(error, settings.source / clip.video))
+    if not pixels:
+        return
+    videos = torch.stack(list(pixels.values())).to(device).float() / 127.5 - 1
+    latents = settings.codec.encode(videos).bfloat16().cpu()
+    whole = [clip for clip in batch if clip.name in pixels]
+    states = settings.text([clip.prompt for clip in whole], device).cpu()
+    for clip, x, y in zip(whole, latents, states, strict=True):
+        if is_finite(x, y):
+            encoded.save(clip, x, trim_text(y))
+        else:
+            what = "the text states aren't" if is_finite(x) else "the latents aren't"
+            encoded.give_up(clip, f"not finite: {what}")
 
 
 def _pixels(source: Path, clip: Clip, fps: float, out: Path) -> Tensor:

@@ -78,9 +78,11 @@ def measure(
         measured = measure_video(folder / by_key[key].video, clips[key], scorers)
         write_json(file[key], [asdict(clip) for clip in measured])
 
+    held = {key: read(key) for key in clips}
     if not skip:
-        for_each("filter", list(clips), lambda key: is_lasting(read(key)), work_on)
-    return [clip for key in clips for clip in (read(key) or clips[key])]
+        for_each("filter", list(clips), lambda key: is_lasting(held[key]), work_on)
+        held |= {key: read(key) for key in clips if not is_lasting(held[key])}
+    return [clip for key in clips for clip in (held[key] or clips[key])]
 
 
 def measure_video(path: Path, clips: list[Clip], scorers: list[Scorer]) -> Iterator[Clip]:

@@ -5,20 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
 from collections import defaultdict
 from collections.abc import Hashable
 from pathlib import Path
 
-from safetensors.torch import save_file
-from torch import Tensor
-
-from ..codecs import Codec, TextEncoder
-from ..index import CachedClip, Index, is_prepared, parse_index, read_shapes, read_tensors, write_index
+from ..index import CachedClip, Index, read_shapes, write_index
 from ..split import find_sources
-from ..whole import beside
+from .encoded import Encoded, names_of, save_whole
 from .records import Clip, for_each, place, wait_for_all
-from .standardise import find_mp4
+from .settings import Settings
 
 SHARD_CLIPS = 128  # about 1 GB of 480p latents and text states
 SHARDS = "shards"
@@ -26,57 +21,33 @@ SHARDS = "shards"
 logger = logging.getLogger(__name__)
 
 
-def pack(clips: list[Clip], held_out: set[str], fps: float, codec: Codec, text: TextEncoder, out: Path) -> None:
+def pack(settings: Settings, clips: list[Clip], encoded: Encoded, held_out: set[str]) -> None:
     """Shards of one size each, in the order of the clips' content hashes, and the index. held_out: names of clips.
 
     A shard's name says what it holds, so new ones lie beside the old ones until the index, which takes its place
     whole, names them; only then the old ones go. Whenever this is stopped, one or the other set is there, and the
     shards that were written are not written again.
     """
-    groups, packed = _group(clips), find_packed(out)
-    content = {clip.name: content_of(clip, out) for clip in clips}
-    shard = {clip.name: _shard_of(group, content) for group in groups for clip in group}
+    out, codec, text, groups = settings.out, settings.codec, settings.text, _group(clips)
+    shard = {clip.name: _shard_of(group, encoded) for group in groups for clip in group}
     (out / SHARDS).mkdir(exist_ok=True)
     for_each(
         "pack",
         groups,
         lambda group: _holds(out / shard[group[0].name], group),
-        lambda group: _write_shard(out / shard[group[0].name], group, content, packed, out),
+        lambda group: _write_shard(out / shard[group[0].name], group, encoded),
     )
     if place()[0] == 0:
         cached = [
-            CachedClip(x.name, shard[x.name], x.size, x.prompt, x.name in held_out, content[x.name])
+            CachedClip(x.name, shard[x.name], x.size, x.prompt, x.name in held_out, encoded.content[x.name])
             for group in groups
             for x in group
         ]
         fingerprints = {"codec": codec.fingerprint(), "text": text.fingerprint()}
-        write_index(Index(out, fps, codec.spec(), text.spec(), fingerprints, text.length, cached))
+        write_index(Index(out, settings.fps, codec.spec(), text.spec(), fingerprints, text.length, cached))
         _remove_others(out, {clip.shard for clip in cached})
+        encoded.forget()
     wait_for_all()
-
-
-def content_of(clip: Clip, out: Path) -> str:
-    """The clip's name, and what its latents are made of: the piece and its crop, from the source or from an mp4."""
-    said = f"{clip.digest} {'mp4' if find_mp4(clip, out) else 'source'}"
-    return f"{clip.name}-{hashlib.sha256(said.encode()).hexdigest()[:16]}"
-
-
-def find_packed(out: Path) -> dict[str, Path]:
-    """The shard of each content that was packed before; shards that are missing or cut short are named, not used."""
-    if not is_prepared(out):
-        return {}
-    try:
-        clips = parse_index(out).clips
-    except ValueError as error:
-        logger.warning("%s", error)
-        return {}
-    held: dict[str, set[str]] = {}
-    for shard in sorted({clip.shard for clip in clips}):
-        try:
-            held[shard] = set(read_shapes(out / shard))
-        except ValueError as error:
-            logger.warning("encoding the clips of a shard again: %s", error)
-    return {clip.content: out / clip.shard for clip in clips if set(_names(clip.name)) <= held.get(clip.shard, set())}
 
 
 def choose_held_out(clips: list[Clip], said: dict[str, str], share: float) -> set[str]:
@@ -115,50 +86,34 @@ def form_batches(clips: list[Clip], batch_size: int) -> list[list[Clip]]:
     return [same[i : i + batch_size] for same in by_size.values() for i in range(0, len(same), batch_size)]
 
 
-def save_whole(tensors: dict[str, Tensor], path: Path) -> None:
-    with beside(path) as aside:
-        aside.touch()
-        mode = aside.stat().st_mode
-        save_file(tensors, aside, metadata={"format": "pt"})
-        aside.chmod(mode)  # safetensors writes for the user alone
-
-
 def _group(clips: list[Clip]) -> list[list[Clip]]:
     """Clips of one size, in the order of their content hashes, in groups of up to SHARD_CLIPS."""
     return form_batches(sorted(clips, key=lambda clip: (clip.size, clip.digest)), SHARD_CLIPS)
 
 
-def _shard_of(group: list[Clip], content: dict[str, str]) -> str:
+def _shard_of(group: list[Clip], encoded: Encoded) -> str:
     """Named by its clips' size and a digest of their contents."""
-    said = json.dumps([content[clip.name] for clip in group])
+    said = json.dumps([encoded.content[clip.name] for clip in group])
     frames, rows, columns = group[0].size
     return f"{SHARDS}/{frames}x{rows}x{columns}-{hashlib.sha256(said.encode()).hexdigest()[:16]}.safetensors"
 
 
-def _names(clip: str) -> tuple[str, str]:
-    return f"{clip}/latents", f"{clip}/text"
-
-
 def _holds(shard: Path, group: list[Clip]) -> bool:
     try:
-        return set(read_shapes(shard)) == {name for clip in group for name in _names(clip.name)}
+        return set(read_shapes(shard)) == {name for clip in group for name in names_of(clip.name)}
     except ValueError:
         return False
 
 
-def _write_shard(shard: Path, group: list[Clip], content: dict[str, str], packed: dict[str, Path], out: Path) -> None:
+def _write_shard(shard: Path, group: list[Clip], encoded: Encoded) -> None:
     tensors = {}
     for clip in group:
-        name, names = content[clip.name], _names(clip.name)
-        encoded = out / "work" / "encoded" / f"{name}.safetensors"
-        read = read_tensors(packed[name], *names) if name in packed else read_tensors(encoded, "latents", "text")
-        tensors |= zip(names, read, strict=True)
+        tensors |= zip(names_of(clip.name), encoded.read(clip), strict=True)
     save_whole(tensors, shard)
 
 
 def _remove_others(out: Path, shards: set[str]) -> None:
-    """What the index doesn't name, and what it was packed from."""
+    """What the index doesn't name."""
     for file in (out / SHARDS).iterdir():
         if f"{SHARDS}/{file.name}" not in shards:
             file.unlink()
-    shutil.rmtree(out / "work" / "encoded", ignore_errors=True)

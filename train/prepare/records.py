@@ -135,7 +135,7 @@ def read_clips(path: Path) -> list[Clip] | None:
 
 def is_lasting(clips: list[Clip] | None) -> bool:
     """Whether there are clips, and none that couldn't be read for a while."""
-    return clips is not None and not any(reason.startswith(NOW) for clip in clips for reason in clip.reasons)
+    return bool(clips) and not any(reason.startswith(NOW) for clip in clips for reason in clip.reasons)
 
 
 def read_source(path: Path) -> Source:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from fps_flex.checks import is_finite
+
 from ..codecs import Fixed
-from ..index import is_finite
 
 if TYPE_CHECKING:
     from jaxtyping import UInt8

@@ -155,4 +155,8 @@ def _list_changes(name: str, held: Any, now: Any) -> list[str]:
 
 
 def _identities(specs: Any) -> str:
-    return json.dumps([{**spec, "init_args": {**spec["init_args"], "minimum": None}} for spec in specs or []])
+    """Of scorers, without their minima; what is no list of them, as it is."""
+    try:
+        return json.dumps([{**spec, "init_args": {**spec["init_args"], "minimum": None}} for spec in specs or []])
+    except (TypeError, KeyError):
+        return json.dumps(specs)
