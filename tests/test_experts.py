@@ -298,7 +298,7 @@ def test_two_fine_tuned_experts(low_run, tmp_path, capsys):
     longer = save(
         "longer.ckpt", noise_levels=[0.875, 1.0], text={**text, "init_args": {**text["init_args"], "length": 9}}
     )
-    with pytest.raises(ValueError, match='they have .*UMT5Text.*"length": 9.* and .*UMT5Text.*"length": 512'):
+    with pytest.raises(ValueError, match='they have .*UMT5Text.*"length": 9.* and .*UMT5Text'):
         open_model(longer, low_noise=str(low_run))
     moved = save("moved.ckpt", noise_levels=[0.875, 1.0],
                  text={**text, "init_args": {**text["init_args"], "path": "elsewhere"}})  # fmt: skip
