@@ -1,0 +1,89 @@
+"""Confidence intervals: what they cover, simulated, and their edges by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from eval.intervals import Sample, combine, estimate, holm
+from scipy import stats
+
+RUNS = 1000
+
+
+def draw_normal(random, prompts, videos):
+    """Prompts differ more than the videos of a prompt do."""
+    means = random.normal(0, 1, (prompts, 1))
+    return means + random.normal(0, 0.5, (prompts, videos)), 0.0, (-math.inf, math.inf)
+
+
+def draw_yes_or_no(random, prompts, videos):
+    """Each prompt has a share of yes of its own; the mean of all is 0.8."""
+    return (random.random((prompts, videos)) < random.beta(4, 1, (prompts, 1))).astype(float), 0.8, (0.0, 1.0)
+
+
+def by_prompt(rows):
+    return {f"prompt {i}": row.tolist() for i, row in enumerate(rows)}
+
+
+def bootstrap(rows, random):
+    means = rows.mean(1)
+    return np.quantile(means[random.integers(len(means), size=(1000, len(means)))].mean(1), (0.025, 0.975))
+
+
+@pytest.mark.parametrize("draw", [draw_normal, draw_yes_or_no])
+@pytest.mark.parametrize("videos", [1, 5])
+@pytest.mark.parametrize("prompts", [2, 4, 8, 16, 100])
+def test_an_interval_holds_the_mean_in_95_percent_of_cases(draw, videos, prompts):
+    random = np.random.default_rng(prompts)
+    held = 0
+    for _ in range(RUNS):
+        rows, mean, bounds = draw(random, prompts, videos)
+        found = estimate(Sample(by_prompt(rows), *bounds))
+        held += found.low <= mean <= found.high
+    assert held / RUNS >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / RUNS)  # three standard errors of what is simulated
+    if prompts == 100:
+        assert held / RUNS <= 0.985
+
+
+def test_a_bootstrap_over_few_prompts_would_not():
+    random = np.random.default_rng(0)
+    held = 0
+    for _ in range(RUNS):
+        rows, mean, _ = draw_normal(random, 4, 5)
+        low, high = bootstrap(rows, random)
+        held += low <= mean <= high
+    assert held / RUNS < 0.85
+
+
+def test_for_as_many_videos_of_each_prompt_it_is_students_t_over_prompt_means():
+    rows = np.random.default_rng(1).normal(3, 1, (7, 5))
+    found, test = estimate(Sample(by_prompt(rows))), stats.ttest_1samp(rows.mean(1), 0)
+    expected = test.confidence_interval(0.95)
+    assert (found.low, found.high, found.p) == pytest.approx((expected.low, expected.high, test.pvalue), rel=1e-9)
+    assert (found.mean, found.prompts, found.values) == (pytest.approx(rows.mean()), 7, 35)
+
+
+def test_one_prompt_has_no_interval():
+    found = estimate(Sample({"a": [1.0, 2.0]}))
+    assert (found.mean, found.low, found.high, found.p) == (1.5, None, None, None)
+
+
+def test_equal_prompts_have_none_without_bounds_and_an_exact_one_with():
+    assert estimate(Sample({"a": [2.0], "b": [2.0]})).low is None
+    found = estimate(Sample({name: [1.0] for name in "abcd"}, 0.0, 1.0))
+    assert (found.low, found.high) == (pytest.approx(0.05**0.25), 1.0)
+
+
+def test_means_of_the_same_prompts_go_together():
+    """The sum of a mean and its negative is certain; of independent means it would not be."""
+    values = {name: [x] for name, x in zip("abcde", (0.1, 0.5, 0.2, 0.9, 0.4), strict=True)}
+    one, two = Sample(values), Sample({name: [1 - x for x in those] for name, those in values.items()})
+    found = combine({"one": one, "two": two}, {"one": 0.5, "two": 0.5}, constant=2.0)
+    assert found.mean == pytest.approx(2.5) and found.low is None
+
+
+def test_holm():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])  # Wikipedia's example
+    assert holm([]) == []
