@@ -11,7 +11,7 @@ from train.encoders import UMT5Text, WanVAE
 from train.release import PartError
 
 CODECS = {kind.class_path(): kind for kind in (PixelCodec, WanVAE, ByteText, UMT5Text)}
-SAID = ("codec", "text", "clip", "residual", "shift", "step")
+SAID = ("codec", "text", "clip", "residual", "shift", "step", "run_id")
 
 Kind = TypeVar("Kind", bound=Fixed)
 
@@ -20,7 +20,9 @@ def check_trained(path: str, said: dict[str, Any]) -> None:
     """Raises ValueError unless a checkpoint says all of its run that making videos takes."""
     missing = [name for name in SAID if name not in said]
     if missing:
-        raise ValueError(f"{path} doesn't say its {', '.join(missing)}: train it on with this version")
+        raise ValueError(
+            f"{path} doesn't say its {', '.join(missing)}: start a run of this version from it, with --model.checkpoint"
+        )
 
 
 def build(path: str, spec: dict[str, Any], base: type[Kind], encoders: str | None) -> Kind:

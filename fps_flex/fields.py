@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from math import isnan
 from typing import Any
@@ -65,6 +66,11 @@ def _check_step(name: str, value: object) -> None:
     as_whole(name, value, least=0)
 
 
+def _check_run_id(name: str, value: object) -> None:
+    if not (isinstance(value, str) and re.fullmatch("[0-9a-f]{16}", value)):
+        raise ValueError(f"{name} is {show(value)}, expected 16 digits and letters from a to f")
+
+
 def _check_shift(name: str, value: object) -> None:
     if as_real(name, value) <= 0:
         raise ValueError(f"{name} is {show(value)}, expected a number above 0")
@@ -113,6 +119,7 @@ def _check_position(name: str, value: object) -> None:
 
 
 _CHECKS = {
+    "run_id": _check_run_id,
     "step": _check_step,
     "text_length": as_whole,
     "shift": _check_shift,

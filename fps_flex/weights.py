@@ -19,7 +19,8 @@ from .casting import check_finite, keeps_fp32
 from .checks import as_device, as_fields, as_instance, as_path, one_of, show
 from .experts import ALL, Levels, as_levels, levels_of
 from .fields import check_said
-from .files import Shape, Spec, open_files, read_training_checkpoint
+from .files import Shape, Spec, TensorFiles, open_files, read_training_checkpoint
+from .fingerprint import digest_held, held_in_file, held_in_memory
 from .fp8_files import FLOAT8, READABLE, without_scales
 from .hub import local
 from .names import official_names, unwrap
@@ -41,7 +42,8 @@ class Weights:
     config: its sizes. specs: of its tensors, by their official names. read: gives a tensor by its official name.
     trained: what a checkpoint of train.fit says about the attention, the codecs and the clips it was trained with;
     None for other weights. settings: what of that goes along when it is exported: the sizes, the attention, the noise
-    levels, and what videos are made with. noise_levels: the lowest and the highest that they are for.
+    levels, and what videos are made with. noise_levels: the lowest and the highest that they are for. files: they lie
+    in as safetensors; None where `read` costs no memory.
     """
 
     config: WanConfig
@@ -50,6 +52,20 @@ class Weights:
     trained: dict[str, Any] | None = None
     settings: dict[str, Any] | None = None
     noise_levels: Levels = ALL
+    files: TensorFiles | None = None
+
+    def fingerprint(self) -> str:
+        """The same for a copy elsewhere, another for other weights: a digest as of `digest_held`.
+
+        Of a checkpoint of train.fit also the run, which goes on when it is resumed, and the step.
+        """
+        if self.files:
+            held = {name: x for file in set(self.files.where.values()) for name, x in held_in_file(file).items()}
+        else:
+            held = {name: held_in_memory(tensor) for name, tensor in self.stream()}
+        said = self.trained or {}
+        of_run = "".join(f"{name} {said[key]}, " for name, key in (("run", "run_id"), ("step", "step")) if key in said)
+        return f"{of_run}weights {digest_held(held)}"
 
     def stream(self) -> Iterator[tuple[str, Tensor]]:
         """Each tensor with its official name."""
@@ -173,7 +189,7 @@ def _open_released(path: Path) -> Weights:
     config = infer_config(path, shapes, folder)
     _check_shapes(path, shapes, config)
     settings, levels = _exported_as(config, folder) if (folder / SETTINGS).is_file() else (None, levels_of(path))
-    return Weights(config, official, lambda name: held.read(names[name]), None, settings, levels)
+    return Weights(config, official, lambda name: held.read(names[name]), None, settings, levels, files)
 
 
 def _exported_as(config: WanConfig, folder: Path) -> tuple[dict[str, Any] | None, Levels]:

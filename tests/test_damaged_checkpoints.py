@@ -173,7 +173,7 @@ REFUSED_TO_RESUME = [
     ("optimizer_states", 0, "param_groups"), ("optimizer_states", 0, "param_groups", 0),
     ("optimizer_states", 0, "param_groups", 0, "params"), ("lr_schedulers", 0), ("lr_schedulers", 0, "last_epoch"),
     ("fps_flex", "position"), ("fps_flex", "position", "step"), ("fps_flex", "position", "taken"),
-    ("fps_flex", "position", "validated"), ("fps_flex", "options"),
+    ("fps_flex", "position", "validated"), ("fps_flex", "options"), ("fps_flex", "run_id"),
 ]  # fmt: skip
 
 

@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from eval.generate import command, settle
+from fps_flex.fingerprint import DIGESTED, digest_held
 from train.codecs import ByteText, PixelCodec
 from train.encoders import UMT5Text, WanVAE
-from train.tensors import DIGESTED, digest_held, read_held
+from train.tensors import read_held
 
 CPU = torch.device("cpu")
 FILES = {"vae": "diffusion_pytorch_model.safetensors", "text_encoder": "model.safetensors"}
@@ -302,7 +303,7 @@ def test_a_digest_doesnt_depend_on_shards(tmp_path):
 
 
 def test_a_digest_of_large_weights_reads_a_part_of_each_tensor(tmp_path, monkeypatch):
-    monkeypatch.setattr("train.tensors.DIGESTED", 4096)
+    monkeypatch.setattr("fps_flex.fingerprint.DIGESTED", 4096)
     tensors = {"large": torch.randn(10_000), "small": torch.randn(8)}
     save_file(tensors, tmp_path / "x.safetensors")
     before = digest_held(read_held(tmp_path, "x"))

@@ -196,7 +196,7 @@ def test_a_checkpoint_runs_with_the_residual_stream_it_was_trained_with(trained,
     assert settle(str(wan_folder))[1].residual == "fp32"
     del held["fps_flex"]["residual"]
     torch.save(held, tmp_path / "older.ckpt")
-    with pytest.raises(ValueError, match="doesn't say its residual: train it on with this version"):
+    with pytest.raises(ValueError, match="doesn't say its residual: start a run of this version from it"):
         open_model(str(tmp_path / "older.ckpt"))
 
 

@@ -1,10 +1,12 @@
 """How runs end and go on: what is in which file, what may change, what is refused, and what never gets in the way."""
 
 import logging
+import random
 import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -13,7 +15,7 @@ from stops import ROOT, differences, end_of
 from fps_flex import FPSAttention
 from train import callbacks
 from train.callbacks import read_losses
-from train.checkpoints import WholeCheckpoints, trained_steps
+from train.checkpoints import Checkpoints, WholeCheckpoints, trained_steps
 from train.fit import main
 from train.lock import locked
 from train.module import FlowModule
@@ -98,6 +100,24 @@ def test_a_caption_may_hold_dollars(tmp_path):
     Image.open(tmp_path / "run/sample.png").verify()
 
 
+def test_a_run_keeps_its_id_and_another_has_another(four, run, tmp_path):
+    """It is drawn from none of the generators that a run draws from, or two with one seed would share it."""
+    ids = {checkpoint(four, name)["fps_flex"]["run_id"] for name in ("last", "best")}
+    assert len(ids) == 1
+    fit(run, "--trainer.max_steps=5", "--ckpt_path=last")
+    assert checkpoint(run)["fps_flex"]["step"] == 5 and {checkpoint(run)["fps_flex"]["run_id"]} == ids
+    fit(tmp_path / "twin", "--trainer.max_steps=4")
+    twin, first = checkpoint(tmp_path / "twin"), checkpoint(four)
+    assert twin["fps_flex"]["run_id"] not in ids and same(twin["state_dict"], first["state_dict"])
+
+
+def test_the_id_of_a_run_leaves_every_generator_alone():
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    ids = {Checkpoints().run_id for _ in range(3)}
+    assert len(ids) == 3 and random.getstate() == before[0] and np.random.get_state()[1].tolist() == before[1]
+    assert torch.equal(torch.get_rng_state(), before[2])
+
+
 def test_best_is_never_replaced_by_a_worse_model(run):
     """Saving, validating and stopping share a step, so last.ckpt of that step does not know the validation after it."""
     before = checkpoint(run, "best")
@@ -178,7 +198,7 @@ def test_a_presets_new_numbers_change_no_old_run_in_silence(run, tmp_path, capfd
 
 
 @pytest.mark.parametrize(
-    "name", ["loops", "current_model_state", "optimizer_states", "position", "options", "val_loss"]
+    "name", ["loops", "current_model_state", "optimizer_states", "position", "options", "val_loss", "run_id"]
 )
 def test_a_checkpoint_that_lacks_something_is_refused_by_name(run, capfd, name):
     held = checkpoint(run)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import secrets
 import sys
 from functools import partial
 from pathlib import Path
@@ -82,6 +83,7 @@ class Checkpoints(Checkpoint):
         self.every_n_train_steps = every_n_train_steps
         self.stop, self.peers = StopRequest(), Peers()
         self.options: dict[str, Any] = {}  # of the run, as a checkpoint keeps them
+        self.run_id = secrets.token_hex(8)  # kept when it is resumed; not of the generators that the run draws from
         self.reason: str | None = None  # why another process, or else this one, failed alone
         self.best = math.inf
         self._step, self._taken, self._validated = 0, [0], False
@@ -162,12 +164,13 @@ class Checkpoints(Checkpoint):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: FlowModule, checkpoint: dict[str, Any]) -> None:
         position = {"step": self._step, "taken": self._taken, "validated": self._validated}
-        checkpoint["fps_flex"] = {"position": position, "val_loss": self.best, "options": self.options}
+        said = {"position": position, "val_loss": self.best, "options": self.options, "run_id": self.run_id}
+        checkpoint["fps_flex"] = said
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: FlowModule, checkpoint: dict[str, Any]) -> None:
         position = checkpoint["fps_flex"]["position"]
         self._step, self._taken, self._validated = position["step"], position["taken"], position["validated"]
-        self._resumed = True
+        self._resumed, self.run_id = True, checkpoint["fps_flex"]["run_id"]
         trainer.datamodule.taken = self._taken
         checkpoint["loops"]["fit_loop"] = trainer.fit_loop.state_at(self._step, self._validated)
         path = Path(trainer.ckpt_path)

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from fps_flex.checks import as_whole, one_of, show
+from fps_flex.fingerprint import digest_held
 
 from .codecs import MOST_LENGTH, Codec, TextEncoder, Triple, digest
 from .ranges import require
 from .release import find_part, first_line, load_part, read_config
-from .tensors import check_finite, check_held, digest_held, read_held
+from .tensors import check_finite, check_held, read_held
 from .text_config import DECIDING, check_text
 from .tokenizer import digest_tokenizer, find_model, load_tokenizer
 from .vae_config import DEFAULTS, FRAMES, check_vae

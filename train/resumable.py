@@ -29,7 +29,7 @@ NEEDED = {
     "epoch": int,
     "pytorch-lightning_version": str,
 }
-TOLD = ("position", "options", "val_loss")
+TOLD = ("position", "options", "val_loss", "run_id")
 SET_ANEW = (
     "params",
     "lr",

@@ -1,36 +1,16 @@
-"""Safetensors of an encoder on disk: their headers, and a digest that tells one set of weights from another."""
+"""Safetensors of an encoder on disk: which tensors they hold, and whether these are a model's."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 
 from torch import nn
 
 from fps_flex.checks import is_finite
 from fps_flex.files import Shape, open_files
+from fps_flex.fingerprint import Held, held_in_file
 
-DIGESTED = 64 << 20  # bytes read of one encoder's weights; of umT5's 11 GB a hundredth, in every tensor
-BLOCKS = 16  # read of a tensor that is not read whole
 FLOATS = ("F64", "F32", "F16", "BF16")
-
-
-@dataclass(frozen=True)
-class Held:
-    """A tensor in a file. dtype: as safetensors names it. start, end: of its bytes."""
-
-    file: Path
-    dtype: str
-    shape: Shape
-    start: int
-    end: int
-
-    @property
-    def nbytes(self) -> int:
-        return self.end - self.start
 
 
 def read_held(folder: Path, stem: str) -> dict[str, Held]:
@@ -44,20 +24,8 @@ def read_held(folder: Path, stem: str) -> dict[str, Held]:
         raise ValueError(f"expected {stem}.safetensors or its index of shards in {folder}, found {lies}")
     held = {}
     for file in sorted(set(open_files(found[0]).where.values())):
-        held |= _read_header(file)
+        held |= held_in_file(file)
     return held
-
-
-def _read_header(file: Path) -> dict[str, Held]:
-    with file.open("rb") as data:
-        length = int.from_bytes(data.read(8), "little")
-        header = json.loads(data.read(length))
-    first = 8 + length
-    return {
-        name: Held(file, said["dtype"], tuple(said["shape"]), *(first + offset for offset in said["data_offsets"]))
-        for name, said in header.items()
-        if name != "__metadata__"
-    }
 
 
 def check_held(folder: Path, held: dict[str, Held], expected: dict[str, Shape], kind: str) -> None:
@@ -78,33 +46,6 @@ def check_held(folder: Path, held: dict[str, Held], expected: dict[str, Shape], 
     if wrong:
         more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
         raise ValueError(f"{folder} is no {kind} of its config.json: {'; '.join(wrong[:4])}{more}")
-
-
-def digest_held(held: dict[str, Held]) -> str:
-    """Of the names, dtypes, shapes and contents of all tensors, in whichever shards and order they lie.
-
-    All bytes count up to DIGESTED; of more, in each tensor as large a share, in blocks spread evenly from its first
-    byte to its last. So a copy in another precision, or with any layer trained on, has another digest.
-    """
-    digest = sha256()
-    whole = sum(x.nbytes for x in held.values()) <= DIGESTED
-    for name, tensor in sorted(held.items()):
-        digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
-        with tensor.file.open("rb") as data:
-            for start, count in _blocks(tensor, tensor.nbytes if whole else DIGESTED // len(held)):
-                data.seek(start)
-                digest.update(data.read(count))
-    return digest.hexdigest()[:16]
-
-
-def _blocks(tensor: Held, share: int) -> Iterator[tuple[int, int]]:
-    """(first byte, bytes) of what counts of a tensor."""
-    if tensor.nbytes <= share:
-        yield tensor.start, tensor.nbytes
-        return
-    count = max(share // BLOCKS, 1)
-    for i in range(BLOCKS):
-        yield tensor.start + i * (tensor.nbytes - count) // (BLOCKS - 1), count
 
 
 def check_finite(what: str, model: nn.Module) -> None:
