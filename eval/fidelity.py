@@ -12,9 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from fps_flex import FPSAttention, density
+from fps_flex import FPSAttention
 from fps_flex.schedule import preset_of
 from train.console import check_writable, run_command, speaking_plainly
 from train.whole import at_home
@@ -22,7 +20,8 @@ from train.whole import at_home
 from .fidelity_report import Row, Video, write_report
 from .generate import plan_jobs, read_prompts, settle
 from .models import TextToVideo, trained_attention
-from .sampling import build_scheduler, list_regimes
+from .records import open_records
+from .sampling import build_scheduler, mean_density
 from .similarity import check_sizes
 from .videos import Settings, make_videos
 
@@ -73,7 +72,9 @@ def models(
     ]
     notes = note_on_weights(opened[0][0], trained is not None)
     check_writable(out, "--out")
-    finished = all((row.folder / f"{job.name}.json").is_file() for row in rows for job in jobs)
+    finished = not any(
+        open_records(*pair, row.folder).count_missing(jobs) for pair, row in zip(opened, rows, strict=True)
+    )
     complete = True
     for row, (_, settled) in zip(rows, planned, strict=True):
         print(f"{row.name}: {row.attention}; {row.weights}", flush=True)
@@ -129,13 +130,8 @@ def plan_rows(checkpoint: str, trained: str | None, attention: FPSAttention) -> 
 
 
 def describe_row(name: str, folder: Path, model: TextToVideo, settings: Settings) -> Row:
-    """density: of the attention, mean over the sampler's steps."""
-    layout = model.attention.plan(
-        model.weights.config.grid(model.codec.latent_size(settings.clip.size)), torch.zeros(1)
-    ).layout
-    of_regime = density(layout, model.attention.step_schedule.windows(layout.tiles))
     scheduler = build_scheduler(settings.sampler, settings.steps, settings.shift)
-    mean = of_regime[list_regimes(model.attention, scheduler)].mean().item()
+    mean = mean_density(model.attention, model.grid(settings.clip.size), scheduler)
     return Row(name, folder, describe_weights(model), describe_attention(model.attention), mean)
 
 

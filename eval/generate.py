@@ -67,6 +67,7 @@ def settle(
     low_noise: str | None = None,
     boundary: float | None = None,
     low_noise_guidance: float | None = None,
+    lossless: bool = False,
 ) -> tuple[TextToVideo, Settings]:
     """A checkpoint, opened and checked, and how it makes videos. Raises ValueError for what doesn't fit.
 
@@ -96,6 +97,9 @@ def settle(
             what they were made for, or 0.875, that of Wan2.2's A14B.
         low_noise_guidance: of the low-noise expert; none takes `guidance` (Wan2.2's own A14B takes 3, and 4 for high
             noise, in 40 steps).
+        lossless: keep every pixel, to measure videos with eval.fidelity: plain H.264 (crf 18) hides what differs less
+            than its own loss. Files are some tens of times as large, and many players, browsers among them, can't show
+            their RGB (High 4:4:4 Predictive); ffmpeg, mpv and VLC can.
     """
     model = open_model(checkpoint, weights, encoders, attention, low_noise, boundary)
     require("guidance", guidance, least=0, most=MOST_GUIDANCE)
@@ -110,7 +114,7 @@ def settle(
     residual = residual or model.residual
     return model, Settings(
         checkpoint, weights, negative, sampler, steps, guidance, shift, linears, residual, clip,
-        **_settle_low(model, guidance, low_noise_guidance),
+        **_settle_low(model, guidance, low_noise_guidance), lossless=lossless,
     )  # fmt: skip
 
 

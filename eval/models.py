@@ -72,10 +72,14 @@ class TextToVideo:
     step: int | None = None
     low: LowExpert | None = None
 
+    def grid(self, size: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Frames, rows and columns of tokens of such a video. Raises ValueError where sizes don't divide."""
+        return self.weights.config.grid(self.codec.latent_size(size))
+
     def check(self, size: tuple[int, int, int]) -> None:
         """Raises ValueError when it can't make videos of so many frames, rows and columns."""
         try:
-            grid = self.weights.config.grid(self.codec.latent_size(size))
+            grid = self.grid(size)
             if prod(grid) > MOST_TOKENS:
                 raise ValueError(f"they have {prod(grid):,} tokens, expected at most {MOST_TOKENS:,}")
             self.attention.plan(grid, torch.zeros(1))
@@ -200,5 +204,13 @@ def describe(model: TextToVideo) -> dict[str, Any]:
         "trained_steps": model.step,
         "low_noise_trained_steps": low and low["step"],
         "attention": asdict(model.attention),
+        "codec": model.codec.spec(),
         "text": model.text.spec(),
     }
+
+
+def find_fingerprints(model: TextToVideo) -> dict[str, str]:
+    """Of all weights that its videos depend on. Raises ValueError for encoders that are broken."""
+    low = {"low_noise": model.low.weights.fingerprint()} if model.low else {}
+    encoders = {"codec": model.codec.fingerprint(), "text": model.text.fingerprint()}
+    return {"transformer": model.weights.fingerprint(), **low, **encoders}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from fps_flex import FPSAttention, Wan
+from fps_flex import FPSAttention, Wan, density
 from fps_flex.checks import is_finite
 from train.ranges import require
 
@@ -55,6 +55,16 @@ def build_scheduler(sampler: Sampler, steps: int, shift: float) -> Any:
 def list_regimes(attention: FPSAttention, scheduler: Any) -> list[int]:
     """The index of the regime in force at each step."""
     return attention.step_schedule.regime(scheduler.timesteps / TIMESTEPS).tolist()
+
+
+def mean_density(attention: FPSAttention, grid: tuple[int, int, int], scheduler: Any) -> float:
+    """Mean over the sampler's steps of the share of the attention's blocks that is computed.
+
+    grid: frames, rows and columns of tokens.
+    """
+    layout = attention.plan(grid, torch.zeros(1)).layout
+    of_regime = density(layout, attention.step_schedule.windows(layout.tiles))
+    return of_regime[list_regimes(attention, scheduler)].mean().item()
 
 
 @torch.inference_mode()

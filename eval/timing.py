@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import platform
 import resource
 import shlex
 import sys
@@ -17,6 +16,8 @@ from typing import Any
 import torch
 
 from train.whole import write_text
+
+from .machine import name_device
 
 PACKAGES = ("triton", "lightning", "flash-attn-4", "torchao", "diffusers", "sageattention")
 
@@ -110,11 +111,10 @@ def write_json(out: Path, measured: dict[str, Any]) -> None:
 
 
 def describe_machine() -> dict[str, str]:
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     versions = {name: _version(name) for name in PACKAGES}
     return {
         "command": "python " + shlex.join(sys.orig_argv[1:]),
-        "device": device,
+        "device": name_device(),
         "torch": torch.__version__,
         **{name: version for name, version in versions.items() if version},
     }

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,18 +22,23 @@ from fps_flex.checks import show
 from fps_flex.linears import Linears, check_linears
 from fps_flex.wan import Residual
 from fps_flex.weights import Which
-from train.console import check_writable
+from train.console import check_writable, one_line
 from train.faults import ClipError
 from train.pictures import draw_contact_sheet
-from train.streams import open_video
-from train.videos import read_clip, write_video
-from train.whole import write_text
+from train.videos import encode_video, read_clip, unfinished
 
-from .models import Clip, TextToVideo, describe
-from .sampling import LowNoise, Sampler, build_scheduler, list_regimes, sample_latents
+from .models import Clip, TextToVideo
+from .records import Records, open_records
+from .sampling import LowNoise, Sampler, build_scheduler, sample_latents
+from .states import TextStates
+from .timing import peak_gb
 
 if TYPE_CHECKING:
     from jaxtyping import Float
+
+SHOWN = 10  # lines about videos that are made again
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,7 @@ class Settings:
     low_noise: str | None = None
     boundary: float | None = None
     low_noise_guidance: float | None = None
+    lossless: bool = False
 
 
 @contextmanager
@@ -94,22 +100,19 @@ def make_videos(
     device = _device()
     check_linears(settings.linears, device)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    records = records or out
-    shared = _shared_record(model, settings)
-    said = {job: {**asdict(job), **shared} for job in jobs}
-    for record in (shared, *({"prompt": prompt} for prompt in {job.prompt for job in jobs})):
+    kept = open_records(model, settings, out, records)
+    for record in (kept.shared, *({"prompt": prompt} for prompt in {job.prompt for job in jobs})):
         _check_text(record)
-    made = [path for folder in (records, out) for path in (folder, *folder.parents) if not os.path.exists(path)]
-    for folder in (out, records):
+    folders = (out, kept.folder)
+    made = [path for folder in folders for path in (folder, *folder.parents) if not os.path.exists(path)]
+    for folder in folders:
         check_writable(folder, "--out")
-    todo = [job for job in jobs[rank::world] if not _is_done(out, records, job, said[job])]
-    if len(todo) < len(jobs[rank::world]):
-        print(f"{len(jobs[rank::world]) - len(todo)} of {len(jobs[rank::world])} videos are there already", flush=True)
+    todo = _find_todo(kept, jobs, jobs[rank::world])
     if todo:
-        prompts = sorted({job.prompt for job in todo} | {settings.negative_prompt})
         with _removed_if_refused(made):
             model.codec.load()
-            states = _encode(model, prompts, device)
+            prompts = sorted({job.prompt for job in todo} | {settings.negative_prompt})
+            states = _encode(model, prompts, device, kept.folder)
         wan = model.load(device, settings.linears, settings.residual)
         second = model.load_low(device, settings.linears, settings.residual)
         low = second and LowNoise(second, settings.boundary, settings.low_noise_guidance)
@@ -117,14 +120,53 @@ def make_videos(
             bar = progress.add_task("steps", total=len(todo) * settings.steps)
             for job in todo:
                 started = time.perf_counter()
+                if device.type == "cuda":
+                    torch.cuda.reset_peak_memory_stats(device)
                 video = _make(wan, low, model, settings, job, states, lambda: progress.advance(bar))
-                write_video(out / f"{job.name}.mp4", video, settings.clip.fps)
-                write_text(records / f"{job.name}.json", json.dumps(said[job], indent=1, ensure_ascii=False) + "\n")
+                _keep(kept, job, video, settings, started, device)
                 progress.console.print(f"wrote {out / job.name}.mp4", soft_wrap=True, highlight=False, markup=False)
                 if job is todo[0] and len(todo) > 1 and rank == 0:
                     line = _say_what_is_left(time.perf_counter() - started, len(todo) - 1, world, device)
                     progress.console.print(line, soft_wrap=True, highlight=False)
-    return all((records / f"{job.name}.json").is_file() for job in jobs)
+    return kept.count_missing(jobs) == 0
+
+
+def _find_todo(kept: Records, jobs: list[Job], mine: list[Job]) -> list[Job]:
+    """Those of this process's jobs whose videos are missing, or have to be made again, which is said.
+
+    Raises ValueError where a video of any process would be written over what isn't ours.
+    """
+    for job in jobs:
+        kept.check(job)
+    reasons = {job: kept.why(job) for job in mine}
+    todo = [job for job in mine if reasons[job] is not None]
+    if len(todo) < len(mine):
+        print(f"{len(mine) - len(todo)} of {len(mine)} videos are there already", flush=True)
+    said = [reasons[job] for job in todo if reasons[job]]
+    for line in said[:SHOWN]:
+        print(line, flush=True)
+    if len(said) > SHOWN:
+        print(f"and {len(said) - SHOWN:,} more videos are made again for such reasons", flush=True)
+    return todo
+
+
+def _keep(
+    kept: Records, job: Job, video: Float[Tensor, "3 f h w"], settings: Settings, started: float, device: torch.device
+) -> None:
+    """The record comes first: a stop in between leaves one without its video, which is then missing.
+
+    Raises ValueError where they can't be written.
+    """
+    path = kept.video(job)
+    try:
+        with unfinished(path) as aside:
+            encode_video(aside, video, settings.clip.fps, settings.lossless)
+            kept.write(job, aside, time.perf_counter() - started, peak_gb(device))
+            aside.replace(path)
+    except OSError as error:
+        raise ValueError(
+            f"{path} can't be written ({error.strerror or error}): make room, or go on elsewhere"
+        ) from None
 
 
 @contextmanager
@@ -152,7 +194,7 @@ def _make(
     model: TextToVideo,
     settings: Settings,
     job: Job,
-    states: dict[str, Tensor],
+    states: TextStates,
     after_step: Callable[[], None],
 ) -> Float[Tensor, "3 f h w"]:
     """Pixels in -1 to 1. The noise depends on the seed alone, whatever the device. Raises ValueError for NaN."""
@@ -168,23 +210,13 @@ def _make(
     return video
 
 
-def _encode(model: TextToVideo, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
-    """States [1, L, E] of each prompt in host memory; the encoder goes before the transformer comes."""
-    states = {prompt: model.text([prompt], device).cpu() for prompt in prompts}
+def _encode(model: TextToVideo, prompts: list[str], device: torch.device, folder: Path) -> TextStates:
+    """States of each prompt, on the disk of a folder; the encoder goes before the transformer comes."""
+    states = TextStates(folder)
+    for prompt in prompts:
+        states.add(prompt, model.text([prompt], device))
     model.text.unload()
     return states
-
-
-def _shared_record(model: TextToVideo, settings: Settings) -> dict[str, Any]:
-    """Every setting that all videos depend on, and what made them, as plain data."""
-    scheduler = build_scheduler(settings.sampler, settings.steps, settings.shift)
-    record = {
-        **asdict(settings),
-        **describe(model),
-        "regimes": list_regimes(model.attention, scheduler),
-        "versions": {name: version(name) for name in ("torch", "diffusers")},
-    }
-    return json.loads(json.dumps(record))
 
 
 def _check_text(record: dict[str, Any]) -> None:
@@ -196,49 +228,20 @@ def _check_text(record: dict[str, Any]) -> None:
             raise ValueError(f"{name} is {show(value)}, expected text in UTF-8") from None
 
 
-def _is_done(out: Path, records: Path, job: Job, record: dict[str, Any]) -> bool:
-    """The JSON is written last. Raises ValueError when it says other settings than today's."""
-    file = records / f"{job.name}.json"
-    video = out / f"{job.name}.mp4"
-    if not (file.is_file() and video.is_file()):
-        return False
-    try:
-        made = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        print(f"{file} is broken: its video is made again", flush=True)
-        return False
-    if not isinstance(made, dict):
-        raise ValueError(f"{file} holds no video's settings: choose another --out")
-    other = [name for name in record if name != "versions" and not _says_the_same(made.get(name), record[name])]
-    if other:
-        was = ", ".join(f"{name} {made.get(name)} (now {record[name]})" for name in other)
-        raise ValueError(f"{video} was made with {was}: choose another --out")
-    if not _is_whole(video, record["clip"]["frames"]):
-        print(f"{video} is broken: it is made again", flush=True)
-        return False
-    return True
-
-
-def _is_whole(video: Path, frames: int) -> bool:
-    """Whether each frame's data is there; it is not decoded."""
-    try:
-        with open_video(video) as (container, stream):
-            return sum(packet.size > 0 and not packet.is_corrupt for packet in container.demux(stream)) == frames
-    except ClipError:
-        return False
-
-
-def _says_the_same(one: Any, other: Any) -> bool:
-    """Whether two values are the same JSON: to Python 1, 1.0 and true are equal, but as settings they differ."""
-    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
-
-
 @memory_in_a_line()
 def draw_contacts(path: Path, folder: Path, jobs: list[Job], clip: Clip) -> None:
-    """A contact sheet of the jobs' videos."""
-    videos = [read_clip(folder / f"{job.name}.mp4", clip.frames, clip.fps, clip.height, clip.width) for job in jobs]
-    captions = [f"{job.prompt[:80]} (seed {job.seed})" for job in jobs]
-    draw_contact_sheet(path, torch.stack(videos).float() / 127.5 - 1, captions)
+    """A contact sheet of the jobs' videos; those that can't be read are left out, and what fails costs the sheet."""
+    videos, captions = [], []
+    for job in jobs:
+        try:
+            videos.append(read_clip(folder / f"{job.name}.mp4", clip.frames, clip.fps, clip.height, clip.width))
+            captions.append(f"{job.prompt[:80]} (seed {job.seed})")
+        except (ClipError, OSError) as error:
+            logger.warning("%s leaves out a video (%s)", path, one_line(error))
+    try:
+        draw_contact_sheet(path, torch.stack(videos).float() / 127.5 - 1, captions)
+    except Exception as error:
+        logger.warning("%s was not drawn (%s); the videos are there", path, one_line(error))
 
 
 def _device() -> torch.device:

@@ -123,14 +123,13 @@ def test_killed_while_generating_and_started_again_gives_the_same_report(whole, 
     arguments = [sys.executable, "-m", "eval.vbench", *options(suite, trained, out)]
     process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     deadline = time.time() + 300
-    while not list(out.glob("records/*.json")) and time.time() < deadline and process.poll() is None:
+    while not list(out.glob("videos/[!.]*.mp4")) and time.time() < deadline and process.poll() is None:
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    done = {path: path.stat().st_mtime_ns for path in out.glob("records/*.json")}
-    assert 1 <= len(done) < 11
-    videos = {out / f"videos/{path.stem}.mp4" for path in done}
-    done |= {path: path.stat().st_mtime_ns for path in videos}
+    videos = list(out.glob("videos/[!.]*.mp4"))
+    assert 1 <= len(videos) < 11
+    done = {path: path.stat().st_mtime_ns for path in (*videos, *(out / f"records/{x.stem}.json" for x in videos))}
     torn = next(iter(out.glob("records/*.json")))
     capfd.readouterr()
     command(options(suite, trained, out))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from math import floor
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 SAME_SHAPE = 0.02  # relative: the aspect ratios of one picture at several sizes lie closer together
 BT709, VIDEO_RANGE = 1, 1  # as in ITU-T H.273
 # without the second, the same pixels gave another file once in some sixty times
-X264 = {"crf": "18", "x264-params": "cpu-independent=1"}
+X264 = {"x264-params": "cpu-independent=1"}
 
 
 @dataclass(frozen=True)
@@ -120,21 +121,44 @@ def _lasts(container: av.container.InputContainer, stream: av.VideoStream, frame
     return said or 1 / frame_rate(container, stream)
 
 
-def write_video(path: Path, video: Float[Tensor, "3 f h w"], fps: float) -> None:
-    """H.264 mp4 of pixels in -1 to 1, that browsers play; height and width must be even.
+def write_video(path: Path, video: Float[Tensor, "3 f h w"], fps: float, lossless: bool = False) -> None:
+    """As `encode_video`; the file appears whole or not at all. Raises OSError where it can't be written."""
+    with unfinished(path) as aside:
+        encode_video(aside, video, fps, lossless)
+        aside.replace(path)
 
-    Its colours are BT.709's and say so. The same pixels give the same bytes. The file appears whole or not at all.
+
+@contextmanager
+def unfinished(path: Path) -> Iterator[Path]:
+    """Where a video is written before it takes its place; what is there at the end, or after a failure, is removed."""
+    aside = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        yield aside
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def encode_video(path: Path, video: Float[Tensor, "3 f h w"], fps: float, lossless: bool = False) -> None:
+    """H.264 mp4 of pixels in -1 to 1. The same pixels give the same bytes. Raises OSError where it can't be written.
+
+    Browsers play it, height and width must be even, and its colours are BT.709's and say so. lossless: what is decoded
+    is each pixel's RGB of eight bits, some tens of times the bytes, and many players, browsers among them, can't show
+    it (High 4:4:4 Predictive, GBR).
     """
     pictures = ((video.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 3, 0).cpu().numpy()
-    aside = path.with_name(f".{path.stem}.part{path.suffix}")
-    with av.open(str(aside), "w", options={"movflags": "faststart"}) as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=X264)
-        stream.height, stream.width, stream.pix_fmt = *pictures.shape[1:3], "yuv420p"
-        codec = stream.codec_context
-        codec.colorspace, codec.color_primaries, codec.color_trc, codec.color_range = BT709, BT709, BT709, VIDEO_RANGE
+    codec, pixels, quality = ("libx264rgb", "rgb24", {"qp": "0"}) if lossless else ("libx264", "yuv420p", {"crf": "18"})
+    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=X264 | quality)
+        stream.height, stream.width, stream.pix_fmt = *pictures.shape[1:3], pixels
+        if not lossless:
+            _tag(stream.codec_context)
         for picture in pictures:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-            frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
+            if not lossless:
+                frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    aside.replace(path)
+
+
+def _tag(codec: av.VideoCodecContext) -> None:
+    codec.colorspace, codec.color_primaries, codec.color_trc, codec.color_range = BT709, BT709, BT709, VIDEO_RANGE

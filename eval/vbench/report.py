@@ -51,7 +51,8 @@ def _read_settings(out: Path, plan: Plan | None) -> dict[str, Any]:
         file = out / "records" / f"{video.name.removesuffix('.mp4')}.json"
         if file.is_file():
             said = json.loads(file.read_text(encoding="utf-8"))
-            return {name: value for name, value in said.items() if name not in ("name", "prompt", "seed", "regimes")}
+            of_one = ("name", "prompt", "seed", "regimes", "seconds", "peak_gb", "sha256")
+            return {name: value for name, value in said.items() if name not in of_one}
     return {}
 
 

@@ -15,6 +15,7 @@ from train.prepare.records import place, wait_for_all, write_json
 from train.whole import write_text
 
 from ..generate import settle
+from ..records import open_records
 from ..videos import Job, draw_contacts, make_videos
 from .check import Findings, check_videos, describe_findings, write_findings
 from .compare import compare_runs, describe_comparison, open_runs, write_comparison
@@ -95,7 +96,7 @@ def generate(out: Path, shard: str | None = None, planned: Plan | None = None, *
     say(f"share {share} of {shares}: {len(mine):,} of {len(jobs):,} videos" if shard else "")
     make_videos(model, settings, mine, out / "videos", out / "records")
     wait_for_all()
-    missing = sum(not (out / f"records/{job.name}.json").is_file() for job in jobs)
+    missing = open_records(model, settings, out / "videos", out / "records").count_missing(jobs)
     if place()[0] == 0 and not missing:
         draw_contacts(out / "contact.png", out / "videos", jobs[:: -(-len(jobs) // 8)], settings.clip)
     if missing:
