@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch import Tensor
 
-from fps_flex import Wan
 from fps_flex.checks import show
 from fps_flex.linears import Linears, check_linears
 from fps_flex.wan import Residual
@@ -27,14 +25,15 @@ from train.faults import ClipError
 from train.pictures import draw_contact_sheet
 from train.videos import encode_video, read_clip, unfinished
 
+from .maker import Maker, encode_prompts, load_maker
 from .models import Clip, TextToVideo
 from .records import Records, open_records
-from .sampling import LowNoise, Sampler, build_scheduler, sample_latents
-from .states import TextStates
+from .sampling import Sampler
 from .timing import peak_gb
 
 if TYPE_CHECKING:
     from jaxtyping import Float
+    from torch import Tensor
 
 SHOWN = 10  # lines about videos that are made again
 
@@ -52,7 +51,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Settings:
-    """What all videos of a run share. low_noise to low_noise_guidance: of the second of two experts, or None."""
+    """What all videos of a run share.
+
+    low_noise to low_noise_guidance: of the second of two experts, or None. lossless: whether each pixel is kept.
+    """
 
     checkpoint: str
     weights: Which
@@ -94,8 +96,9 @@ def make_videos(
     Under torchrun the jobs are dealt out to the processes, one to a GPU, which holds both of two experts. Files appear
     whole or not at all.
     records: folder of the JSON of each video's settings; None puts them beside the videos.
-    Raises ValueError when a folder can't be written or holds videos made with other settings, for encoders that can't
-    be loaded, and as `check_linears`; torch.OutOfMemoryError when the memory is full.
+    Videos that are broken, or of weights that lay where others lie now, are made again. Raises ValueError when a folder
+    can't be written, or holds videos made with other settings or what is no video of such a run, for encoders that
+    can't be loaded, and as `check_linears`; torch.OutOfMemoryError when the memory is full.
     """
     device = _device()
     check_linears(settings.linears, device)
@@ -107,27 +110,14 @@ def make_videos(
     made = [path for folder in folders for path in (folder, *folder.parents) if not os.path.exists(path)]
     for folder in folders:
         check_writable(folder, "--out")
-    todo = _find_todo(kept, jobs, jobs[rank::world])
-    if todo:
-        with _removed_if_refused(made):
+    with _removed_if_refused(made):
+        todo = _find_todo(kept, jobs, jobs[rank::world])
+        if todo:
             model.codec.load()
             prompts = sorted({job.prompt for job in todo} | {settings.negative_prompt})
-            states = _encode(model, prompts, device, kept.folder)
-        wan = model.load(device, settings.linears, settings.residual)
-        second = model.load_low(device, settings.linears, settings.residual)
-        low = second and LowNoise(second, settings.boundary, settings.low_noise_guidance)
-        with _progress(enabled=rank == 0) as progress:
-            bar = progress.add_task("steps", total=len(todo) * settings.steps)
-            for job in todo:
-                started = time.perf_counter()
-                if device.type == "cuda":
-                    torch.cuda.reset_peak_memory_stats(device)
-                video = _make(wan, low, model, settings, job, states, lambda: progress.advance(bar))
-                _keep(kept, job, video, settings, started, device)
-                progress.console.print(f"wrote {out / job.name}.mp4", soft_wrap=True, highlight=False, markup=False)
-                if job is todo[0] and len(todo) > 1 and rank == 0:
-                    line = _say_what_is_left(time.perf_counter() - started, len(todo) - 1, world, device)
-                    progress.console.print(line, soft_wrap=True, highlight=False)
+            states = encode_prompts(model, prompts, device, kept.folder)
+    if todo:
+        _make_all(load_maker(model, settings, states, device), kept, todo, rank, world)
     return kept.count_missing(jobs) == 0
 
 
@@ -150,23 +140,33 @@ def _find_todo(kept: Records, jobs: list[Job], mine: list[Job]) -> list[Job]:
     return todo
 
 
-def _keep(
-    kept: Records, job: Job, video: Float[Tensor, "3 f h w"], settings: Settings, started: float, device: torch.device
-) -> None:
+def _make_all(maker: Maker, kept: Records, todo: list[Job], rank: int, world: int) -> None:
+    with _progress(enabled=rank == 0) as progress:
+        bar = progress.add_task("steps", total=len(todo) * maker.settings.steps)
+        for job in todo:
+            started = time.perf_counter()
+            if maker.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(maker.device)
+            _keep(kept, job, maker.make(job, lambda: progress.advance(bar)), maker, started)
+            progress.console.print(f"wrote {kept.video(job)}", soft_wrap=True, highlight=False, markup=False)
+            if job is todo[0] and len(todo) > 1 and rank == 0:
+                line = _say_what_is_left(time.perf_counter() - started, len(todo) - 1, world, maker.device)
+                progress.console.print(line, soft_wrap=True, highlight=False)
+
+
+def _keep(kept: Records, job: Job, video: Float[Tensor, "3 f h w"], maker: Maker, started: float) -> None:
     """The record comes first: a stop in between leaves one without its video, which is then missing.
 
     Raises ValueError where they can't be written.
     """
-    path = kept.video(job)
+    path, settings = kept.video(job), maker.settings
     try:
         with unfinished(path) as aside:
             encode_video(aside, video, settings.clip.fps, settings.lossless)
-            kept.write(job, aside, time.perf_counter() - started, peak_gb(device))
+            kept.write(job, aside, time.perf_counter() - started, peak_gb(maker.device))
             aside.replace(path)
     except OSError as error:
-        raise ValueError(
-            f"{path} can't be written ({error.strerror or error}): make room, or go on elsewhere"
-        ) from None
+        raise ValueError(f"{path} can't be written ({error.strerror or error}): make room") from None
 
 
 @contextmanager
@@ -186,37 +186,6 @@ def _say_what_is_left(seconds: float, more: int, world: int, device: torch.devic
     hours, kind = seconds * more / 3600, "GPU" if device.type == "cuda" else "CPU"
     total = f"the first video took {seconds:.1f} s: about {hours * world:.2g} {kind}-hours to go"
     return total if world == 1 else f"{total}, {hours:.2g} h on {world} of them"
-
-
-def _make(
-    wan: Wan,
-    low: LowNoise | None,
-    model: TextToVideo,
-    settings: Settings,
-    job: Job,
-    states: TextStates,
-    after_step: Callable[[], None],
-) -> Float[Tensor, "3 f h w"]:
-    """Pixels in -1 to 1. The noise depends on the seed alone, whatever the device. Raises ValueError for NaN."""
-    device = wan.patch_embedding.weight.device
-    shape = (1, model.codec.channels, *model.codec.latent_size(settings.clip.size))
-    noise = torch.randn(shape, generator=torch.Generator().manual_seed(job.seed)).to(device)
-    text, no_text = (states[prompt].to(device) for prompt in (job.prompt, settings.negative_prompt))
-    scheduler = build_scheduler(settings.sampler, settings.steps, settings.shift)
-    latents = sample_latents(wan, scheduler, noise, text, no_text, settings.guidance, after_step, low)
-    video = model.codec.decode(latents)[0].clamp(-1, 1)
-    if video.isnan().any():
-        raise ValueError("the codec gives pixels that aren't finite: look at its weights, and at guidance and shift")
-    return video
-
-
-def _encode(model: TextToVideo, prompts: list[str], device: torch.device, folder: Path) -> TextStates:
-    """States of each prompt, on the disk of a folder; the encoder goes before the transformer comes."""
-    states = TextStates(folder)
-    for prompt in prompts:
-        states.add(prompt, model.text([prompt], device))
-    model.text.unload()
-    return states
 
 
 def _check_text(record: dict[str, Any]) -> None:

@@ -345,7 +345,7 @@ def test_what_is_not_ours_is_never_written_over(wan, tmp_path, capsys, monkeypat
     out.mkdir()
     put(out, "0001-a-seed1")
     before = contents(out)
-    monkeypatch.setattr(videos, "_make", None)
+    monkeypatch.setattr(videos, "_make_all", None)
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
         monkeypatch.setenv("WORLD_SIZE", "2")
