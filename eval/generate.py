@@ -98,8 +98,8 @@ def settle(
         low_noise_guidance: of the low-noise expert; none takes `guidance` (Wan2.2's own A14B takes 3, and 4 for high
             noise, in 40 steps).
         lossless: keep every pixel, to measure videos with eval.fidelity: plain H.264 (crf 18) hides what differs less
-            than its own loss. Files are some tens of times as large, and many players, browsers among them, can't show
-            their RGB (High 4:4:4 Predictive); ffmpeg, mpv and VLC can.
+            than its own loss. Files are 40 to 80 times as large (81 frames at 480p some 50 MB), and many players,
+            browsers among them, can't show their RGB (High 4:4:4 Predictive); ffmpeg, mpv and VLC can.
     """
     model = open_model(checkpoint, weights, encoders, attention, low_noise, boundary)
     require("guidance", guidance, least=0, most=MOST_GUIDANCE)

@@ -1,4 +1,4 @@
-"""Videos and their records: whose weights made them, what is made again, what is kept, and what is never written over."""
+"""Videos and their records: whose weights made them; what is made again, what is kept, what is never written over."""
 
 import json
 import shutil

