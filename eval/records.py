@@ -77,10 +77,9 @@ class Records:
         made = read_record(file, self.say(job))
         if made is None:
             return f"{file} is broken: its video is made again"
-        other = find_other_weights(video, made, self.say(job))
         if not is_there:
             return ""
-        if other:
+        if other := find_other_weights(video, made, self.say(job)):
             return f"{video} was made with other weights than {' and '.join(other)} has now: it is made again"
         return None
 

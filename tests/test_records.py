@@ -307,6 +307,13 @@ def test_stopped_between_a_record_and_its_video(wan, tmp_path, monkeypatch, caps
     assert "again" not in said and "1 of 1 videos are there already" in said_of(capsys, making(wan, out))
 
 
+def test_a_video_that_was_removed_is_made_with_the_settings_of_today(made, wan, capsys):
+    (video,) = made.glob("*.mp4")
+    assert "was made with guidance 1.0 (now 2.0)" in refused(capsys, making(wan, made, "--guidance=2"))
+    video.unlink()
+    assert "again" not in said_of(capsys, making(wan, made, "--guidance=2")) and record(made)["guidance"] == 2.0
+
+
 # what isn't ours
 
 
