@@ -51,7 +51,7 @@ def models(
         prompt: what to show.
         prompts: a text file with a prompt a line, in place of `prompt`.
         count: videos of each prompt.
-        seed: of the first video; each further one has the next.
+        seed: of each prompt's first video; its next one has the next.
         attention: to compare with dense attention; none takes that of training.
         options: of `settle`.
     """

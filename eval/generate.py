@@ -6,7 +6,6 @@ torchrun --nproc-per-node 8 -m eval.generate --checkpoint CKPT --prompts FILE --
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from train.ranges import require
 from train.whole import at_home
 
 from .models import TextToVideo, open_model
+from .prompts import file_name, read_prompts
 from .sampling import MOST_GUIDANCE, Sampler, build_scheduler
 from .videos import Job, Settings, draw_contacts, make_videos
 
@@ -36,14 +36,14 @@ def main(
     Args:
         out: folder for the videos, each with a JSON of its settings beside it.
         prompt: what to show.
-        prompts: a text file with a prompt a line, in place of `prompt`.
+        prompts: a text file with a prompt a line, in place of `prompt`; one that is there twice is made once.
         count: videos of each prompt.
-        seed: of the first video; each further one has the next.
+        seed: of each prompt's first video; its next one has the next. Other prompts, and their order, change nothing.
         options: of `settle`.
     """
     out, prompts = at_home(out), prompts and at_home(prompts)
-    model, settings = settle(**options)
     jobs = plan_jobs(read_prompts(prompt, prompts), count, seed)
+    model, settings = settle(**options)
     if make_videos(model, settings, jobs, out):
         draw_contacts(out / "contact.png", out, jobs[:8], settings.clip)
 
@@ -128,31 +128,16 @@ def _settle_low(model: TextToVideo, guidance: float, own: float | None) -> dict[
     return {"low_noise": model.low.path, "boundary": model.low.boundary, "low_noise_guidance": guidance}
 
 
-def read_prompts(prompt: str | None, prompts: Path | None) -> list[str]:
-    """Raises ValueError unless exactly one is given and it holds a prompt."""
-    if (prompt is None) == (prompts is None):
-        raise ValueError("expected either --prompt TEXT or --prompts FILE")
-    if prompt is not None:
-        return [prompt]
-    try:
-        lines = [line.strip() for line in prompts.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{prompts} can't be read as text ({error}): expected a prompt a line") from None
-    if not any(lines):
-        raise ValueError(f"{prompts} holds no prompt: expected one a line")
-    return [line for line in lines if line]
-
-
 def plan_jobs(prompts: list[str], count: int, seed: int) -> list[Job]:
-    """`count` videos of each prompt, each with a seed of its own. Raises ValueError below 1, and for too many."""
+    """`count` videos of each prompt, the k-th of which, from 0, has seed `seed` + k whatever the other prompts are.
+
+    A prompt that is there twice is made once. Raises ValueError below 1 video, and for too many.
+    """
     if not 1 <= count <= MOST_VIDEOS:
         raise ValueError(f"count is {count}, expected at least 1 video of each prompt and at most {MOST_VIDEOS:,}")
     require("seed", seed, least=0, most=MOST_SEED)
-    every = [prompt for prompt in prompts for _ in range(count)]
-    return [
-        Job(f"{i:04}-{re.sub(r'[^a-z0-9]+', '-', prompt.lower())[:40].strip('-')}-seed{seed + i}", prompt, seed + i)
-        for i, prompt in enumerate(every)
-    ]
+    seeds = range(seed, seed + count)
+    return [Job(file_name(prompt, one), prompt, one) for prompt in dict.fromkeys(prompts) for one in seeds]
 
 
 def command(args: list[str] | None = None) -> None:
