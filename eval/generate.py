@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fps_flex import FPSAttention
 from fps_flex.linears import Linears
 from fps_flex.wan import Residual
 from fps_flex.weights import Which
@@ -18,6 +17,7 @@ from train.console import run_command, speaking_plainly
 from train.ranges import require
 from train.whole import at_home
 
+from .attention import AttentionChanges
 from .models import TextToVideo, open_model
 from .prompts import file_name, read_prompts
 from .sampling import MOST_GUIDANCE, Sampler, build_scheduler
@@ -60,7 +60,7 @@ def settle(
     width: int | None = None,
     fps: float | None = None,
     weights: Which = "average",
-    attention: FPSAttention | None = None,
+    attention: AttentionChanges | None = None,
     linears: Linears = "bf16",
     residual: Residual | None = None,
     encoders: str | None = None,
@@ -84,7 +84,7 @@ def settle(
         width: columns of pixels; none takes those of training, or 832, or 1280 for Wan2.2's 5B.
         fps: frames a second; none takes those of training, or 16, or 24 for Wan2.2's 5B.
         weights: of a .ckpt, the averaged or the live ones.
-        attention: none takes that of training, or dense attention for released weights.
+        attention: options in place of those of training, or of dense attention for released weights.
         linears: the transformer's linear layers on a GPU: bf16, or faster and rounded to FP8: those of the feed-forward
             networks (fp8-ffn), or all of its blocks' (fp8), with torchao installed.
         residual: what runs from block to block, and the head: in the dtype of the computation (compute), or in fp32 as

@@ -21,6 +21,7 @@ from train.encoders import UMT5Text, WanVAE
 from train.ranges import require
 from train.whole import at_home
 
+from .attention import AttentionChanges, choose_attention
 from .experts import LowExpert, open_experts
 from .trained import build, check_trained, find
 
@@ -106,15 +107,14 @@ def open_model(
     checkpoint: str,
     which: Which = "average",
     encoders: str | None = None,
-    attention: FPSAttention | None = None,
+    attention: AttentionChanges | FPSAttention | None = None,
     low_noise: str | None = None,
     boundary: float | None = None,
 ) -> TextToVideo:
     """checkpoint: a .ckpt of train.fit, or Wan as released, official or diffusers, or exported; a file or a folder.
 
     which: weights of a .ckpt. encoders: folder with vae/, text_encoder/ and tokenizer/; None looks beside the weights,
-    or where a .ckpt says. attention: None takes that of training; released weights, trained with dense attention, get
-    dense attention. low_noise, boundary: as of `open_experts`.
+    or where a .ckpt says. attention: as of `choose_attention`. low_noise, boundary: as of `open_experts`.
     Raises ValueError where anything is missing or doesn't fit.
     """
     paths = {"checkpoint": checkpoint, "low_noise": low_noise, "encoders": encoders}
@@ -124,7 +124,7 @@ def open_model(
     checkpoint, low_noise, encoders = (path and str(at_home(path)) for path in paths.values())
     weights, low = open_experts(checkpoint, which, low_noise, boundary)
     opened = {checkpoint: weights, **({low.path: low.weights} if low else {})}
-    attention = attention or _attention(opened)
+    attention = choose_attention({path: trained_attention(held) for path, held in opened.items()}, attention)
     trained = {path: held.trained for path, held in opened.items() if held.trained is not None}
     for path, said in trained.items():
         check_trained(path, said)
@@ -143,18 +143,6 @@ def trained_attention(weights: Weights) -> FPSAttention | None:
     """What a checkpoint of train.fit was trained with, also once it was exported; None for released weights."""
     said = (weights.settings or {}).get("attention")
     return said and FPSAttention.from_dict(said)
-
-
-def _attention(opened: dict[str, Weights]) -> FPSAttention:
-    """What they were trained with. Raises ValueError for experts that were trained with different attention."""
-    dense = FPSAttention("dense", tile=None)
-    trained = [trained_attention(weights) or dense for weights in opened.values()]
-    if any(attention != trained[0] for attention in trained):
-        raise ValueError(
-            f"{' and '.join(opened)} were trained with different attention: name that of both, "
-            "with --attention.schedule and --attention.tile"
-        )
-    return trained[0]
 
 
 def _open_released(weights: Weights, low: LowExpert | None, encoders: str, attention: FPSAttention) -> TextToVideo:

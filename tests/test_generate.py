@@ -156,7 +156,8 @@ def test_released_weights_generate_with_and_without_fps_attention(wan_folder, tm
     shared = [f"--checkpoint={wan_folder}", "--prompt=a red circle", "--frames=9", "--height=32", "--width=48",
               "--steps=2"]  # fmt: skip
     command([*shared, f"--out={tmp_path / 'dense'}"])
-    command([*shared, f"--out={tmp_path / 'fps'}", "--attention.tile=[1,2,2]", "--attention.block=16"])
+    command([*shared, f"--out={tmp_path / 'fps'}", "--attention.schedule=fps", "--attention.tile=[1,2,2]",
+             "--attention.block=16"])  # fmt: skip
     dense, fps = (json.loads(next((tmp_path / x).glob("*.json")).read_text()) for x in ("dense", "fps"))
     assert dense["shift"] == 3.0 and dense["clip"]["fps"] == 16 and dense["negative_prompt"].startswith("色调艳丽")
     for said, name in ((dense, "dense"), (fps, "fps")):
@@ -314,7 +315,8 @@ def test_parts_of_a_preset_do_not_make_another_one_in_silence(wan_folder, tmp_pa
     shared = [f"--checkpoint={wan_folder}", "--prompt=a", f"--out={tmp_path / 'out'}"]
     line = refused(capsys, [*shared, "--attention.schedule=sta", "--attention.schedule.shift=3"])
     assert "which is the preset 'sta': write out its bounds, regimes and shift in its place" in line
-    assert "the preset 'fps'" in refused(capsys, [*shared, "--attention.schedule.shift", "3"])
+    line = refused(capsys, [*shared, "--attention.schedule.shift", "3"])
+    assert f"attention.schedule is given, and {wan_folder} was trained with dense attention" in line
     (tmp_path / "own.yaml").write_text("attention: {schedule: uniform}\n")
     line = refused(capsys, [f"--config={tmp_path / 'own.yaml'}", *shared, "--attention.schedule.shift=3"])
     assert "the preset 'uniform'" in line
