@@ -109,9 +109,10 @@ def _base_for_released(path: str, changes: AttentionChanges) -> FPSAttention:
         return DENSE if changes.schedule == "dense" else FPSAttention()
     unclear = [name for name in changes.named() if name not in FOR_ANY]
     if unclear:
+        given = "a part of attention.schedule" if unclear[0] == "schedule" else f"attention.{unclear[0]}"
         raise ValueError(
-            f"attention.{unclear[0]} is given, and {path} was trained with dense attention: add --attention.schedule, "
-            f"with one of {', '.join(PRESETS)} or with bounds and regimes"
+            f"{given} is given, and {path} was trained with dense attention: add --attention.schedule, with one of "
+            f"{', '.join(PRESETS)} or with bounds and regimes"
         )
     return DENSE
 

@@ -131,9 +131,7 @@ def plan_rows(checkpoint: str, trained: str | None, attention: FPSAttention) -> 
 
 def describe_row(name: str, folder: Path, model: TextToVideo, settings: Settings) -> Row:
     """density: of the attention, mean over the sampler's steps."""
-    layout = model.attention.plan(
-        model.weights.config.grid(model.codec.latent_size(settings.clip.size)), torch.zeros(1)
-    ).layout
+    layout = model.attention.plan(model.grid(settings.clip.size), torch.zeros(1)).layout
     of_regime = density(layout, model.attention.step_schedule.windows(layout.tiles))
     scheduler = build_scheduler(settings.sampler, settings.steps, settings.shift)
     mean = of_regime[list_regimes(model.attention, scheduler)].mean().item()

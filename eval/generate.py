@@ -21,6 +21,7 @@ from .attention import AttentionChanges
 from .models import TextToVideo, open_model
 from .prompts import file_name, read_prompts
 from .sampling import MOST_GUIDANCE, Sampler, build_scheduler
+from .sizes import check_size
 from .videos import Job, Settings, draw_contacts, make_videos
 
 MOST_VIDEOS = 100_000  # of a prompt
@@ -102,7 +103,7 @@ def settle(
     given = {"frames": frames, "height": height, "width": width, "fps": fps}
     clip = replace(model.clip, **{name: value for name, value in given.items() if value is not None})
     require("fps", clip.fps, least=LEAST_FPS, most=MOST_FPS)
-    model.check(clip.size)
+    check_size(model, clip.size)
     if shift is None:
         shift = model.shift or (5.0 if min(clip.height, clip.width) >= 720 else 3.0)
     build_scheduler(sampler, steps, shift)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,6 @@ from train.whole import at_home
 from .attention import AttentionChanges, choose_attention
 from .experts import LowExpert, open_experts
 from .trained import build, check_trained, find
-
-MOST_TOKENS = 2**20  # of a video: 14 times those of 81 frames at 720p
 
 
 @dataclass(frozen=True)
@@ -73,15 +70,9 @@ class TextToVideo:
     step: int | None = None
     low: LowExpert | None = None
 
-    def check(self, size: tuple[int, int, int]) -> None:
-        """Raises ValueError when it can't make videos of so many frames, rows and columns."""
-        try:
-            grid = self.weights.config.grid(self.codec.latent_size(size))
-            if prod(grid) > MOST_TOKENS:
-                raise ValueError(f"they have {prod(grid):,} tokens, expected at most {MOST_TOKENS:,}")
-            self.attention.plan(grid, torch.zeros(1))
-        except ValueError as error:
-            raise ValueError(f"videos of {size} (frames, rows, columns) can't be made: {error}") from None
+    def grid(self, size: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Tokens of a video of so many frames, rows and columns. Raises ValueError where it doesn't divide."""
+        return self.weights.config.grid(self.codec.latent_size(size))
 
     def load(self, device: torch.device, linears: Linears = "bf16", residual: Residual | None = None) -> Wan:
         """The transformer on its device, of two experts the high-noise one. residual: None takes its own.

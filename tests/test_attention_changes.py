@@ -96,15 +96,15 @@ def test_from_the_command_line_and_from_yaml(trained, tmp_path, capsys, option):
 def test_the_line_names_each_option_with_both_values(trained, tmp_path, capsys):
     def line(name, *options):
         made(trained, tmp_path / name, *options)
-        return capsys.readouterr().out.splitlines()[0]
+        return capsys.readouterr().out.partition("\n")[0]
 
     before = f"{trained} gets another attention than it was trained with: "
     assert line("tile", "--frames=8", "--attention.tile=null", "--attention.block=32") == (
         before + "tile null in place of (1, 2, 2), block 32 in place of 16"
     )
     assert line("shift", "--attention.schedule.shift=3") == before + "schedule.shift 3.0 in place of 2.0"
-    assert "wrote" in line("none") and "wrote" in line("same", "--attention.engine=eager", "--attention.tile=[1,2,2]")
-    assert "wrote" in line("null", "--attention=null")
+    assert line("none") == line("null", "--attention=null") == ""
+    assert line("same", "--attention.engine=eager", "--attention.tile=[1,2,2]") == ""
 
 
 def test_parts_of_the_schedule_change_the_trained_one(trained, tmp_path):

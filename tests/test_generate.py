@@ -235,9 +235,9 @@ def refused(capsys, arguments):
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["--frames=80"], "videos of (80, 32, 48) (frames, rows, columns) can't be made: clips of 80 frames, expected"),
-        (["--height=40"], "latents of (3, 5, 6) (frames, rows, columns) don't divide into patches of (1, 2, 2)"),
-        (["--height=30"], "frames of 30x48, expected multiples of 8 rows and columns"),
+        (["--frames=80"], "frames is 80, expected 4k + 1: 77 or 81"),
+        (["--height=40"], "height is 40, expected a multiple of 16: 32 or 48"),
+        (["--height=30", "--width=8"], "height is 30, expected a multiple of 16: 16 or 32; width is 8, expected a"),
         (["--attention.schedule=uniform"], "tile (6, 8, 8) is larger than the grid (3, 2, 3)"),
         (["--attention.schedule=paper"], "schedule is 'paper', expected one of fps, sta, uniform, dense"),
         (["--prompt=two", "--prompts=README.md"], "expected either --prompt TEXT or --prompts FILE"),

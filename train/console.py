@@ -20,6 +20,11 @@ from fps_flex import FPSAttention
 MAY_BE_EMPTY = ("--prompt", "--negative_prompt")
 SCHEDULE_PART = re.compile(r"--((?:\w+\.)*attention)\.schedule\.(\w+)")
 
+NOISE = (
+    "Does not validate", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>", "Expected a path but",
+    "Given value type:", "Given value: Namespace", "Given value: (Namespace", "Given value: NestedArg",
+)  # fmt: skip
+
 _load_yaml = get_loader("yaml")
 
 
@@ -121,9 +126,11 @@ def one_line(error: BaseException) -> str:
     text = str(error) or type(error).__name__
     if "Original Traceback" in text:
         text = text.strip().splitlines()[-1].partition(": ")[2] or text.strip().splitlines()[-1]
-    noise = ("Does not validate", "Subtypes:", "Errors:", "Given value type:", "Given value: Namespace")
     lines = [line.strip().removeprefix("- ") for line in text.splitlines()]
-    return "; ".join(line for line in lines if line and not line.startswith(noise)).replace(":;", ":")
+    lines = [line for line in lines if line and not line.startswith(NOISE) and line != "Expected a <class 'str'>"]
+    line = "; ".join(lines).replace(":;", ":").replace("Expected a dot import path string", "expected its options")
+    line = re.sub(r"Problem with given class_path '(?:\w+\.)*(\w+)':", r"in \1:", line)
+    return re.sub(r'": (?:in \w+: )?Parser key "', ".", line)
 
 
 def stop(message: str, code: int) -> NoReturn:
