@@ -75,6 +75,7 @@ def check_schedule_parts(args: list[str], parse: Callable[[list[str]], Namespace
 
     args: a command line. parse: as the command does.
     """
+    args = [word for word in args if not word.startswith("--print_config")]  # which would print and end all
     parts = {i: found.groups() for i, word in enumerate(args) if (found := SCHEDULE_PART.match(word))}
     if not parts:
         return
