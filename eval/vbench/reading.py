@@ -135,9 +135,16 @@ def _shape_fields(name: str, kind: type, said: Any) -> Any:
 _hints = cache(get_type_hints)
 
 
-def write_plainly(path: Path, text: str) -> None:
+def write_json(path: Path, value: Any) -> None:
     """Raises ValueError where it can't be written."""
+    write_plainly(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+
+
+def write_plainly(path: Path, text: str) -> None:
+    """Raises ValueError where it can't be written, or is something else than a file."""
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{path} is a {'folder' if path.is_dir() else 'device'}, expected a file to write")
         write_text(path, text)
     except OSError as error:
-        raise ValueError(f"{path} can't be written ({error.strerror or error}): remove what is in its place") from None
+        raise ValueError(f"{path} can't be written ({error.strerror or error})") from None

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 from ..models import Clip
-from .reading import NoFile, is_zip, list_zip, parse_json, read_bytes, read_json, read_zipped, shape, write_plainly
+from .reading import NoFile, is_zip, list_zip, parse_json, read_bytes, read_json, read_zipped, shape, write_json
 
 INFO = "VBench_full_info.json"
 SEEDS, FLICKER_SEEDS = 5, 25  # videos of a prompt; of a temporal_flickering one, of which the static filter keeps 5
@@ -114,7 +113,7 @@ class Plan:
 def write_plan(path: Path, plan: Plan) -> None:
     said = {name: value for name, value in asdict(plan).items() if name != "videos"}
     videos = [{name: value for name, value in asdict(video).items() if value is not None} for video in plan.videos]
-    write_plainly(path, json.dumps({**said, "videos": videos}, ensure_ascii=False, indent=1) + "\n")
+    write_json(path, {**said, "videos": videos})
 
 
 def read_plan(path: Path) -> Plan:
