@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -14,7 +15,7 @@ from .check import read_findings
 from .paired import ALPHA, Difference, compare
 from .reading import write_json, write_plainly
 from .results import Results, read_results
-from .suite import DIMENSIONS, Plan, read_plan
+from .suite import DIMENSIONS, Plan, find_plan
 
 PAPER_ROWS = ("dense", "quantised", "sparse", "joint training-free", "joint trained")
 PAPER_TOTALS = {"dense": 0.8019, "joint training-free": 0.6325, "joint trained": 0.8160}  # its Table 5, Wan2.1-1.3B
@@ -50,12 +51,12 @@ def open_runs(given: list[str]) -> list[Run]:
 
 def _split_label(text: str) -> tuple[str, Path]:
     label, _, path = text.partition("=")
-    return ("", Path(text)) if not path or Path(text).exists() else (label, Path(path))
+    return ("", Path(text)) if not path or os.path.exists(text) else (label, Path(path))
 
 
 def open_run(label: str, path: Path) -> Run:
     results = read_results(path)
-    plan = read_plan(path / "plan.json") if (path / "plan.json").is_file() else None
+    plan = find_plan(path)
     return Run(label, results, aggregate(results, plan, read_findings(path / "check.json")), plan)
 
 
@@ -138,7 +139,7 @@ def _describe_pair(first: Run, other: Run, differences: dict[str, Difference]) -
     if not differences:
         return ["They have no scored video in common."]
     columns = ("paired difference", "95 % interval", "p", "pairs", "prompts", f"only in {first.label}")
-    lines = _head(["percent", first.label, other.label, *columns, f"only in {other.label}", ""])
+    lines = _head(["percent", first.label, other.label, *columns, f"only in {other.label}", "verdict"])
     for name, found in differences.items():
         interval = "-" if found.low is None else f"{100 * found.low:+.2f} to {100 * found.high:+.2f}"
         figures = (f"{100 * found.mean:+.2f}", interval, "-" if found.p is None else f"{found.p:.2g}")

@@ -19,6 +19,7 @@ from fps_flex.checks import is_real, is_whole, show
 from train.whole import write_text
 
 LARGEST = 1 << 28  # bytes of a file, and of all that a zip holds: ten times what VBench writes
+DEEPEST = 50  # lists and objects in each other
 
 
 class NoFile(ValueError):
@@ -51,6 +52,8 @@ def parse_json(name: str, data: bytes) -> Any:
         said = json.loads(text, object_pairs_hook=_refuse_twins)
         if "\\u" in text:
             json.dumps(said, ensure_ascii=False).encode()  # half of a surrogate pair can't be
+        if not _is_shallow(said, DEEPEST):
+            raise RecursionError
         return said
     except RecursionError:
         raise ValueError(f"{name} can't be read as JSON: it is nested too deeply") from None
@@ -64,6 +67,16 @@ def _refuse_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         ((key, times),) = Counter(key for key, _ in pairs).most_common(1)
         raise ValueError(f"it has {show(key)} {times} times")
     return said
+
+
+def _is_shallow(said: Any, levels: int) -> bool:
+    parts = said.values() if isinstance(said, dict) else said if isinstance(said, list) else ()
+    return levels > 0 and all(_is_shallow(part, levels - 1) for part in parts if isinstance(part, (dict, list)))
+
+
+def plain(text: str) -> str:
+    """In one line that any terminal can show: names of files may hold anything."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def is_zip(data: bytes) -> bool:

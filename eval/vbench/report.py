@@ -19,7 +19,7 @@ from .aggregate import Totals, aggregate, find_reasons, normalise
 from .check import Findings, describe_findings, read_findings
 from .reading import read_json, shape
 from .results import Results, read_results
-from .suite import DIMENSIONS, SEEDS, Plan, read_plan
+from .suite import DIMENSIONS, SEEDS, Plan, find_plan
 from .values import Result
 
 COLOURS = {"quality": "#3b6fb6", "semantic": "#d1813a"}
@@ -40,7 +40,7 @@ class Report:
 
 def collect(out: Path, name: str | None = None) -> Report:
     """Raises ValueError when there are no scores in `out`."""
-    plan = read_plan(out / "plan.json") if (out / "plan.json").is_file() else None
+    plan = find_plan(out)
     findings = read_findings(out / "check.json")
     results = read_results(out)
     totals, reasons = aggregate(results, plan, findings), find_reasons(results, plan, findings)

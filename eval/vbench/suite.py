@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -116,12 +117,20 @@ def write_plan(path: Path, plan: Plan) -> None:
     write_json(path, {**said, "videos": videos})
 
 
+def find_plan(out: Path) -> Plan | None:
+    """Of the run in `out`; None where there is none. Raises ValueError for a file that isn't one."""
+    try:
+        return read_plan(out / "plan.json")
+    except NoFile:
+        return None
+
+
 def read_plan(path: Path) -> Plan:
-    """Raises ValueError where there is none, or what is there isn't one."""
+    """Raises NoFile where there is none, ValueError where what is there isn't one."""
     try:
         plan = shape("it", Plan, read_json(path))
     except NoFile:
-        raise ValueError(f"no plan {path}: `python -m eval.vbench plan --out {path.parent}` makes one") from None
+        raise NoFile(f"no plan {path}: `python -m eval.vbench plan --out {path.parent}` makes one") from None
     except ValueError as error:
         raise ValueError(f"{path} is not a plan ({error}): remove it and plan again") from None
     named = {*plan.dimensions, *(name for video in plan.videos for name in video.dimensions)}
@@ -157,7 +166,7 @@ def _read_entry(path: Path, number: int, entry: Any) -> Entry:
 
 def read_suite(path: Path) -> bytes:
     """The bytes of the suite's JSON; `path` as in load_suite. Raises ValueError where there is none."""
-    if path.is_dir():
+    if os.path.isdir(path):
         places = (INFO, f"vbench/{INFO}", f"lib/python3*/site-packages/vbench/{INFO}",
                   f"Lib/site-packages/vbench/{INFO}")  # fmt: skip
         found = [file for place in places for file in sorted(path.glob(place))]
