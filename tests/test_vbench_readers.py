@@ -12,13 +12,13 @@ import pytest
 from vbench_suite import full_results, plan_of, refused, write_results, write_suite, write_wheel
 
 from eval.vbench.__main__ import command
-from eval.vbench.aggregate import find_intervals
+from eval.vbench.aggregate import combine, find_intervals
 from eval.vbench.cache import Cache
 from eval.vbench.check import Findings, Looked, Seen, _read_seen, read_findings, write_findings
 from eval.vbench.compare import compare_runs, describe_comparison, open_runs
 from eval.vbench.reading import parse_json, shape, write_json
 from eval.vbench.report import collect, describe_report, to_dict
-from eval.vbench.results import read_results
+from eval.vbench.results import Results, read_results
 from eval.vbench.suite import DIMENSIONS, load_suite, read_plan, write_plan
 from eval.vbench.values import Result, mean
 
@@ -152,6 +152,22 @@ def test_yes_and_no_are_values_where_the_package_writes_them(tmp_path):
     assert read_results(tmp_path / "a").scores["human_action"].videos == {"a-0.mp4": 0.0, "a-1.mp4": 1.0}
 
 
+def test_the_interval_of_a_total_holds_what_runs_of_a_model_have_on_average():
+    """Dimensions of the same prompts; a model whose scores are 0.6 on average."""
+    random, held = np.random.default_rng(0), 0
+    truth = combine(dict.fromkeys(DIMENSIONS, 0.6)).total
+    for _ in range(200):
+        level, scores = random.normal(0, 0.05, 20), {}
+        for name, about in DIMENSIONS.items():
+            drawn = about.unit * (0.6 + level[:, None] + random.normal(0, 0.05, (20, 2)))
+            files = {f"{i}-{j}.mp4": float(drawn[i, j]) for i in range(20) for j in range(2)}
+            scores[name] = Result(name, float(drawn.mean() / about.unit), files, True)
+        found = find_intervals(Results(scores))
+        assert found["total"].mean == pytest.approx(combine({x: one.score for x, one in scores.items()}).total)
+        held += found["total"].low <= truth <= found["total"].high
+    assert 0.9 <= held / 200 <= 0.99
+
+
 def test_weights_are_kept_where_videos_weigh_unequally(tmp_path):
     said = draw_official("scene", 1, even=False)
     result = read_results(Path(write_results(tmp_path / "a", {"scene": said}))).scores["scene"]
@@ -239,6 +255,15 @@ def test_a_zip_that_cant_be_unpacked_is_named(tmp_path, capsys, kind, whole, why
     wheel.write_bytes(spoil(wheel.read_bytes(), kind))
     line = refused(capsys, ["plan", f"--suite={wheel}", f"--out={tmp_path / 'run'}"])
     assert why in line and str(wheel) in line
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_two_files_of_one_name_in_a_zip_are_both_read(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as packed:
+        for score in (0.5, 0.6):
+            packed.writestr("scene_eval_results.json", json.dumps({"scene": score}))
+    results = read_results(tmp_path / "a.zip")
+    assert results.scores["scene"].score is None and "both score scene, differently" in results.problems[0]
 
 
 def test_what_is_written_over_a_folder_or_a_device_is_refused_in_a_line(tmp_path, capsys):

@@ -84,28 +84,26 @@ def is_zip(data: bytes) -> bool:
     return data.startswith(b"PK") or zipfile.is_zipfile(BytesIO(data))
 
 
-def list_zip(name: str, data: bytes) -> list[str]:
-    """The files in it. Raises ValueError for one that is damaged, or holds too much."""
-    with _opened(name, data) as packed:
-        _check_size(name, sum(info.file_size for info in packed.infolist()))
-        return [info.filename for info in packed.infolist() if not info.is_dir()]
+def open_zip(name: str, data: bytes) -> zipfile.ZipFile:
+    """Raises ValueError for one that is damaged, or holds too much."""
+    with _unpacking(name):
+        packed = zipfile.ZipFile(BytesIO(data))
+    _check_size(name, sum(info.file_size for info in packed.infolist()))
+    return packed
 
 
-def read_zipped(name: str, data: bytes, member: str) -> bytes:
-    """Raises ValueError for what is damaged, packed in an unknown way, or needs a password. name: of the member."""
-    with _opened(name, data) as packed:
+def read_zipped(packed: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """Raises ValueError for what is damaged, packed in an unknown way, or needs a password."""
+    with _unpacking("it"):
         return packed.read(member)
 
 
 @contextmanager
-def _opened(name: str, data: bytes) -> Iterator[zipfile.ZipFile]:
+def _unpacking(name: str) -> Iterator[None]:
     try:
-        with zipfile.ZipFile(BytesIO(data)) as packed:
-            yield packed
-    except ValueError:
-        raise
+        yield
     except Exception as error:  # zipfile and its decoders raise a dozen kinds for what is wrong with a file
-        raise ValueError(f"{name} can't be unpacked ({error or type(error).__name__})") from None
+        raise ValueError(plain(f"{name} can't be unpacked ({error or type(error).__name__})")) from None
 
 
 def _check_size(name: str, size: int) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from fps_flex.checks import show
 
-from .reading import is_zip, list_zip, parse_json, plain, read_bytes, read_zipped, shape
+from .reading import is_zip, open_zip, parse_json, plain, read_bytes, read_zipped, shape
 from .suite import DIMENSIONS, SEEDS
 from .values import Result, check_score, to_score, to_value, to_weight
 
@@ -90,14 +90,16 @@ def _list_files(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
         return
     try:
         data = read_bytes(path)
-        packed = sorted(list_zip(str(path), data)) if is_zip(data) else None
+        packed = open_zip(str(path), data) if is_zip(data) else None
     except ValueError as error:
         raise ValueError(f"{path}: scores can't be read ({error})") from None
     if packed is None:
         yield str(path), lambda: data
-    for name in packed or ():
-        if name.endswith(".json") and not PurePath(name).name.startswith((".", "__")):
-            yield f"{path}:{name}", partial(read_zipped, "it", data, name)
+        return
+    for member in sorted(packed.infolist(), key=lambda member: member.filename):
+        name = PurePath(member.filename).name
+        if name.endswith(".json") and not name.startswith((".", "__")):
+            yield f"{path}:{member.filename}", partial(read_zipped, packed, member)
 
 
 def _list_official(said: dict[str, Any]) -> list[tuple[str, Any]]:

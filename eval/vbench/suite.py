@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..models import Clip
-from .reading import NoFile, is_zip, list_zip, parse_json, read_bytes, read_json, read_zipped, shape, write_json
+from .reading import NoFile, is_zip, open_zip, parse_json, read_bytes, read_json, read_zipped, shape, write_json
 
 INFO = "VBench_full_info.json"
 SEEDS, FLICKER_SEEDS = 5, 25  # videos of a prompt; of a temporal_flickering one, of which the static filter keeps 5
@@ -179,9 +179,13 @@ def read_suite(path: Path) -> bytes:
         raise ValueError(f"no suite {path}: expected vbench's {INFO}, its wheel, or a folder with it") from None
     if not is_zip(data):
         return data
-    if f"vbench/{INFO}" not in list_zip(str(path), data):
-        raise ValueError(f"{path} holds no vbench/{INFO}: expected a wheel of the vbench package")
-    return read_zipped(f"{path}:vbench/{INFO}", data, f"vbench/{INFO}")
+    packed = open_zip(str(path), data)
+    try:
+        return read_zipped(packed, packed.getinfo(f"vbench/{INFO}"))
+    except KeyError:
+        raise ValueError(f"{path} holds no vbench/{INFO}: expected a wheel of the vbench package") from None
+    except ValueError as error:
+        raise ValueError(f"{path}:vbench/{INFO}: {error}") from None
 
 
 def digest_suite(path: Path) -> str:
