@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from vbench_suite import full_results, plan_of, refused, write_results, write_suite, write_wheel
+from vbench_suite import full_results, plan_of, refused, write_results, write_score, write_suite, write_wheel
 
 from eval.vbench.__main__ import command
 from eval.vbench.aggregate import combine, find_intervals
@@ -168,6 +168,22 @@ def test_the_interval_of_a_total_holds_what_runs_of_a_model_have_on_average():
     assert 0.9 <= held / 200 <= 0.99
 
 
+def test_results_of_windows_pair_with_others(tmp_path):
+    """Its paths have backslashes, and its editors put a mark before the text."""
+    rows = json.dumps([{"video_path": f"C:\\videos\\a-{i}.mp4", "video_results": 0.5} for i in range(2)])
+    (tmp_path / "a_eval_results.json").write_text(with_rows("color", 0.5, rows), encoding="utf-8-sig")
+    assert [*read_results(tmp_path).scores["color"].videos] == ["a-0.mp4", "a-1.mp4"]
+
+
+def test_two_files_of_a_dimension_are_one_where_they_agree(tmp_path):
+    (tmp_path / "a_eval_results.json").write_text('{"color": 0.5}')
+    (tmp_path / "b_eval_results.json").write_text(with_rows("color", 0.5, ROWS))
+    results = read_results(tmp_path)
+    assert results.problems == () and len(results.scores["color"].videos) == 2
+    (tmp_path / "c_eval_results.json").write_text(with_rows("color", 0.5, ROWS.replace("0.25", "0.5")[:-1] + "]"))
+    assert read_results(tmp_path).scores["color"].videos == {"a-0.mp4": 0.25, "a-1.mp4": 0.75}
+
+
 def test_weights_are_kept_where_videos_weigh_unequally(tmp_path):
     said = draw_official("scene", 1, even=False)
     result = read_results(Path(write_results(tmp_path / "a", {"scene": said}))).scores["scene"]
@@ -197,6 +213,17 @@ def test_rows_of_other_videos_say_so_and_signs_that_differ_are_named(tmp_path, c
     assert "| 200 | 82 | 225 | 0 | worse |" in said and "| 430 | 86 | 0 | 0 | not told apart |" in said
     assert json.loads((tmp_path / "out/compare.json").read_text())["contradictions"]["b"][0] == "color"
     assert "Signs differ" not in describe_comparison(runs[:1] * 2, {"a": compare_runs(runs[:1] * 2)["a"]})
+
+
+def test_a_quick_run_gets_no_verdict(tmp_path):
+    names = [f"p{i}-0.mp4" for i in range(12)]
+    for label, value in (("a", 0.2), ("b", 0.8)):
+        write_plan(tmp_path / label / "plan.json", plan_of(*names, quick=12 if label == "b" else None))
+        write_score(tmp_path / label, "scene", value, videos=dict.fromkeys(names, value))
+    runs = open_runs([str(tmp_path / "a"), str(tmp_path / "b")])
+    found = compare_runs(runs)["b"]["scene"]
+    assert found.verdict == "a quick run" and found.low > 0 and found.p < 0.05
+    assert "a quick run" in describe_comparison(runs, {"b": {"scene": found}})
 
 
 # files of all kinds of wrong

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import stat
 import zipfile
+from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,7 +49,7 @@ def read_bytes(path: Path) -> bytes:
 def parse_json(name: str, data: bytes) -> Any:
     """Raises ValueError for what isn't JSON in UTF-8, has a key twice, or text that no file could hold."""
     try:
-        text = data.decode("utf-8-sig")
+        text = data.removeprefix(BOM_UTF8).decode()
         said = json.loads(text, object_pairs_hook=_refuse_twins)
         if "\\u" in text:
             json.dumps(said, ensure_ascii=False).encode()  # half of a surrogate pair can't be

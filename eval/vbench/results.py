@@ -82,10 +82,7 @@ def _read_all(path: Path) -> Iterator[tuple[str, str, Result | ValueError]]:
 def _list_files(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
     """(name, what reads it) of each file of scores."""
     if os.path.isdir(path):  # False where that can't be told
-        ours = sorted((path / "scores").glob("*.json")) or sorted(
-            file for file in path.glob("*.json") if file.stem in DIMENSIONS
-        )
-        for file in ours or sorted(path.rglob("*_eval_results.json")):
+        for file in _list_folder(path):
             yield str(file), partial(read_bytes, file)
         return
     try:
@@ -100,6 +97,17 @@ def _list_files(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
         name = PurePath(member.filename).name
         if name.endswith(".json") and not name.startswith((".", "__")):
             yield f"{path}:{member.filename}", partial(read_zipped, packed, member)
+
+
+def _list_folder(path: Path) -> list[Path]:
+    """A run's scores, those of a folder scores/, or else all that the official package has anywhere in it."""
+    try:
+        ours = sorted((path / "scores").glob("*.json")) or [
+            file for file in sorted(path.glob("*.json")) if file.stem in DIMENSIONS
+        ]
+        return ours or sorted(path.rglob("*_eval_results.json"))
+    except OSError as error:
+        raise ValueError(f"{path}: scores can't be read ({error.strerror})") from None
 
 
 def _list_official(said: dict[str, Any]) -> list[tuple[str, Any]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..models import Clip
-from .reading import NoFile, is_zip, open_zip, parse_json, read_bytes, read_json, read_zipped, shape, write_json
+from .reading import NoFile, is_zip, open_zip, parse_json, read_bytes, read_zipped, shape, write_json
 
 INFO = "VBench_full_info.json"
 SEEDS, FLICKER_SEEDS = 5, 25  # videos of a prompt; of a temporal_flickering one, of which the static filter keeps 5
@@ -128,9 +128,11 @@ def find_plan(out: Path) -> Plan | None:
 def read_plan(path: Path) -> Plan:
     """Raises NoFile where there is none, ValueError where what is there isn't one."""
     try:
-        plan = shape("it", Plan, read_json(path))
+        data = read_bytes(path)
     except NoFile:
         raise NoFile(f"no plan {path}: `python -m eval.vbench plan --out {path.parent}` makes one") from None
+    try:
+        plan = shape("it", Plan, parse_json("it", data))
     except ValueError as error:
         raise ValueError(f"{path} is not a plan ({error}): remove it and plan again") from None
     named = {*plan.dimensions, *(name for video in plan.videos for name in video.dimensions)}
