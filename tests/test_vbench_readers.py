@@ -105,7 +105,8 @@ def with_rows(name, score, rows):
         ('{"color": [1e999, []]}', "its score is inf, not a number"),
         (f'{{"color": [{10**400}, []]}}', "not a number"),
         ('{"color": [-0.1, []]}', "its score is -0.1, expected at least 0"),
-        ('{"color": [1.1, []]}', "its score is 1.1, expected at most 1"),
+        ('{"color": [1.001, []]}', "its score is 1.001, expected at most 1"),
+        ('{"subject_consistency": [1.01, []]}', "its score is 1.01, expected at most 1"),
         ('{"temporal_style": [-1.1, []]}', "its score is -1.1, expected at least -1"),
         ('{"color": {"a": 1}}', "not a number"),
         ('{"color": []}', "not a number"),
@@ -257,7 +258,7 @@ def spoil(data, kind):
 @pytest.mark.parametrize(
     ("kind", "whole", "why"),
     [
-        ("encrypted", False, "is encrypted, password required"),
+        ("encrypted", False, "it needs a password"),
         ("method", False, "compression method is not supported"),
         ("content", False, "Bad CRC-32"),
         ("cut", True, "can't be unpacked (File is not a zip file)"),

@@ -95,6 +95,8 @@ def open_zip(name: str, data: bytes) -> zipfile.ZipFile:
 
 def read_zipped(packed: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
     """Raises ValueError for what is damaged, packed in an unknown way, or needs a password."""
+    if member.flag_bits & 1:
+        raise ValueError("it needs a password: give it without one")
     with _unpacking("it"):
         return packed.read(member)
 
