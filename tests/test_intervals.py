@@ -6,8 +6,9 @@ import math
 
 import numpy as np
 import pytest
-from eval.intervals import Sample, combine, estimate, holm
 from scipy import stats
+
+from eval.intervals import Sample, combine, estimate, holm
 
 RUNS = 1000
 
