@@ -64,6 +64,9 @@ def pair_folders(reference: Path, candidate: Path) -> list[str]:
     if alone:
         said = "; ".join(f"only {folder} has {some([f'{name}.mp4' for name in found])}" for folder, found in alone)
         raise ValueError(f"the folders don't pair: {said}; expected the same names in both")
+    odd = [ascii(name) for name in names[0] if name.encode(errors="replace").decode() != name]
+    if odd:
+        raise ValueError(f"{reference} and {candidate} have names that aren't UTF-8: {some(odd)}; rename them")
     return sorted(names[0])
 
 

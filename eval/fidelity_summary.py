@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import asdict
 from math import log10
 from statistics import fmean
@@ -79,24 +79,26 @@ def describe_making(row: Row, videos: list[Video]) -> dict[str, Any]:
     fingerprints: of weights. seconds: mean of a video. peak_gb: the most. lossless: whether all files are.
     """
     records = [read_record(row, video) for video in videos]
-
-    def each(read: Callable[[dict[str, Any]], Any]) -> list[Any]:
-        values = {json.dumps(value, sort_keys=True): value for record in records if (value := read(record)) is not None}
-        return [*values.values()]
+    machines = [_part(record, "machine") for record in records]
+    prints = [{k: v for k, v in _part(record, "fingerprints").items() if isinstance(v, str)} for record in records]
 
     def numbers(name: str) -> list[float]:
-        return [record[name] for record in records if is_real(record.get(name))]
+        return [float(record[name]) for record in records if is_real(record.get(name))]
 
     said = {
-        "fingerprints": each(lambda record: _part(record, "fingerprints") or None),
-        "device": each(lambda record: _part(record, "machine").get("device")),
-        "commit": each(lambda record: _part(record, "machine").get("commit")),
-        "density": fmean(found) if (found := numbers("density")) else None,
-        "seconds": fmean(found) if (found := numbers("seconds")) else None,
+        "fingerprints": _each(prints),
+        **{name: _each(machine.get(name) for machine in machines) for name in ("device", "commit")},
+        **{name: fmean(found) for name in ("density", "seconds") if (found := numbers(name))},
         "peak_gb": max(numbers("peak_gb"), default=None),
         "lossless": all(record.get("lossless") is True for record in records),
     }
     return {name: value for name, value in said.items() if value not in (None, [])}
+
+
+def _each(values: Iterable[Any]) -> list[Any]:
+    """Every text, or dict of texts, once."""
+    found = [value for value in values if value and isinstance(value, (str, dict))]
+    return [value for i, value in enumerate(found) if value not in found[:i]]
 
 
 def read_record(row: Row, video: Video) -> dict[str, Any]:

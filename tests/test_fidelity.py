@@ -1,6 +1,8 @@
 """Comparing videos with those of dense attention: metrics, five rows, folders, and going on after a stop."""
 
 import json
+import os
+import shutil
 from fractions import Fraction
 from io import BytesIO
 from itertools import islice
@@ -359,6 +361,15 @@ def cut(path):
     path.write_bytes(path.read_bytes()[:-40])
 
 
+def damaged(path):
+    """Every packet is there, but some of the bytes are others."""
+    path.write_bytes(path.with_name("clip 2.mp4").read_bytes())
+    data = bytearray(path.read_bytes())
+    middle = data.index(b"mdat") + 1200
+    data[middle : middle + 60] = bytes(60)
+    path.write_bytes(data)
+
+
 def changing(path):
     """Frames of two sizes in one file."""
     with av.open(str(path), "w", format="matroska") as container:
@@ -378,13 +389,14 @@ def changing(path):
     ("spoil", "message"),
     [
         (cut, "is cut short: it holds 4 of 5 frames"),
+        (damaged, "clip 1.mp4"),
         (lambda path: path.write_bytes(path.read_bytes()[:200]), "can't be decoded"),
         (lambda path: path.write_text("no video"), "can't be decoded"),
         (lambda path: path.write_bytes(b""), "can't be decoded"),
         (lambda path: (path.unlink(), path.mkdir()), "can't be decoded"),
         (changing, "32x48 and 32x96 (rows x columns): expected one size"),
     ],
-    ids=["cut short", "cut", "text", "empty", "folder", "sizes"],
+    ids=["cut short", "damaged", "cut", "text", "empty", "folder", "sizes"],
 )
 def test_a_video_that_cant_be_read_is_left_out(small, folder, spoil, message):
     spoil(small[folder] / "clip 1.mp4")
@@ -392,6 +404,21 @@ def test_a_video_that_cant_be_read_is_left_out(small, folder, spoil, message):
     assert list(found.left_out) == ["clip 1"] and message in found.left_out["clip 1"]
     assert str(small[folder] / "clip 1.mp4") in found.left_out["clip 1"]
     assert [video.name for video in found.videos] == list(found.of["candidate"]) == ["clip 0", "clip 2"]
+
+
+def test_what_one_row_lacks_is_left_out_of_all(small):
+    shutil.copytree(small[1], small[1].with_name("z"))
+    (small[1].with_name("z") / "clip 0.mp4").write_text("no video")
+    rows = [Row(name, small[0].with_name(name)) for name in "xyz"]
+    found = measure(small[2], rows, [Video(f"clip {i}", "", "") for i in range(3)])
+    assert {name: list(row) for name, row in found.of.items()} == dict.fromkeys("yz", ["clip 1", "clip 2"])
+    assert list(found.left_out) == ["clip 0"]
+
+
+def test_names_that_are_no_text_are_one_line(small, capsys):
+    for folder in small[:2]:
+        shutil.copy(folder / "clip 0.mp4", os.fsencode(folder) + b"/\xff.mp4")
+    assert "names that aren't UTF-8: '\\udcff'; rename them" in refused(capsys, on(*small))
 
 
 def test_what_is_left_out_is_named_and_counted(small):
