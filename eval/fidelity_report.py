@@ -141,7 +141,7 @@ def _tell_videos(others: list[dict[str, Any]]) -> str:
 
 def _explain(record: dict[str, Any]) -> list[str]:
     others = record["rows"][1:]
-    said = [_count(others), _explain_psnr(others), _explain_files(record["rows"])]
+    said = [_count(others, record["settings"]), _explain_psnr(others), _explain_files(record["rows"])]
     said += [f"In the picture, below each strip: its difference to the reference, x {AMPLIFIED}."]
     if record["settings"]:
         settings = ", ".join(f"{name} {json.dumps(x, ensure_ascii=False)}" for name, x in record["settings"].items())
@@ -152,13 +152,12 @@ def _explain(record: dict[str, Any]) -> list[str]:
     return said + ([f"Not measured: {missing}."] if missing else [])
 
 
-def _count(others: list[dict[str, Any]]) -> str:
+def _count(others: list[dict[str, Any]], settings: dict[str, Any]) -> str:
     totals = [row["total"][name] for row in others for name in SHOWN if name in row["total"]]
     one = totals[0]
-    alone = one["videos"] == one["prompts"]
     prompts = "1 prompt" if one["prompts"] == 1 else f"{one['prompts']} prompts"
-    of = "each counted as of a prompt of its own" if alone else f"of {prompts}"
-    said = f"Videos a row: {one['videos']}, {of}. "
+    said = f"Videos a row: {one['videos']}, of {prompts}"
+    said += ". " if settings else "; one whose prompt no record says counts as of a prompt of its own. "
     shown = sum(found["interval"] is not None for found in totals)
     if not shown:
         return said + "No confidence interval: that needs two prompts or more."

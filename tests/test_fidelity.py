@@ -279,7 +279,10 @@ def test_a_report_of_two_folders(two, capsys):
     assert 0 < low < to_db(np.mean(errors)) < high < 100
     text = (out / "fidelity.md").read_text()
     assert f"{to_db(np.mean(errors)):.2f} [{low:.2f}, {high:.2f}]" in text and "| clip 1 | candidate | 0 of 5 |" in text
-    assert "Videos a row: 3, each counted as of a prompt of its own." in text and "4 are shown at once" in text
+    assert (
+        "Videos a row: 3, of 3 prompts; one whose prompt no record says counts as of a prompt of its own." in text
+        and "4 are shown at once" in text
+    )
     assert "make the videos with --lossless" in text and "How the videos were made" not in text and "*" not in text
     assert text in capsys.readouterr().out
     assert Image.open(out / "side-by-side.png").size[1] > 1000
@@ -534,7 +537,7 @@ def test_records_beside_the_videos_say_how_they_were_made(small):
     text = (small[2] / "fidelity.md").read_text()
     assert "| row | weights' fingerprints | device | commit | seconds a video | peak memory (GB) |" in text
     assert "| candidate | transformer fedcba987654 | NVIDIA H100 | c0ffee0; c0ffee1 | 11.50 | 22.00 |" in text
-    assert "Videos a row: 3, of 2 prompts." in text and "| candidate | 0.250 |" in text
+    assert "Videos a row: 3, of 2 prompts; one" in text and "| candidate | 0.250 |" in text
     (small[1] / "clip 0.json").write_text('{"lossless": true}')
     command(on(*small))
     assert "The files are lossless." in (small[2] / "fidelity.md").read_text()
