@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 from importlib.metadata import version
@@ -114,12 +115,11 @@ def _tell_making(rows: list[dict[str, Any]]) -> str:
 
 
 def _tell_made(value: Any) -> str:
-    """A number, or every value that a row's records give."""
+    """A number, or every value that a row's records give, digests cut to their first 12 digits."""
     if not isinstance(value, list):
         return cell(value)
-    parts = (x if isinstance(x, dict) else {"": x} for x in value)
-    return "; ".join(", ".join(f"{name} {str(x)[:12]}".strip() if name else str(x) for name, x in part.items())
-                     for part in parts)  # fmt: skip
+    told = ("; ".join(f"{name}: {x}" for name, x in part.items()) if isinstance(part, dict) else part for part in value)
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]+\b", r"\1", " / ".join(told))
 
 
 def _tell_left_out(left_out: dict[str, str]) -> str:
