@@ -536,10 +536,8 @@ def test_records_beside_the_videos_say_how_they_were_made(small):
     assert first["made"]["lossless"] and not second["made"]["lossless"]
     text = (small[2] / "fidelity.md").read_text()
     assert "| row | weights' fingerprints | device | commit | seconds a video | peak memory (GB) |" in text
-    assert (
-        "| candidate | transformer: run 7, step 9, weights fedcba987654 | NVIDIA H100 | c0ffee0 / c0ffee1 | 11.50 | 22.00 |"
-        in text
-    )
+    weights = "transformer: run 7, step 9, weights fedcba987654"
+    assert f"| candidate | {weights} | NVIDIA H100 | c0ffee0 / c0ffee1 | 11.50 | 22.00 |" in text
     assert "Videos a row: 3, of 2 prompts; one" in text and "| candidate | 0.250 |" in text
     (small[1] / "clip 0.json").write_text('{"lossless": true}')
     command(on(*small))
