@@ -83,6 +83,11 @@ class Records:
             return f"{video} was made with other weights than {' and '.join(other)} has now: it is made again"
         return None
 
+    def check_all(self, jobs: Iterable[Job]) -> None:
+        """Raises ValueError as `check`."""
+        for job in jobs:
+            self.check(job)
+
     def count_missing(self, jobs: Iterable[Job]) -> int:
         """Videos that are not there whole and as these settings make them."""
         return sum(not self._has(job) for job in jobs)

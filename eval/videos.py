@@ -126,8 +126,7 @@ def _find_todo(kept: Records, jobs: list[Job], mine: list[Job]) -> list[Job]:
 
     Raises ValueError where a video of any process would be written over what isn't ours.
     """
-    for job in jobs:
-        kept.check(job)
+    kept.check_all(jobs)
     reasons = {job: kept.why(job) for job in mine}
     todo = [job for job in mine if reasons[job] is not None]
     if len(todo) < len(mine):

@@ -12,7 +12,7 @@ from tiny_wan import tiny_pipeline, tiny_transformer
 
 import eval.videos as videos
 from eval.fidelity import command as fidelity
-from eval.generate import command, settle
+from eval.generate import command, plan_jobs, settle
 from eval.machine import find_commit, name_device
 from eval.records import digest_file, open_records
 from eval.sampling import mean_density
@@ -350,7 +350,7 @@ def test_what_is_not_ours_is_never_written_over(wan, tmp_path, capsys, monkeypat
     put, message = NOT_OURS[kind]
     out = tmp_path / "out"
     out.mkdir()
-    put(out, "0001-a-seed1")
+    put(out, plan_jobs(["a"], 2, 0)[1].name)
     before = contents(out)
     monkeypatch.setattr(videos, "_make_all", None)
     for rank in ("0", "1"):
@@ -367,12 +367,12 @@ def test_a_process_touches_its_own_videos_alone(wan, tmp_path, capsys, monkeypat
     for video in (tmp_path / "out").glob("*.mp4"):
         cut(video)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    for rank, other in (("0", "0001"), ("1", "0000")):
+    for rank, other in (("0", "seed1"), ("1", "seed0")):
         monkeypatch.setenv("RANK", rank)
-        (theirs,) = (tmp_path / "out").glob(f"{other}*.mp4")
+        (theirs,) = (tmp_path / "out").glob(f"*{other}.mp4")
         before = theirs.stat().st_mtime_ns
         said = said_of(capsys, run)
-        assert said.count("is broken") == 1 and f"{other}-" not in said and theirs.stat().st_mtime_ns == before
+        assert said.count("is broken") == 1 and other not in said and theirs.stat().st_mtime_ns == before
     assert "1 of 1 videos are there already" in said_of(capsys, run)
 
 
@@ -392,6 +392,16 @@ def test_fidelity_makes_rows_of_other_weights_again(trained, tmp_path, capsys, m
         said = capsys.readouterr().out
         assert (said.count("other weights") == 4) == written and ("the last process to finish" in said) != written
     assert json.loads((tmp_path / "out/fidelity.json").read_text())["rows"][1]["total"]["psnr"] != first
+
+
+def test_what_is_in_the_way_of_fidelitys_last_row_is_said_before_the_first(trained, tmp_path, capsys):
+    last = tmp_path / "out/joint"
+    last.mkdir(parents=True)
+    own_video(last, plan_jobs(["a"], 1, 0)[0].name)
+    before = contents(tmp_path / "out")
+    run = ["models", f"--checkpoint={trained}", f"--out={tmp_path / 'out'}", *TINY]
+    assert "has no record that says what made it" in refused(capsys, run, fidelity)
+    assert contents(tmp_path / "out") == before
 
 
 def test_vbench_counts_what_is_whole(suite, trained, tmp_path, capsys):
@@ -471,4 +481,4 @@ def test_lossless_is_a_setting_of_its_own(wan, made, tmp_path, capsys):
     assert record(tmp_path / "exact")["lossless"] is True
     model, settings = settle(str(wan), frames=1, height=32, width=48, steps=1, guidance=1.0, lossless=True)
     kept = open_records(model, settings, tmp_path / "exact")
-    assert kept.count_missing([Job("0000-a-seed0", "a", 0)]) == 0
+    assert kept.count_missing(plan_jobs(["a"], 1, 0)) == 0

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from textwrap import shorten
+from typing import Any
 
-import numpy as np
-from matplotlib.figure import Figure
-
-from train.pictures import save_figure
-from train.whole import write_text
-
-from .aggregate import GROUPS, Totals, aggregate
+from ..intervals import FEWEST, Estimate
+from .aggregate import GROUPS, Totals, aggregate, find_intervals
+from .chart import draw_differences
 from .check import read_findings
-from .paired import RESAMPLES, Difference, compare
+from .paired import ALPHA, Difference, compare
+from .reading import write_json, write_plainly
 from .results import Results, read_results
-from .suite import DIMENSIONS, Plan, read_plan
+from .suite import DIMENSIONS, Plan, find_plan
 
 PAPER_ROWS = ("dense", "quantised", "sparse", "joint training-free", "joint trained")
 PAPER_TOTALS = {"dense": 0.8019, "joint training-free": 0.6325, "joint trained": 0.8160}  # its Table 5, Wan2.1-1.3B
@@ -53,12 +51,12 @@ def open_runs(given: list[str]) -> list[Run]:
 
 def _split_label(text: str) -> tuple[str, Path]:
     label, _, path = text.partition("=")
-    return ("", Path(text)) if not path or Path(text).exists() else (label, Path(path))
+    return ("", Path(text)) if not path or os.path.exists(text) else (label, Path(path))
 
 
 def open_run(label: str, path: Path) -> Run:
     results = read_results(path)
-    plan = read_plan(path / "plan.json") if (path / "plan.json").is_file() else None
+    plan = find_plan(path)
     return Run(label, results, aggregate(results, plan, read_findings(path / "check.json")), plan)
 
 
@@ -69,7 +67,8 @@ def compare_runs(runs: list[Run]) -> dict[str, dict[str, Difference]]:
 
 def _compare(first: Run, other: Run) -> dict[str, Difference]:
     groups = tuple(x for x in GROUPS if getattr(first.totals, x) is not None and getattr(other.totals, x) is not None)
-    return compare(first.results.scores, other.results.scores, groups)
+    quick = any(run.plan is not None and run.plan.quick is not None for run in (first, other))
+    return compare(first.results.scores, other.results.scores, groups, quick)
 
 
 def list_mismatches(first: Run, other: Run) -> list[str]:
@@ -83,6 +82,19 @@ def list_mismatches(first: Run, other: Run) -> list[str]:
         different = sum(ours[name] != theirs[name] for name in ours.keys() & theirs.keys())
         said += [f"{different} videos have another seed"] if different else []
     return said
+
+
+def list_contradictions(first: Run, other: Run, found: dict[str, Difference]) -> list[str]:
+    """The rows whose paired difference has another sign than that of the two scores, as they are shown.
+
+    Scores are over all videos of a run, differences over those that both have.
+    """
+    names = []
+    for name, difference in found.items():
+        scores = [_score(run, name) for run in (first, other)]
+        if None not in scores and (round(scores[1], 4) - round(scores[0], 4)) * round(difference.mean, 4) < 0:
+            names.append(name)
+    return names
 
 
 def describe_comparison(runs: list[Run], found: dict[str, dict[str, Difference]]) -> str:
@@ -100,8 +112,11 @@ def _describe_totals(runs: list[Run]) -> list[str]:
     lines = _head([*head, "Total in the paper (Wan2.1-1.3B)"] if paper else head)
     base = runs[0].totals.total
     for run in runs:
-        totals = run.totals
-        cells = [run.label, *(percent(x) for x in (totals.quality, totals.semantic, totals.total))]
+        totals, found = run.totals, find_intervals(run.results)
+        cells = [
+            run.label,
+            *(_total(getattr(totals, name), found.get(name)) for name in ("quality", "semantic", "total")),
+        ]
         change = totals.total / base - 1 if run is not runs[0] and base and totals.total else None
         cells.append("-" if change is None else f"{change:+.1%}")
         lines.append(_row([*cells, percent(PAPER_TOTALS.get(run.label))] if paper else cells))
@@ -113,20 +128,38 @@ def _describe_totals(runs: list[Run]) -> list[str]:
     return lines
 
 
+def _total(value: float | None, found: Estimate | None) -> str:
+    """In percent, with its interval where there is one."""
+    if value is None or found is None or found.low is None:
+        return percent(value)
+    return f"{percent(value)} ({percent(found.low)} to {percent(found.high)})"
+
+
 def _describe_pair(first: Run, other: Run, differences: dict[str, Difference]) -> list[str]:
-    lines = _head(["percent", first.label, other.label, "paired difference", "95 % interval", "pairs", ""])
-    for name in (*DIMENSIONS, "quality", "semantic", "total"):
-        if name not in differences:
-            continue
-        found = differences[name]
-        scores = (_score(run, name) for run in (first, other))
-        interval = "-" if found.low is None else f"{100 * found.low:+.2f} to {100 * found.high:+.2f}"
-        verdict = ("better" if found.mean > 0 else "worse") if found.certain else "not told apart"
-        mean = f"{100 * found.mean:+.2f}"
-        lines.append(_row([name, *(percent(x) for x in scores), mean, interval, f"{found.videos:,}", verdict]))
     if not differences:
-        lines = ["They have no scored video in common."]
-    lines += ["", f"Paired by video; the interval from {RESAMPLES:,} draws of prompts."]
+        return ["They have no scored video in common."]
+    columns = ("paired difference", "95 % interval", "p", "pairs", "prompts", f"only in {first.label}")
+    lines = _head(["percent", first.label, other.label, *columns, f"only in {other.label}", "verdict"])
+    for name, found in differences.items():
+        interval = "-" if found.low is None else f"{100 * found.low:+.2f} to {100 * found.high:+.2f}"
+        figures = (f"{100 * found.mean:+.2f}", interval, "-" if found.p is None else f"{found.p:.2g}")
+        counts = (f"{x:,}" for x in (found.videos, found.prompts, found.only_first, found.only_other))
+        scores = (percent(_score(run, name)) for run in (first, other))
+        lines.append(_row([name, *scores, *figures, *counts, found.verdict]))
+    return [*lines, *_explain_pair(first, other, differences)]
+
+
+def _explain_pair(first: Run, other: Run, differences: dict[str, Difference]) -> list[str]:
+    tested = sum(found.p is not None for found in differences.values())
+    said = (
+        "Scores are over all videos of a run, differences over the pairs, the videos that both have; intervals over "
+        f"prompts (Student's t). A verdict takes {FEWEST} prompts, and a p below {ALPHA}, which is corrected for the "
+        f"table's {tested} rows (Holm)."
+    )
+    lines = ["", said]
+    contradictions = ", ".join(list_contradictions(first, other, differences))
+    if contradictions:
+        lines += ["", f"Signs differ in {contradictions}: the pairs say the opposite of the scores over all videos."]
     mismatches = list_mismatches(first, other)
     return [*lines, "", f"Not the model's alone: {'; '.join(mismatches)}."] if mismatches else lines
 
@@ -147,35 +180,21 @@ def _row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def draw_differences(path: Path, first: str, found: dict[str, dict[str, Difference]]) -> None:
-    """A line a dimension: each run's paired difference from the one that is called `first`, with its interval."""
-    names = [name for name in (*DIMENSIONS, "quality", "semantic", "total") if any(name in x for x in found.values())]
-    figure = Figure(figsize=(8, 1.2 + 0.32 * len(names)), layout="constrained")
-    axes = figure.subplots()
-    for i, (label, differences) in enumerate(found.items()):
-        known = {row: differences[name] for row, name in enumerate(names) if name in differences}
-        means = np.array([100 * x.mean for x in known.values()])
-        ends = [(x.mean, x.mean) if x.low is None else (x.low, x.high) for x in known.values()]
-        bars = np.abs(100 * np.array(ends).reshape(-1, 2).T - means)
-        rows = np.array([*known]) + 0.15 * (i - (len(found) - 1) / 2)
-        axes.errorbar(means, rows, xerr=bars, fmt="o", markersize=4, label=label)
-    axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_xlabel(f"paired difference from {first}, in percent points, with 95 % intervals")
-    axes.grid(axis="x", alpha=0.3)
-    figure.legend(loc="outside upper center", ncols=4)
-    save_figure(figure, path)
-
-
 def write_comparison(out: Path, runs: list[Run], found: dict[str, dict[str, Difference]]) -> None:
     """compare.md, compare.json and compare.png."""
     said = {
-        "runs": [{"label": run.label, **asdict(run.totals)} for run in runs],
+        "runs": [{"label": run.label, **asdict(run.totals), "intervals": _list_intervals(run)} for run in runs],
         "differences": {
             label: {name: asdict(one) for name, one in differences.items()} for label, differences in found.items()
         },
+        "contradictions": {run.label: list_contradictions(runs[0], run, found[run.label]) for run in runs[1:]},
     }
-    write_text(out / "compare.md", describe_comparison(runs, found))
-    write_text(out / "compare.json", json.dumps(said, ensure_ascii=False, indent=1) + "\n")
+    write_plainly(out / "compare.md", describe_comparison(runs, found))
+    write_json(out / "compare.json", said)
     draw_differences(out / "compare.png", runs[0].label, found)
+
+
+def _list_intervals(run: Run) -> dict[str, dict[str, Any]]:
+    """Without those of withheld totals."""
+    found = find_intervals(run.results).items()
+    return {name: asdict(one) for name, one in found if _score(run, name) is not None}

@@ -17,8 +17,10 @@ from train.whole import write_text
 
 from .aggregate import Totals, aggregate, find_reasons, normalise
 from .check import Findings, describe_findings, read_findings
-from .results import Result, Results, read_results
-from .suite import DIMENSIONS, SEEDS, Plan, read_plan
+from .reading import read_json, shape
+from .results import Results, read_results
+from .suite import DIMENSIONS, SEEDS, Plan, find_plan
+from .values import Result
 
 COLOURS = {"quality": "#3b6fb6", "semantic": "#d1813a"}
 
@@ -38,7 +40,7 @@ class Report:
 
 def collect(out: Path, name: str | None = None) -> Report:
     """Raises ValueError when there are no scores in `out`."""
-    plan = read_plan(out / "plan.json") if (out / "plan.json").is_file() else None
+    plan = find_plan(out)
     findings = read_findings(out / "check.json")
     results = read_results(out)
     totals, reasons = aggregate(results, plan, findings), find_reasons(results, plan, findings)
@@ -50,7 +52,7 @@ def _read_settings(out: Path, plan: Plan | None) -> dict[str, Any]:
     for video in plan.videos if plan and not plan.folder else ():
         file = out / "records" / f"{video.name.removesuffix('.mp4')}.json"
         if file.is_file():
-            said = json.loads(file.read_text(encoding="utf-8"))
+            said = shape(str(file), dict[str, Any], read_json(file))
             of_one = ("name", "prompt", "seed", "regimes", "seconds", "peak_gb", "sha256")
             return {name: value for name, value in said.items() if name not in of_one}
     return {}

@@ -11,8 +11,7 @@ from typing import Any
 import torch.distributed as dist
 
 from train.console import check_writable
-from train.prepare.records import place, wait_for_all, write_json
-from train.whole import write_text
+from train.prepare.records import place, wait_for_all
 
 from ..generate import settle
 from ..records import open_records
@@ -22,6 +21,7 @@ from .compare import compare_runs, describe_comparison, open_runs, write_compari
 from .log import log_report
 from .page import to_html
 from .plan import check_case, describe_plan, make_plan
+from .reading import write_json, write_plainly
 from .report import collect, describe_report, draw_scores, to_dict, to_markdown, write_leaderboard
 from .suite import Plan, find_suite, read_plan, write_plan
 
@@ -138,7 +138,7 @@ def aggregate(results: Path, json: Path | None = None) -> None:
 
 
 def compare(runs: list[str], out: Path | None = None) -> None:
-    """Two to five runs side by side: totals, and the differences of the same videos with bootstrap intervals.
+    """Two to five runs side by side: totals, and the differences of the same videos, with their intervals.
 
     Args:
         runs: folders or files as `aggregate` takes them, the first of which is compared with; label=PATH names one.
@@ -167,8 +167,8 @@ def report(out: Path, name: str | None = None, wandb: str | None = None) -> None
     say("\n".join(describe_report(found)))
     draw_scores(out / "chart.png", found)
     videos = found.plan.find_videos(out) if found.plan else None
-    write_text(out / "report.html", to_html(found, out / "chart.png", videos))
-    write_text(out / "report.md", to_markdown(found))
+    write_plainly(out / "report.html", to_html(found, out / "chart.png", videos))
+    write_plainly(out / "report.md", to_markdown(found))
     write_json(out / "report.json", to_dict(found))
     say(f"wrote {out / 'report.html'}, .md and .json; {write_leaderboard(out, found)}")
     if wandb is not None:
