@@ -16,12 +16,13 @@ from train.whole import write_text
 
 from ..generate import settle
 from ..videos import Job, draw_contacts, make_videos
+from .chart import draw_scores
 from .check import Findings, check_videos, describe_findings, write_findings
 from .compare import compare_runs, describe_comparison, open_runs, write_comparison
 from .log import log_report
 from .page import to_html
 from .plan import check_case, describe_plan, make_plan
-from .report import collect, describe_report, draw_scores, to_dict, to_markdown, write_leaderboard
+from .report import collect, describe_report, to_dict, to_markdown, write_leaderboard, write_tables
 from .suite import Plan, find_suite, read_plan, write_plan
 
 
@@ -154,7 +155,7 @@ def compare(runs: list[str], out: Path | None = None) -> None:
 
 
 def report(out: Path, name: str | None = None, wandb: str | None = None) -> None:
-    """Write report.md, report.html, report.json, chart.png, and eval_results/ and leaderboard.zip as VBench has them.
+    """Write report.md, .html and .json, chart.png, scores.csv and .tex, and eval_results/ and leaderboard.zip.
 
     Args:
         out: folder of the run.
@@ -165,11 +166,11 @@ def report(out: Path, name: str | None = None, wandb: str | None = None) -> None
     found = collect(out, name)
     say("\n".join(describe_report(found)))
     draw_scores(out / "chart.png", found)
-    videos = found.plan.find_videos(out) if found.plan else None
-    write_text(out / "report.html", to_html(found, out / "chart.png", videos))
+    write_text(out / "report.html", to_html(found, out))
     write_text(out / "report.md", to_markdown(found))
     write_json(out / "report.json", to_dict(found))
-    say(f"wrote {out / 'report.html'}, .md and .json; {write_leaderboard(out, found)}")
+    write_tables(out, found)
+    say(f"wrote {out / 'report.html'}, .md and .json, scores.csv and .tex; {write_leaderboard(out, found)}")
     if wandb is not None:
         log_report(out, found, wandb)
 
