@@ -73,16 +73,19 @@ def plan_run(quick=None):
     return Plan("0" * 64, tuple(DIMENSIONS), quick, tuple(videos), clip=Clip(16, 96, 160, 8.0))
 
 
-def build_run(out, quick=None, absent=(), loss=0.0, seed=0, unfiltered=False):
-    """A run's folder with plan, scores, records and a video of each group of prompts. absent: dimensions not scored."""
+def build_run(out, quick=None, absent=(), loss=0.0, seed=0, unfiltered=False, shown="a teal kettle"):
+    """A run's folder with plan, scores, records and a video of each group of prompts. absent: dimensions not scored.
+    shown: how prompts begin whose first video is there.
+    """
     plan, rng = plan_run(quick), np.random.default_rng(seed)
     write_plan(out / "plan.json", plan)
     for name in plan.dimensions:
         if name not in absent:
             _write_scores(out, name, plan.expected(name), rng, loss, unfiltered)
     for i, video in enumerate(plan.videos):
-        _write_record(out, video, seconds=94 + 0.01 * (i % 100))
-        if video.index == 0 and video.prompt.startswith("a teal kettle"):
+        if i < 200:
+            _write_record(out, video, seconds=94 + 0.01 * (i % 100))
+        if video.index == 0 and video.prompt.startswith(shown):
             _write_shapes(out / "videos" / video.name, seed + i)
     return out
 

@@ -25,12 +25,13 @@ PAPER_TOTALS = {"dense": 0.8019, "joint training-free": 0.6325, "joint trained":
 
 @dataclass(frozen=True)
 class Run:
-    """A run, or other scores, under the name that it has in the tables."""
+    """A run, or other scores, under the name that it has in the tables. path: where they were read."""
 
     label: str
     results: Results
     totals: Totals
     plan: Plan | None
+    path: Path
 
 
 def open_runs(given: list[str]) -> list[Run]:
@@ -59,7 +60,7 @@ def _split_label(text: str) -> tuple[str, Path]:
 def open_run(label: str, path: Path) -> Run:
     results = read_results(path)
     plan = read_plan(path / "plan.json") if (path / "plan.json").is_file() else None
-    return Run(label, results, aggregate(results, plan, read_findings(path / "check.json")), plan)
+    return Run(label, results, aggregate(results, plan, read_findings(path / "check.json")), plan, path)
 
 
 def compare_runs(runs: list[Run]) -> dict[str, dict[str, Difference]]:

@@ -15,6 +15,7 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 0 auto; padding: 1rem; color: var(--text);
   background: var(--page); overflow-wrap: anywhere; }
 h1 { font-size: 1.6rem; line-height: 1.25; } h2 { font-size: 1.2rem; margin-top: 2rem; }
+h4 { margin-bottom: 0; } h4 + p { margin: .2rem 0 .6rem; }
 a { color: var(--link); }
 .totals { display: flex; flex-wrap: wrap; gap: .3rem 2rem; padding: 0; margin: 1rem 0; list-style: none; }
 .totals b { display: block; font-size: 1.7rem; line-height: 1.2; font-variant-numeric: tabular-nums; }
@@ -25,9 +26,10 @@ figcaption, .note { color: var(--dim); font-size: .87rem; }
 p.note { margin: .5rem 0; }
 table { border-collapse: collapse; overflow-wrap: normal; }
 th, td { padding: .25rem .7rem .25rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
-th { font-weight: 600; } tbody th { font-weight: 500; white-space: nowrap; }
+th { font-weight: 600; } thead th { vertical-align: bottom; min-width: 4rem; white-space: normal; }
+tbody th { font-weight: 500; white-space: nowrap; }
 tr > :first-child { position: sticky; left: 0; background: var(--page); }
-.figure { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.figure { text-align: right; font-variant-numeric: tabular-nums; } td.figure { white-space: nowrap; }
 td:not(.figure) { max-width: 24rem; }
 dl { display: grid; grid-template-columns: minmax(6rem, max-content) minmax(0, 1fr); gap: .15rem 1rem; }
 dt { color: var(--dim); } dd { margin: 0; }
@@ -38,7 +40,7 @@ img, video { max-width: 100%; height: auto; } figure { margin: 0 0 1.2rem; } fig
   :root { color-scheme: light; --text: #000; --page: #fff; --dim: #333; --line: #999; --link: #000; --box: #fff;
     --warn: #fff; --edge: #000; }
   body { max-width: none; padding: 0; font-size: 10pt; }
-  .scroll { overflow: visible; } table { width: 100%; font-size: 8pt; } tbody th, .figure { white-space: normal; }
+  .scroll { overflow: visible; } table { width: 100%; font-size: 8pt; } tbody th, td.figure { white-space: normal; }
   tr > :first-child { position: static; } thead { display: table-header-group; }
   tr, figure, .partial, .totals { break-inside: avoid; }
   h1, h2, h3 { break-after: avoid; } pre { border: 1px solid var(--line); overflow: visible; }

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 
-from .chart import describe_chart
 from .check import describe_findings
-from .document import embed, list_facts, list_items, write_page
+from .document import embed, list_facts, list_items, quote_prompt, write_page
 from .making import describe_making, describe_settings
 from .report import CAPTION, TOTALS, Report, describe_intervals, hide_paths, tabulate_scores
+from .score_chart import describe_chart
 from .strips import draw_strips, show_strip
 from .suite import Planned
 from .tables import percent
@@ -60,7 +60,8 @@ def _list_videos(report: Report, out: Path) -> Iterator[str]:
     folder = report.plan.find_videos(out)
     strips = draw_strips(folder, report.plan)
     for video, strip in strips.shown:
-        yield show_strip(strip, folder / video.name, out, video.prompt, _tell_scores(report, video))
+        caption = f"{quote_prompt(video.prompt)} ({escape(_tell_scores(report, video))})"
+        yield show_strip(strip, folder / video.name, out, video.prompt, caption)
     if strips.left_out:
         yield f"<p>{escape(hide_paths(strips.describe_left_out()))}</p>"
 

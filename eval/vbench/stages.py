@@ -16,13 +16,15 @@ from train.whole import write_text
 
 from ..generate import settle
 from ..videos import Job, draw_contacts, make_videos
-from .chart import draw_scores
 from .check import Findings, check_videos, describe_findings, write_findings
 from .compare import compare_runs, describe_comparison, open_runs, write_comparison
+from .compare_page import write_compare_page
+from .compare_tables import write_compare_tables
 from .log import log_report
 from .page import to_html
 from .plan import check_case, describe_plan, make_plan
 from .report import collect, describe_report, to_dict, to_markdown, write_leaderboard, write_tables
+from .score_chart import draw_scores
 from .suite import Plan, find_suite, read_plan, write_plan
 
 
@@ -143,7 +145,7 @@ def compare(runs: list[str], out: Path | None = None) -> None:
     Args:
         runs: folders or files as `aggregate` takes them, the first of which is compared with; label=PATH names one.
             Five without labels are the paper's rows: dense, quantised, sparse, joint training-free, joint trained.
-        out: folder for compare.md, compare.json and compare.png.
+        out: folder for compare.html, with the prompts that lost most, and compare.md, .json, .png, .csv and .tex.
     """
     opened = open_runs(runs)
     found = compare_runs(opened)
@@ -151,7 +153,9 @@ def compare(runs: list[str], out: Path | None = None) -> None:
     if out is not None:
         check_writable(out, "--out")
         write_comparison(out, opened, found)
-        say(f"wrote {out / 'compare.md'}, .json and .png")
+        write_compare_tables(out, opened, found)
+        write_compare_page(out, opened, found)
+        say(f"wrote {out / 'compare.html'}, .md, .json, .png, .csv and .tex")
 
 
 def report(out: Path, name: str | None = None, wandb: str | None = None) -> None:

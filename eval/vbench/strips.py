@@ -14,7 +14,7 @@ from PIL import Image
 
 from train.videos import ClipError, probe, sample_frames
 
-from .document import embed, quote_prompt, to_url
+from .document import embed, to_url
 from .suite import Plan, Planned
 
 STRIP, ROWS, WIDEST = 5, 96, 2000  # frames of a strip, their height in pixels, and the strip's greatest width
@@ -85,10 +85,10 @@ def find_link(video: Path, page: Path) -> str | None:
     return None if Path(relative).parts.count("..") > 1 else quote(Path(relative).as_posix())
 
 
-def show_strip(strip: Strip, video: Path, page: Path, prompt: str, said: str) -> str:
-    """A figure. page: the folder of the page. said: of the video, beside its prompt."""
+def show_strip(strip: Strip, video: Path, page: Path, prompt: str, caption: str) -> str:
+    """A figure. page: the folder of the page. caption: as HTML."""
     picture = embed(_to_jpeg(strip.picture), "jpeg", f"{strip.frames} frames of the video of: {prompt}")
-    caption, link = f"{quote_prompt(prompt)}{f' ({escape(said)})' if said else ''}", find_link(video, page)
+    link = find_link(video, page)
     if link is None:
         return f"<figure>{picture}<figcaption>{caption} {escape(video.name)}</figcaption></figure>"
     poster = to_url(_to_jpeg(strip.first()), "jpeg")

@@ -13,6 +13,7 @@ NONE = "-"
 WIDE = 40  # characters from which on a LaTeX column wraps
 TEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "[": "{[}", "*": "{*}",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }  # fmt: skip
 
