@@ -10,7 +10,7 @@ narrow: its 95 % interval held the mean in half of the cases with two prompts (t
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf, isfinite, sqrt
 
 import numpy as np
@@ -41,20 +41,30 @@ class Estimate:
 class Sample:
     """Values by prompt, one or more of each, and the bounds that such a value can't leave.
 
-    The mean is over values, as VBench's is, so that a prompt with more of them weighs more.
+    The mean is over values, as VBench's is, so that a prompt with more of them weighs more. weights: of the values in
+    it, likewise by prompt; empty where all weigh the same.
     """
 
     values: Mapping[str, list[float]]
     least: float = -inf
     most: float = inf
+    weights: Mapping[str, list[float]] = field(default_factory=dict)
 
     @property
     def mean(self) -> float:
-        return sum(map(sum, self.values.values())) / self.count
+        sums = self.sums().values()
+        return sum(total for total, _ in sums) / sum(weight for _, weight in sums)
 
     @property
     def count(self) -> int:
         return sum(map(len, self.values.values()))
+
+    def sums(self) -> dict[str, tuple[float, float]]:
+        """Of a prompt's values, and of their weights."""
+        if not self.weights:
+            return {name: (sum(those), float(len(those))) for name, those in self.values.items()}
+        pairs = {name: [*zip(those, self.weights[name], strict=True)] for name, those in self.values.items()}
+        return {name: (sum(x * w for x, w in those), sum(w for _, w in those)) for name, those in pairs.items()}
 
     def pulls(self) -> dict[str, float]:
         """How far each prompt draws the mean from where the others have it; the sum of squares is its variance.
@@ -62,9 +72,10 @@ class Sample:
         Of as many values for each prompt this is the variance of prompt means over their number; else that of a ratio
         of sums (Cochran, Sampling Techniques, 6.5), since how many values there are is by chance too.
         """
-        prompts, mean, count = len(self.values), self.mean, self.count
-        spread = sqrt(prompts / (prompts - 1)) if prompts > 1 else inf
-        return {name: spread * (sum(those) - mean * len(those)) / count for name, those in self.values.items()}
+        sums, mean = self.sums(), self.mean
+        spread = sqrt(len(sums) / (len(sums) - 1)) if len(sums) > 1 else inf
+        whole = sum(weight for _, weight in sums.values())
+        return {name: spread * (total - mean * weight) / whole for name, (total, weight) in sums.items()}
 
 
 def estimate(sample: Sample) -> Estimate:
@@ -120,15 +131,16 @@ def _bounds(samples: Mapping[str, Sample], weights: Mapping[str, float], constan
 def _of_equal(mean: float, least: float, most: float, fewest: int, prompts: int, values: int) -> Estimate:
     """Where no prompt differs from the mean, so that t's interval would be a point, though another could.
 
-    As many equal draws are seen with a probability of 5 % where a share of 0.05^(1 / prompts) of all prompts has that
-    value; the others could lie at a bound.
+    p is the sign test's. As many equal draws are seen with a probability of 5 % where a share of 0.05^(1 / prompts) of
+    all prompts has that value. The others could lie at a bound; no farther than 0, once their number rules that out.
     """
     if not (isfinite(least) and isfinite(most)):
         return Estimate(mean, None, None, None, prompts, values)
+    p = min(1.0, 2 * 0.5**fewest) if mean else 1.0
+    if p < 1 - CONFIDENCE:
+        least, most = max(least, mean - abs(mean)), min(most, mean + abs(mean))
     other = 1 - (1 - CONFIDENCE) ** (1 / fewest)
-    low, high = mean - other * (mean - least), mean + other * (most - mean)
-    reach = (mean - least if mean > 0 else most - mean) or 1.0
-    p = max(0.0, 1 - abs(mean) / reach) ** fewest if mean else 1.0
+    low, high = mean - other * max(0.0, mean - least), mean + other * max(0.0, most - mean)
     return Estimate(mean, low, high, p, prompts, values)
 
 

@@ -6,8 +6,9 @@ import math
 
 import numpy as np
 import pytest
-from eval.intervals import Sample, combine, estimate, holm
 from scipy import stats
+
+from eval.intervals import Sample, combine, estimate, holm
 
 RUNS = 1000
 
@@ -74,6 +75,39 @@ def test_equal_prompts_have_none_without_bounds_and_an_exact_one_with():
     assert estimate(Sample({"a": [2.0], "b": [2.0]})).low is None
     found = estimate(Sample({name: [1.0] for name in "abcd"}, 0.0, 1.0))
     assert (found.low, found.high) == (pytest.approx(0.05**0.25), 1.0)
+
+
+@pytest.mark.parametrize(("prompts", "told"), [(2, False), (5, False), (6, True), (72, True)])
+def test_the_same_difference_of_all_prompts_is_told_from_0_where_a_sign_test_tells_it(prompts, told):
+    found = estimate(Sample({str(i): [-0.02] for i in range(prompts)}, -1.0, 1.0))
+    assert found.p == pytest.approx(2 * 0.5**prompts) and (found.p < 0.05) == told == (found.high < 0)
+    assert -1 <= found.low < found.mean < found.high <= 1
+
+
+def test_weights_make_a_ratio_of_sums():
+    """Of a prompt's weights only their share counts; equal ones are none."""
+    random = np.random.default_rng(2)
+    rows = by_prompt(random.random((12, 3)))
+    weights = {name: [1.0, 2.0, 3.0] for name in rows}
+    found = estimate(Sample(rows, weights=weights))
+    test = stats.ttest_1samp([np.average(those, weights=[1, 2, 3]) for those in rows.values()], 0)
+    expected = test.confidence_interval(0.95)
+    assert (found.low, found.high, found.values) == (pytest.approx(expected.low), pytest.approx(expected.high), 36)
+    even = estimate(Sample(rows, weights={name: [7.0] * 3 for name in rows}))
+    plain = estimate(Sample(rows))
+    assert (even.mean, even.low, even.high) == pytest.approx((plain.mean, plain.low, plain.high), rel=1e-12)
+
+
+@pytest.mark.parametrize("prompts", [4, 16, 60])
+def test_an_interval_of_weighted_values_holds_the_mean(prompts):
+    """Videos of unequal length, whose length says nothing of their value."""
+    random, held = np.random.default_rng(prompts), 0
+    for _ in range(RUNS):
+        rows, mean, _ = draw_normal(random, prompts, 2)
+        weights = random.integers(1, 5, rows.shape).astype(float)
+        found = estimate(Sample(by_prompt(rows), weights=by_prompt(weights)))
+        held += found.low <= mean <= found.high
+    assert 0.95 - 4 * math.sqrt(0.95 * 0.05 / RUNS) <= held / RUNS <= 0.985
 
 
 def test_means_of_the_same_prompts_go_together():

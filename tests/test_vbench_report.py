@@ -9,6 +9,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
+from statistics import fmean
 from urllib.parse import unquote
 
 import pytest
@@ -19,13 +20,13 @@ from vbench_suite import save, write_results, write_score
 import eval.vbench.report as report_module
 from eval.intervals import Estimate
 from eval.vbench.__main__ import command
+from eval.vbench.chart import describe_chart, find_mark
 from eval.vbench.compare import open_runs
 from eval.vbench.log import find_id, list_figures
 from eval.vbench.losses import find_losses
 from eval.vbench.report import collect, hide_paths, tabulate_scores
-from eval.vbench.score_chart import describe_chart, find_mark
 from eval.vbench.strips import find_link
-from eval.vbench.suite import Plan, Planned, write_plan
+from eval.vbench.suite import DIMENSIONS, Plan, Planned, write_plan
 from eval.vbench.tables import Column, Table, escape_tex, percent, percents
 
 NASTY = [
@@ -133,17 +134,20 @@ def test_the_page_of_a_full_run(full):
     assert str(full.parent) not in (full / "report.html").read_text()
 
 
+def list_marks(out):
+    report = collect(out)
+    return {name: find_mark(report, name) for name in DIMENSIONS}
+
+
 def test_bars_that_arent_full_scores_are_marked(full, tmp_path):
-    assert {find_mark(collect(full), name) for name in collect(full).results.scores} == {""}
+    assert {*list_marks(full).values()} == {""}
     quick = build_run(tmp_path / "quick", quick=2, shown="nothing")
     partial = build_run(tmp_path / "partial", absent=("scene",), unfiltered=True, shown="nothing")
     said = json.loads((partial / "scores/color.json").read_text())
     (partial / "scores/color.json").write_text(json.dumps({**said, "complete": False, "missing": ["x"]}))
-    marks = {
-        name: find_mark(collect(partial), name) for name in ("scene", "color", "temporal_flickering", "human_action")
-    }
-    assert marks == {"scene": None, "color": "partial", "temporal_flickering": "unfiltered", "human_action": ""}
-    assert {find_mark(collect(quick), name) for name in collect(quick).results.scores} == {"quick"}
+    marks = {name: mark for name, mark in list_marks(partial).items() if mark != ""}
+    assert marks == {"scene": None, "color": "partial", "temporal_flickering": "unfiltered"}
+    assert {*list_marks(quick).values()} == {"quick"}
     alt = describe_chart(collect(partial))
     assert "scene no score" in alt and "(partial)" in alt and "(unfiltered)" in alt
     for out in (quick, partial):
@@ -321,10 +325,10 @@ def test_the_greatest_loss_of_a_dimension(tmp_path):
     values = {"a b-0.mp4": 0.5, "a b-1.mp4": 0.9, "c-0.mp4": 0.6}
     for name, change in (("first", (0, 0, 0)), ("other", (-0.1, -0.3, -0.15))):
         changed = {video: value + x for (video, value), x in zip(values.items(), change, strict=True)}
-        write_score(
-            tmp_path / name, "color", 0.6, videos={**changed, f"only {name}-0.mp4": 0.0 if name == "other" else 1.0}
-        )
-        write_score(tmp_path / name, "scene", 0.6, videos={"c-0.mp4": 0.2 if name == "first" else 0.3})
+        changed[f"only {name}-0.mp4"] = 0.0 if name == "other" else 1.0
+        write_score(tmp_path / name, "color", fmean(changed.values()), videos=changed)
+        scene = 0.2 if name == "first" else 0.3
+        write_score(tmp_path / name, "scene", scene, videos={"c-0.mp4": scene})
     runs = open_runs([str(tmp_path / "first"), str(tmp_path / "other")])
     (loss,) = find_losses(*runs)
     assert (loss.dimension, loss.prompt, loss.video) == ("color", "a b", "a b-1.mp4")

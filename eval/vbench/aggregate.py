@@ -6,14 +6,16 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from .. import intervals
+from ..intervals import Estimate, Sample
 from .check import Findings
 from .results import Results
 from .suite import DIMENSIONS, FLICKER, Plan
+from .values import Result, agrees, find_prompt
 
-QUALITY_WEIGHT, SEMANTIC_WEIGHT = 4, 1
+GROUP_SHARES = {"quality": 0.8, "semantic": 0.2}  # of the total
 GROUPS = {
-    group: tuple(name for name, dimension in DIMENSIONS.items() if dimension.group == group)
-    for group in ("quality", "semantic")
+    group: tuple(name for name, dimension in DIMENSIONS.items() if dimension.group == group) for group in GROUP_SHARES
 }
 
 
@@ -28,19 +30,64 @@ class Totals:
     warnings: tuple[str, ...] = ()
 
 
+def _range(name: str) -> float:
+    return DIMENSIONS[name].maximum - DIMENSIONS[name].minimum
+
+
 def normalise(name: str, score: float) -> float:
     """What the official script averages; it is not clipped to 0 to 1."""
-    dimension = DIMENSIONS[name]
-    return (score - dimension.minimum) / (dimension.maximum - dimension.minimum)
+    return (score - DIMENSIONS[name].minimum) / _range(name)
+
+
+def _share(group: str) -> dict[str, float]:
+    """Of each dimension in its group's mean."""
+    whole = sum(DIMENSIONS[name].weight for name in GROUPS[group])
+    return {name: DIMENSIONS[name].weight / whole for name in GROUPS[group]}
+
+
+SHARES = {group: _share(group) for group in GROUPS}
+SHARES["total"] = {x: GROUP_SHARES[group] * share for group in GROUPS for x, share in SHARES[group].items()}
 
 
 def combine(scores: Mapping[str, float]) -> Totals:
     """Official scores, 0 to 1, by dimension. A group is withheld unless all its dimensions are there."""
-    quality, semantic = (_mean(scores, group) for group in ("quality", "semantic"))
-    total = None
-    if quality is not None and semantic is not None:
-        total = (QUALITY_WEIGHT * quality + SEMANTIC_WEIGHT * semantic) / (QUALITY_WEIGHT + SEMANTIC_WEIGHT)
+    quality, semantic, total = (_mean(scores, name) for name in SHARES)
     return Totals(quality, semantic, total, _list_reasons({x: "missing" for x in DIMENSIONS if x not in scores}))
+
+
+def find_intervals(results: Results) -> dict[str, Estimate]:
+    """How certain the scores are, by dimension in the units of the official score, and the totals, 0 to 1.
+
+    Over prompts, for those of one model's videos. Left out is what has no values by video, or whose score isn't the
+    mean of these; a group and the total are there where all their dimensions are, and are complete.
+    """
+    samples = {name: take_sample(result) for name, result in results.scores.items() if agrees(result)}
+    found = {name: intervals.estimate(sample) for name, sample in samples.items()}
+    whole = {name: sample for name, sample in samples.items() if results.scores[name].complete}
+    return {**found, **combine_samples(whole)}
+
+
+def take_sample(result: Result) -> Sample:
+    """A dimension's values by prompt, in the score's unit."""
+    values: dict[str, list[float]] = {}
+    weights: dict[str, list[float]] = {}
+    for name, value in result.per_video().items():
+        values.setdefault(find_prompt(name), []).append(value)
+        weights.setdefault(find_prompt(name), []).append(result.weights.get(name, 1.0))
+    return Sample(values, DIMENSIONS[result.dimension].least, 1.0, weights if result.weights else {})
+
+
+def combine_samples(samples: Mapping[str, Sample], differences: bool = False) -> dict[str, Estimate]:
+    """Quality, semantic and total of those whose dimensions are all there. differences: of two runs' scores."""
+    return {
+        name: intervals.combine(
+            {part: samples[part] for part in shares},
+            {part: share / _range(part) for part, share in shares.items()},
+            0.0 if differences else -sum(share * DIMENSIONS[x].minimum / _range(x) for x, share in shares.items()),
+        )
+        for name, shares in SHARES.items()
+        if shares.keys() <= samples.keys()
+    }
 
 
 def _list_reasons(reasons: Mapping[str, str]) -> tuple[str, ...]:
@@ -51,12 +98,12 @@ def _list_reasons(reasons: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(f"{', '.join(those)}: {why}" for why, those in names.items())
 
 
-def _mean(scores: Mapping[str, float], group: str) -> float | None:
-    names = GROUPS[group]
-    if any(name not in scores for name in names):
+def _mean(scores: Mapping[str, float], name: str) -> float | None:
+    """Of a group, or the total."""
+    shares = SHARES[name]
+    if not shares.keys() <= scores.keys():
         return None
-    weights = {name: DIMENSIONS[name].weight for name in names}
-    return sum(weights[name] * normalise(name, scores[name]) for name in names) / sum(weights.values())
+    return sum(share * normalise(part, scores[part]) for part, share in shares.items())
 
 
 def aggregate(results: Results, plan: Plan | None = None, findings: Findings | None = None) -> Totals:

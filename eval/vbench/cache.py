@@ -5,12 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from train.whole import write_text
+from .reading import NoFile, parse_json, read_bytes, shape, write_plainly
+from .values import to_value, to_weight
 
 log = logging.getLogger("fps_flex")
+
+
+@dataclass(frozen=True)
+class Line:
+    """What is kept of a video. scorer: a hash of all that its value depends on besides the video."""
+
+    name: str
+    sha256: str
+    value: float | None
+    weight: float
+    scorer: str
 
 
 class Cache:
@@ -20,25 +33,38 @@ class Cache:
     process that was killed, is left out and said.
     """
 
-    def __init__(self, path: Path, scorer: dict[str, Any]):
-        self._path, self._scorer = path, hash_text(json.dumps(scorer, sort_keys=True))
+    def __init__(self, folder: Path, dimension: str, scorer: dict[str, Any]):
+        """Raises ValueError where there is something else in the file's place."""
+        self._path, self._dimension = folder / f"{dimension}.jsonl", dimension
+        self._scorer = hash_text(json.dumps(scorer, sort_keys=True))
         self._known: dict[tuple[str, str], tuple[float | None, float]] = {}
-        whole = []
-        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-        lines = text.splitlines()
-        for line in lines:
-            try:
-                said = json.loads(line)
-                if said["scorer"] == self._scorer:
-                    self._known[said["name"], said["sha256"]] = said["value"], said["weight"]
-                whole.append(line)
-            except (ValueError, TypeError, KeyError):
-                continue
+        try:
+            data = read_bytes(self._path)
+        except NoFile:
+            return
+        lines = data.splitlines()
+        whole = [line for line in lines if self._read(line)]
         broken = len(lines) - len(whole)
         if broken:
-            log.warning("%s: %s of %s lines can't be read: their videos are scored again", path, broken, len(lines))
-        if broken or not text.endswith("\n"):
-            write_text(path, "".join(f"{line}\n" for line in whole))
+            log.warning(
+                "%s: %s of %s lines can't be read: their videos are scored again", self._path, broken, len(lines)
+            )
+        if broken or not data.endswith(b"\n"):
+            write_plainly(self._path, "".join(f"{line.decode()}\n" for line in whole))
+
+    def _read(self, line: bytes) -> bool:
+        """Whether a line is whole; it is known from now on, where it is of this scorer."""
+        try:
+            said = shape("it", Line, parse_json("it", line))
+            if said.value is None:
+                found = None, said.weight
+            else:
+                found = to_value(self._dimension, said.value), to_weight(said.weight)
+        except ValueError:
+            return False
+        if said.scorer == self._scorer:
+            self._known[said.name, said.sha256] = found
+        return True
 
     def find(self, name: str, sha256: str) -> tuple[float | None, float] | None:
         """Value and weight in the mean; a None value counts for nothing. None when it isn't known."""
@@ -46,7 +72,7 @@ class Cache:
 
     def add(self, name: str, sha256: str, value: float | None, weight: float) -> None:
         self._known[name, sha256] = value, weight
-        said = {"name": name, "sha256": sha256, "value": value, "weight": weight, "scorer": self._scorer}
+        said = asdict(Line(name, sha256, value, weight, self._scorer))
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(said) + "\n")

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from train.videos import ClipError, open_video
-from train.whole import write_text
 
 from ..models import Clip
 from .plan import fold
+from .reading import NoFile, read_json, shape, write_json
 from .suite import FLICKER, SEEDS, Plan
 
+log = logging.getLogger("fps_flex")
 SHOWN = 10  # of each kind of problem, in the terminal
 
 
@@ -32,6 +34,14 @@ class Seen:
     width: int = 0
     fps: float = 0.0
     reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What was seen. file: the folder, bytes and time of change of what was looked at."""
+
+    file: list[Any]
+    seen: Seen
 
 
 @dataclass(frozen=True)
@@ -103,10 +113,10 @@ def see(path: Path) -> Seen:
 
 
 def _see_all(folder: Path, names: list[str], cache: Path) -> dict[str, Seen]:
-    known = _read_cache(cache)
+    known = _read_seen(cache)
     stats = {name: (folder / name).stat() for name in names}
     keys = {name: [str(folder), stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
-    seen = {name: Seen(**known[name]["seen"]) for name in names if known.get(name, {}).get("file") == keys[name]}
+    seen = {name: known[name].seen for name in names if name in known and known[name].file == keys[name]}
     todo = [name for name in names if name not in seen]
     columns = (TextColumn("check"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     pool = ThreadPoolExecutor(os.cpu_count())
@@ -118,15 +128,18 @@ def _see_all(folder: Path, names: list[str], cache: Path) -> dict[str, Seen]:
                 progress.advance(bar)
     finally:  # also when interrupted
         pool.shutdown(cancel_futures=True)
-        held = {name: {"file": keys[name], "seen": asdict(found)} for name, found in seen.items()}
-        write_text(cache, json.dumps(held, ensure_ascii=False, indent=1) + "\n")
+        held = {name: asdict(Looked(keys[name], found)) for name, found in seen.items()}
+        write_json(cache, held)
     return {name: seen[name] for name in names}
 
 
-def _read_cache(path: Path) -> dict[str, dict]:
+def _read_seen(path: Path) -> dict[str, Looked]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return shape("it", dict[str, Looked], read_json(path))
+    except NoFile:
+        return {}
+    except ValueError as error:
+        log.warning("%s can't be used (%s): all videos are looked at again", path, error)
         return {}
 
 
@@ -169,7 +182,7 @@ def _loosely(name: str) -> str:
 
 
 def write_findings(path: Path, findings: Findings) -> None:
-    write_text(path, json.dumps(asdict(findings), ensure_ascii=False, indent=1) + "\n")
+    write_json(path, asdict(findings))
 
 
 def describe_findings(findings: Findings, shown: int = SHOWN) -> list[str]:
@@ -197,7 +210,9 @@ def describe_findings(findings: Findings, shown: int = SHOWN) -> list[str]:
 def read_findings(path: Path) -> Findings | None:
     """None where there are none that can be read: then nothing is known of the files."""
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-        return Findings(**{**said, "missing": tuple(said["missing"]), "one_frame": tuple(said["one_frame"])})
-    except (OSError, ValueError, TypeError, KeyError):
+        return shape("it", Findings, read_json(path))
+    except NoFile:
+        return None
+    except ValueError as error:
+        log.warning("%s can't be used (%s): nothing is known of the videos until `check` makes it again", path, error)
         return None

@@ -7,20 +7,20 @@ from html import escape
 from pathlib import Path
 
 from train.videos import ClipError
-from train.whole import write_text
 
-from .compare import Run, list_mismatches
-from .compare_tables import (
-    DIFFERENCES_CAPTION,
+from .compare import Run
+from .compare_report import (
     TOTALS_CAPTION,
     Found,
-    judge,
+    explain_pair,
+    explain_totals,
     tabulate_differences,
     tabulate_totals,
 )
-from .document import embed, list_items, quote_prompt, write_page
+from .document import embed, quote_prompt, write_page
 from .losses import Loss, find_losses
 from .paired import Difference
+from .reading import write_plainly
 from .report import hide_paths
 from .strips import draw_strip, show_strip
 from .tables import percent, points
@@ -30,27 +30,19 @@ def write_compare_page(out: Path, runs: list[Run], found: Found) -> None:
     """compare.html. out: folder that has compare.png."""
     title = f"VBench: {' and '.join(run.label for run in runs)}"
     chart = embed((out / "compare.png").read_bytes(), "png", _describe_chart(runs[0], found))
-    parts = [f"<h1>{escape(title)}</h1>", tabulate_totals(runs).to_html(TOTALS_CAPTION), *_list_withheld(runs)]
+    parts = [f"<h1>{escape(title)}</h1>", tabulate_totals(runs).to_html(TOTALS_CAPTION)]
+    parts += [f"<p>{escape(hide_paths(said))}</p>" for said in explain_totals(runs)]
     parts.append(f"<p>{chart}</p>")
     for run in runs[1:]:
         parts += _compare_pair(out, runs[0], run, found[run.label])
-    write_text(out / "compare.html", write_page(title, parts))
-
-
-def _list_withheld(runs: list[Run]) -> Iterator[str]:
-    """Why runs have no total, and what else their readers have to know."""
-    told = [f"{run.label} has no Total: {reason}" for run in runs if run.totals.total is None
-            for reason in run.totals.reasons]  # fmt: skip
-    told += [f"{run.label}: {warning}" for run in runs for warning in run.totals.warnings]
-    if told:
-        yield list_items(map(hide_paths, told))
+    write_plainly(out / "compare.html", write_page(title, parts))
 
 
 def _describe_chart(first: Run, found: Found) -> str:
     """In words."""
     said = [
         f"{label}: "
-        + ", ".join(f"{name.replace('_', ' ')} {points(one.mean)} ({judge(one)})" for name, one in differences.items())
+        + ", ".join(f"{name.replace('_', ' ')} {points(one.mean)} ({one.verdict})" for name, one in differences.items())
         for label, differences in found.items()
     ]
     return f"Chart of paired differences from {first.label}, in percent points. {'. '.join(said)}."
@@ -58,10 +50,9 @@ def _describe_chart(first: Run, found: Found) -> str:
 
 def _compare_pair(out: Path, first: Run, other: Run, found: dict[str, Difference]) -> Iterator[str]:
     yield f"<h2>{escape(other.label)} against {escape(first.label)}</h2>"
-    caption = DIFFERENCES_CAPTION.format(other=other.label, first=first.label)
-    yield tabulate_differences(first, other, found).to_html(caption)
-    if mismatches := list_mismatches(first, other):
-        yield f"<p>Not the model's alone: {escape('; '.join(mismatches))}.</p>"
+    said, *more = explain_pair(first, other, found)
+    yield tabulate_differences(first, other, found).to_html(said)
+    yield from (f"<p>{escape(one)}</p>" for one in more)
     losses = find_losses(first, other)
     if losses:
         yield f"<h3>Prompts that lost most in {escape(other.label)}</h3>"

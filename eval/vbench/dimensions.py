@@ -6,45 +6,25 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from train.videos import ClipError
-from train.whole import write_text
 
 from . import flicker
 from .cache import Cache, hash_file, hash_text
 from .official import Outcome, Scorer, score_official
 from .preflight import NEEDS, STATIC_FILTER, Readiness
+from .reading import NoFile, read_json, write_json
+from .results import parse_ours
 from .stock import Stock, progress_bar
-from .suite import FLICKER, Plan, Planned
+from .suite import DIMENSIONS, FLICKER, Plan, Planned
+from .values import Result, mean, to_value, to_weight
 
 log = logging.getLogger("fps_flex")
 STATIC = 5  # videos of a prompt that the static filter keeps
-
-
-@dataclass
-class Score:
-    """A dimension's score as it is kept in scores/{dimension}.json.
-
-    score: as the official script prints it, 0 to 1 in most dimensions; None without any video. videos: value of each
-    that counts, as the official package gives it: imaging_quality is 0 to 100 here. complete: no video was missing.
-    missing: those absent or unusable; errors says of the latter why. filtered: whether flicker's videos went through
-    the static filter, None elsewhere. digest: of what the videos were.
-    """
-
-    dimension: str
-    score: float | None = None
-    videos: dict[str, float] = field(default_factory=dict)
-    complete: bool = False
-    missing: list[str] = field(default_factory=list)
-    errors: dict[str, str] = field(default_factory=dict)
-    filtered: bool | None = None
-    scorer: dict[str, Any] = field(default_factory=dict)
-    note: str = ""
-    digest: str = ""
 
 
 class Scoring:
@@ -54,18 +34,17 @@ class Scoring:
         self.videos, self.plan, self.out, self.stock = videos, plan, out, stock
         self.scorer, self.weights = scorer, weights
 
-    def score_official(self, dimension: str) -> Score:
+    def score_official(self, dimension: str) -> Result:
         said = self._describe_scorer(dimension)
         wanted = self.plan.expected(dimension)
         outcome = self._ask(dimension, [{"name": v.name, "prompt": v.prompt} for v in self._usable(wanted)], said)
-        scale = 100 if dimension == "imaging_quality" else 1
         left_out = sum(value is None for value, _ in outcome.results.values())
         note = [outcome.failure] if outcome.failure else []
         if left_out:
             note.append(f"videos that officially count for nothing, since no such object was seen: {left_out}")
-        return self._finish(dimension, wanted, outcome, said, note, scale=scale)
+        return self._finish(dimension, wanted, outcome, said, note)
 
-    def score_flicker(self, static_filter: Readiness) -> Score:
+    def score_flicker(self, static_filter: Readiness) -> Result:
         said = {"name": "native", "version": flicker.VERSION, "av": version("av")}
         wanted, outcome, note = self.plan.expected(FLICKER), Outcome(), []
         filtered = static_filter.ready
@@ -89,7 +68,7 @@ class Scoring:
             note.append(f"videos of more than 8 bits, whose official score differs from the third digit on: {deep}")
         return self._finish(FLICKER, wanted, outcome, said, note, filtered)
 
-    def score_nothing(self, readiness: Readiness) -> Score:
+    def score_nothing(self, readiness: Readiness) -> Result:
         """What was scored before stays, as long as the videos are the same."""
         dimension = readiness.dimension
         wanted, before = self.plan.expected(dimension), self._read_before(dimension)
@@ -132,7 +111,9 @@ class Scoring:
             with progress_bar() as progress:
                 bar = progress.add_task(dimension, total=len(items))
 
-                def keep(name: str, value: float | None, weight: float) -> None:
+                def keep(name: str, value: Any, weight: Any) -> None:
+                    if value is not None:
+                        value, weight = to_value(dimension, value), to_weight(weight)
                     cache.add(name, hashes[name], value, weight)
                     progress.advance(bar)
 
@@ -162,8 +143,7 @@ class Scoring:
         said: dict[str, Any],
         note: list[str],
         filtered: bool | None = None,
-        scale: float = 1,
-    ) -> Score:
+    ) -> Result:
         """The mean over videos, each with its weight, as the official function takes it; written whole."""
         names = dict.fromkeys(video.name for video in wanted)
         errors = {name: reason for name, reason in {**self.stock.problems, **outcome.errors}.items() if name in names}
@@ -171,28 +151,31 @@ class Scoring:
             unseen = self.stock.hashes.keys() & names.keys() - outcome.results.keys() - errors.keys()
             errors |= dict.fromkeys(sorted(unseen), "the official code did not look at it")
         counted = {name: outcome.results[name] for name in names if outcome.results.get(name, (None,))[0] is not None}
-        total = sum(weight for _, weight in counted.values())
+        videos = {name: float(value) for name, (value, _) in counted.items()}
+        weights = {name: float(weight) for name, (_, weight) in counted.items()}
+        weights = weights if len({*weights.values()}) > 1 else {}
         missing = [name for name in names if name not in self.stock.hashes or name in errors]
-        result = Score(
+        result = Result(
             dimension,
-            sum(value * weight for value, weight in counted.values()) / total / scale if total else None,
-            {name: value for name, (value, _) in counted.items()},
-            bool(total) and not missing and outcome.failure is None,
-            missing,
+            mean(videos, weights) / DIMENSIONS[dimension].unit if videos else None,
+            videos,
+            bool(videos) and not missing and outcome.failure is None,
+            tuple(missing),
             errors,
             filtered,
             said,
             "; ".join(note),
             self._digest(wanted),
+            weights,
         )
-        write_text(self._file(dimension), json.dumps(asdict(result), ensure_ascii=False, indent=1) + "\n")
+        write_json(self._file(dimension), asdict(result))
         return result
 
     def _usable(self, wanted: Iterable[Planned]) -> list[Planned]:
         return [video for video in wanted if video.name in self.stock.hashes]
 
     def _cache(self, dimension: str, said: dict[str, Any]) -> Cache:
-        return Cache(self.out / "cache" / f"{dimension}.jsonl", said)
+        return Cache(self.out / "cache", dimension, said)
 
     def _describe_scorer(self, dimension: str) -> dict[str, Any]:
         """All that a value depends on besides the video; what is cached is known by it."""
@@ -204,13 +187,13 @@ class Scoring:
     def _digest(self, wanted: Iterable[Planned]) -> str:
         return hash_text(json.dumps([[video.name, self.stock.hashes.get(video.name)] for video in wanted]))
 
-    def _read_before(self, dimension: str) -> Score | None:
+    def _read_before(self, dimension: str) -> Result | None:
         try:
-            return Score(**json.loads(self._file(dimension).read_text(encoding="utf-8")))
-        except FileNotFoundError:
+            return parse_ours(read_json(self._file(dimension)))
+        except NoFile:
             return None
-        except (OSError, ValueError, TypeError) as error:
-            log.warning("%s can't be read (%s): it is written again", self._file(dimension), error)
+        except ValueError as error:
+            log.warning("%s can't be used (%s): it is written again", self._file(dimension), error)
             return None
 
     def _file(self, dimension: str) -> Path:

@@ -7,11 +7,12 @@ from pathlib import Path
 from shlex import quote
 
 from train.console import check_writable
-from train.whole import at_home, write_text
+from train.whole import at_home
 
 from .official import open_scorer
 from .plan import choose_dimensions
 from .preflight import DETECTRON2, check_all
+from .reading import write_plainly
 from .score import find_weights
 from .suite import FLICKER
 from .weights import NEEDS, STATIC_FILTER, Weight, show_bytes
@@ -93,7 +94,7 @@ def weights_command(
     if script is not None:
         script = at_home(script)
         check_writable(script.parent, "--script")
-        write_text(script, write_script(missing, folder))
+        write_plainly(script, write_script(missing, folder))
         lines.append(f"wrote {script}: sh {quote(str(script))} fetches what is missing")
     print("\n".join(lines))
 

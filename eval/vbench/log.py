@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from pathlib import Path
 from typing import Any
 
-from train.whole import write_text
-
+from .reading import read_json, write_json
 from .report import Report
 from .strips import draw_strips
 
@@ -42,13 +40,13 @@ def find_id(out: Path, project: str) -> str:
     """Of the W&B run: drawn once and kept in wandb.json, so that it goes with the folder wherever that is moved."""
     file = out / "wandb.json"
     try:
-        held = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        held = read_json(file)
+    except ValueError:
         held = None
     ids = held if isinstance(held, dict) else {}
     if not isinstance(ids.get(project), str):
         ids[project] = secrets.token_hex(8)
-        write_text(file, json.dumps(ids, ensure_ascii=False, indent=1) + "\n")
+        write_json(file, ids)
     return ids[project]
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from dataclasses import dataclass
 from statistics import fmean
 
+from .aggregate import normalise
 from .compare import Run
 from .suite import DIMENSIONS
+from .values import find_prompt
 
 Pairs = dict[str, tuple[float, float]]  # both runs' scores, by the video's file name
 
@@ -49,7 +50,7 @@ def _pair(first: Run, other: Run, name: str) -> dict[str, Pairs]:
     ours, theirs = (run.results.scores[name].per_video() for run in (first, other))
     prompts: dict[str, Pairs] = defaultdict(dict)
     for video in ours.keys() & theirs.keys():
-        prompts[re.sub(r"-\d+\.\w+$", "", video)][video] = ours[video], theirs[video]
+        prompts[find_prompt(video)][video] = ours[video], theirs[video]
     return prompts
 
 
@@ -60,4 +61,4 @@ def _means(videos: Pairs) -> tuple[float, float]:
 
 def _change(name: str, videos: Pairs) -> float:
     ours, theirs = _means(videos)
-    return (theirs - ours) / (DIMENSIONS[name].maximum - DIMENSIONS[name].minimum)
+    return normalise(name, theirs) - normalise(name, ours)

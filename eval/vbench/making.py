@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from .reading import read_json
 from .suite import Plan
 
 OF_A_VIDEO = ("name", "prompt", "seed", "sha256", "seconds", "peak_gb")
@@ -43,7 +44,7 @@ def read_making(out: Path, plan: Plan | None) -> Making:
     records, broken = [], []
     for video in plan.videos if plan and not plan.folder else ():
         file = out / "records" / f"{video.name.removesuffix('.mp4')}.json"
-        if file.is_file():
+        if file.exists():
             record = _read(file)
             broken.append(file.name) if record is None else records.append(record)
     problems = [_say_broken(broken)] if broken else []
@@ -73,8 +74,8 @@ def read_making(out: Path, plan: Plan | None) -> Making:
 def _read(file: Path) -> dict[str, Any] | None:
     """None for what is no record of a video."""
     try:
-        said = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        said = read_json(file)
+    except ValueError:
         return None
     return said if isinstance(said, dict) and "prompt" in said else None
 

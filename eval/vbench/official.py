@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -12,9 +11,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+from fps_flex.checks import show
+
+from .reading import parse_json, shape
+from .scorer_job import prepare_job, set_environment
+
 RUNNER = Path(__file__).with_name("scorer_runner.py")
 Device = Literal["auto", "cpu", "cuda"]
-DOWNLOADERS = ("wget", "curl", "git")
 CRASHES = 3  # one after the other, with no video scored between them, mean that it isn't the videos
 
 
@@ -30,6 +33,16 @@ class Scorer:
     packages: dict[str, bool]
     suite: str | None
     device: Literal["cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class Described:
+    """What scorer_runner.py says of its environment."""
+
+    versions: dict[str, str]
+    packages: dict[str, bool]
+    suite: str | None
+    has_gpu: bool
 
 
 @dataclass
@@ -60,17 +73,19 @@ def open_scorer(python: Path, device: Device) -> Scorer:
     wrong = f"--scorer_python {python} can't be used ({{}}): expected the Python of an environment with vbench"
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError) as error:
         raise ValueError(wrong.format(error)) from None
     if done.returncode:
         raise ValueError(wrong.format((done.stderr.strip().splitlines() or [f"code {done.returncode}"])[-1]))
-    said = json.loads(done.stdout)
-    if device == "cuda" and not said["has_gpu"]:
+    try:
+        said = shape("what it says", Described, parse_json("what it says", done.stdout.encode()))
+    except ValueError as error:
+        raise ValueError(wrong.format(error)) from None
+    if device == "cuda" and not said.has_gpu:
         raise ValueError(
             f"--scorer_device is cuda, but the torch of {python} sees no GPU: choose cpu, or another torch"
         )
-    device = "cuda" if said["has_gpu"] else "cpu"
-    return Scorer(python, said["versions"], said["packages"], said["suite"], device)
+    return Scorer(python, said.versions, said.packages, said.suite, "cuda" if said.has_gpu else "cpu")
 
 
 def score_official(
@@ -86,7 +101,7 @@ def score_official(
 
     dimension: one of VBench's, or the static filter. items: name, prompt and more of each video in the folder
     `videos`. weights: VBench's cache folder. after_video: called with a video's name, value and weight, once it has
-    them. log: for what the official code prints.
+    them; its ValueError says why they can't be. log: for what the official code prints.
     """
     outcome, crashes, left = Outcome(), 0, items
     while left:
@@ -94,10 +109,13 @@ def score_official(
         try:
             for said in _run(scorer, dimension, left, videos, weights, log):
                 if "error" in said:
-                    outcome.errors[said["name"]] = said["error"]
-                else:
-                    outcome.results[said["name"]] = said["value"], said["weight"]
+                    outcome.errors[said["name"]] = str(said["error"])
+                    continue
+                try:
                     after_video(said["name"], said["value"], said["weight"])
+                    outcome.results[said["name"]] = said["value"], said["weight"]
+                except ValueError as error:
+                    outcome.errors[said["name"]] = f"the official score is {error}"
             break
         except ScorerFailed as failed:
             crashes = 1 if len(outcome.results) > before else crashes + 1
@@ -116,13 +134,13 @@ def _run(
     """What the runner says of each video. Raises ScorerFailed when it ends with an error."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix="vbench-") as temporary, log.open("ab") as errors:
-        job = _prepare(Path(temporary), scorer, dimension, items, videos, weights)
+        job = prepare_job(Path(temporary), Path(scorer.suite), scorer.device, dimension, items, videos, weights)
         command = [str(scorer.python), "-I", str(RUNNER), "score", str(job)]
-        environment = _environment(Path(temporary), weights)
+        environment = set_environment(Path(temporary), weights)
         current = None
         with _running(command, environment, errors) as process:
             for line in process.stdout:
-                said = json.loads(line)
+                said = _read_line(line, [item["name"] for item in items], current)
                 current = said.get("start")
                 if current is None:
                     yield said
@@ -131,11 +149,29 @@ def _run(
                                current)  # fmt: skip
 
 
+def _read_line(line: str, names: list[str], current: str | None) -> dict[str, Any]:
+    """{start}, {name, error} or {name, value, weight}. Raises ScorerFailed for anything else."""
+    try:
+        said = parse_json("it", line.encode())
+    except ValueError:
+        said = None
+    kinds = ({"start"}, {"name", "error"}, {"name", "value", "weight"})
+    if not isinstance(said, dict) or said.keys() not in kinds or said.get("start", said.get("name")) not in names:
+        raise ScorerFailed(f"the scorer said {show(line)}, expected a video and its value", current)
+    return said
+
+
 @contextmanager
 def _running(command: list[str], environment: dict[str, str], errors: Any) -> Iterator[subprocess.Popen[str]]:
     """Its standard input stays open as long as this process lives: it ends when that closes."""
     process = subprocess.Popen(
-        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, encoding="utf-8"
+        command,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        encoding="utf-8",
+        errors="replace",
     )
     try:
         yield process
@@ -146,50 +182,6 @@ def _running(command: list[str], environment: dict[str, str], errors: Any) -> It
             process.wait()
         process.stdin.close()
         process.stdout.close()
-
-
-def _prepare(
-    folder: Path, scorer: Scorer, dimension: str, items: list[dict[str, Any]], videos: Path, weights: Path
-) -> Path:
-    """A folder of links to the videos to score and nothing else, their entries of the suite, and the job.
-
-    The official code takes every file's extension from the first that it finds, and scores all that it finds.
-    """
-    linked, names = folder / "videos", {item["name"] for item in items}
-    linked.mkdir()
-    for name in sorted(names):
-        (linked / name).symlink_to((videos / name).resolve())
-    prompts = {item["prompt"] for item in items}
-    suite = json.loads(Path(scorer.suite).read_text(encoding="utf-8"))
-    entries = [entry for entry in suite if dimension in entry["dimension"] and entry["prompt_en"] in prompts]
-    info, job = folder / "info.json", folder / "job.json"
-    info.write_text(json.dumps(entries), encoding="utf-8")
-    _link_what_is_looked_for_elsewhere(folder, weights)
-    said = {"dimension": dimension, "device": scorer.device, "info": str(info), "videos": str(linked),
-            "work": str(folder), "items": items}  # fmt: skip
-    job.write_text(json.dumps(said), encoding="utf-8")
-    return job
-
-
-def _link_what_is_looked_for_elsewhere(folder: Path, weights: Path) -> None:
-    """DINO's code has its weights from torch.hub's cache, BERT's name stands for a folder where the code runs."""
-    hub = folder / "hub" / "checkpoints"
-    hub.mkdir(parents=True)
-    (hub / "dino_vitbase16_pretrain.pth").symlink_to(weights / "dino_model/dino_vitbase16_pretrain.pth")
-    (folder / "bert-base-uncased").symlink_to(weights / "bert_model/bert-base-uncased")
-
-
-def _environment(folder: Path, weights: Path) -> dict[str, str]:
-    """Where weights are, and nothing that downloads: the official code would when it misses them."""
-    tools = folder / "bin"
-    tools.mkdir()
-    for name in DOWNLOADERS:
-        tool = tools / name
-        tool.write_text(f'#!/bin/sh\necho "{name} refused: weights are never downloaded ($*)" >&2\nexit 1\n')
-        tool.chmod(0o755)
-    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TORCH_HOME": str(folder)}
-    path = f"{tools}{os.pathsep}{os.environ.get('PATH', '')}"
-    return {**os.environ, **offline, "VBENCH_CACHE_DIR": str(weights), "PATH": path}
 
 
 def _last_line(log: Path) -> str:

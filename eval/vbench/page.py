@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 
+from .chart import describe_chart
 from .check import describe_findings
 from .document import embed, list_facts, list_items, quote_prompt, write_page
 from .making import describe_making, describe_settings
 from .report import CAPTION, TOTALS, Report, describe_intervals, hide_paths, tabulate_scores
-from .score_chart import describe_chart
 from .strips import draw_strips, show_strip
 from .suite import Planned
 from .tables import percent

@@ -2,91 +2,106 @@
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
+from typing import Literal
 
-import numpy as np
-
-from .aggregate import GROUPS, QUALITY_WEIGHT, SEMANTIC_WEIGHT
-from .results import Result
+from ..intervals import FEWEST, Estimate, Sample, estimate, holm
+from .aggregate import SHARES, combine_samples
 from .suite import DIMENSIONS
+from .values import Result, find_prompt
 
-RESAMPLES, CONFIDENCE = 10_000, 0.95
+ALPHA = 0.05  # how often, at the most, one of a table's verdicts is by chance
+Verdict = Literal["better", "worse", "not told apart", "too few prompts", "a quick run"]
 
 
 @dataclass(frozen=True)
 class Difference:
     """How far another run's videos score above the first run's, of the same prompts and seeds.
 
-    low, high: of the confidence interval of the mean; None for fewer than two prompts.
+    low, high: of the confidence interval of the mean; None for one prompt. p: adjusted for all rows of the table, None
+    without an interval. videos, prompts: that both have; only_first, only_other: videos that one of them alone has.
     """
 
     mean: float
     low: float | None
     high: float | None
+    p: float | None
     videos: int
     prompts: int
-
-    @property
-    def certain(self) -> bool:
-        """Whether the interval leaves out 0."""
-        return self.low is not None and (self.low > 0 or self.high < 0)
+    verdict: Verdict
+    only_first: int = 0
+    only_other: int = 0
 
 
-def pair(first: Result, other: Result) -> tuple[Difference, np.ndarray] | None:
-    """The mean over the videos that both have, and RESAMPLES means of prompts drawn again; None for no common video.
+@dataclass(frozen=True)
+class Pairs:
+    """The videos of two runs in some dimensions: those that both have, and those of one alone."""
 
-    Whole prompts are drawn, with all their videos, because the videos of a prompt are alike. The draws are the same
-    for dimensions of as many prompts, so those of the same prompts stay together in the totals.
-    """
-    ours, theirs = first.per_video(), other.per_video()
-    prompts: dict[str, list[float]] = defaultdict(list)
-    for name in sorted(ours.keys() & theirs.keys()):
-        prompts[re.sub(r"-\d+\.\w+$", "", name)].append(theirs[name] - ours[name])
-    if not prompts:
-        return None
-    sums, counts = (np.array([of(values) for values in prompts.values()], dtype=float) for of in (sum, len))
-    drawn = np.random.default_rng(0).integers(len(sums), size=(RESAMPLES, len(sums)))
-    means = sums[drawn].sum(1) / counts[drawn].sum(1)
-    low, high = find_interval(means) if len(sums) > 1 else (None, None)
-    return Difference(float(sums.sum() / counts.sum()), low, high, int(counts.sum()), len(sums)), means
+    both: frozenset[str]
+    only_first: frozenset[str]
+    only_other: frozenset[str]
+    fewest: int
+
+    @classmethod
+    def of(cls, first: Result, other: Result) -> Pairs:
+        ours, theirs = frozenset(first.videos), frozenset(other.videos)
+        prompts = {find_prompt(name) for name in ours & theirs}
+        return cls(ours & theirs, ours - theirs, theirs - ours, len(prompts))
+
+    def join(self, other: Pairs) -> Pairs:
+        """fewest: prompts of any dimension."""
+        return Pairs(
+            self.both | other.both,
+            self.only_first | other.only_first,
+            self.only_other | other.only_other,
+            min(self.fewest, other.fewest),
+        )
 
 
-def find_interval(draws: np.ndarray) -> tuple[float, float]:
-    """The middle CONFIDENCE of the draws."""
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(draws, (tail, 1 - tail))
-    return float(low), float(high)
+def compare(
+    first: Mapping[str, Result], other: Mapping[str, Result], groups: tuple[str, ...], quick: bool = False
+) -> dict[str, Difference]:
+    """By dimension, in the units of the scores; then of these groups' totals, and of the total where it is both.
 
-
-def compare(first: Mapping[str, Result], other: Mapping[str, Result], groups: tuple[str, ...]) -> dict[str, Difference]:
-    """By dimension, in the units of the scores; then of these groups' totals, and of the Total where it is both.
-
-    groups: those that both runs have complete.
+    groups: those that both runs have complete. quick: whether one of the runs is.
     """
     both = [name for name in DIMENSIONS if name in first and name in other]
-    pairs = {name: paired for name in both if (paired := pair(first[name], other[name])) is not None}
-    found = {name: difference for name, (difference, _) in pairs.items()}
-    shifts = {group: _shift(group, pairs) for group in groups if pairs.keys() >= {*GROUPS[group]}}
-    if len(shifts) == len(GROUPS):
-        whole = QUALITY_WEIGHT + SEMANTIC_WEIGHT
-        shifts["total"] = tuple(
-            (QUALITY_WEIGHT * quality + SEMANTIC_WEIGHT * semantic) / whole
-            for quality, semantic in zip(shifts["quality"], shifts["semantic"], strict=True)
-        )
-    for group, (mean, draws) in shifts.items():
-        parts = [found[name] for name in GROUPS.get(group, tuple(DIMENSIONS))]
-        videos, prompts = sum(part.videos for part in parts), sum(part.prompts for part in parts)
-        found[group] = Difference(float(mean), *find_interval(draws), videos, prompts)
-    return found
+    pairs = {name: found for name in both if (found := Pairs.of(first[name], other[name])).both}
+    samples = {name: pair(first[name], other[name]) for name in pairs}
+    found = {name: estimate(sample) for name, sample in samples.items()}
+    wanted = {*groups, "total"} if {*groups} == {"quality", "semantic"} else {*groups}
+    for group, one in combine_samples(samples, differences=True).items():
+        if group in wanted:
+            found[group] = one
+            pairs[group] = reduce(Pairs.join, (pairs[name] for name in SHARES[group]))
+    tested = [name for name, one in found.items() if one.p is not None]
+    adjusted = dict(zip(tested, holm(found[name].p for name in tested), strict=True))
+    return {name: _judge(one, adjusted.get(name), pairs[name], quick) for name, one in found.items()}
 
 
-def _shift(group: str, pairs: Mapping[str, tuple[Difference, np.ndarray]]) -> tuple[float, np.ndarray]:
-    """The difference of a group's normalised mean, and its draws."""
-    of = [DIMENSIONS[name] for name in GROUPS[group]]
-    whole = sum(dimension.weight for dimension in of)
-    share = {x.name: x.weight / whole / (x.maximum - x.minimum) for x in of}
-    mean = sum(share[name] * pairs[name][0].mean for name in share)
-    return mean, sum(share[name] * pairs[name][1] for name in share)
+def pair(first: Result, other: Result) -> Sample:
+    """Differences of the videos that both have, by prompt; one of two lengths weighs as their mean."""
+    ours, theirs = first.per_video(), other.per_video()
+    values: dict[str, list[float]] = {}
+    weights: dict[str, list[float]] = {}
+    for name in sorted(ours.keys() & theirs.keys()):
+        values.setdefault(find_prompt(name), []).append(theirs[name] - ours[name])
+        weight = (first.weights.get(name, 1.0) + other.weights.get(name, 1.0)) / 2
+        weights.setdefault(find_prompt(name), []).append(weight)
+    reach = 1 - DIMENSIONS[first.dimension].least
+    return Sample(values, -reach, reach, weights if first.weights and other.weights else {})
+
+
+def _judge(found: Estimate, p: float | None, pairs: Pairs, quick: bool) -> Difference:
+    """A verdict takes enough prompts, a p that stands among all rows, and an interval that leaves out 0."""
+    verdict: Verdict = "not told apart"
+    if quick:
+        verdict = "a quick run"
+    elif pairs.fewest < FEWEST:
+        verdict = "too few prompts"
+    elif p is not None and p < ALPHA and not found.low <= 0 <= found.high:
+        verdict = "better" if found.mean > 0 else "worse"
+    alone = len(pairs.only_first), len(pairs.only_other)
+    return Difference(found.mean, found.low, found.high, p, len(pairs.both), found.prompts, verdict, *alone)

@@ -10,18 +10,16 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from train.whole import write_text
-
 from ..intervals import Estimate
-from . import aggregate as totals_of
-from .aggregate import Totals, aggregate, find_reasons, normalise
+from .aggregate import Totals, aggregate, find_intervals, find_reasons, normalise
 from .check import Findings, describe_findings, read_findings
 from .making import Making, describe_making, describe_settings, read_making
-from .results import Result, Results, read_results
+from .reading import write_plainly
+from .results import Results, read_results
 from .suite import DIMENSIONS, SEEDS, Plan, read_plan
 from .tables import Column, Table, count, percent, percents
+from .values import Result
 
-find_intervals = getattr(totals_of, "find_intervals", lambda results: {})
 TOTALS = ("quality", "semantic", "total")
 COLUMNS = (
     Column("dimension", ("dimension",)),
@@ -194,8 +192,8 @@ def _explain(result: Result | None, why: str) -> str:
 def write_tables(out: Path, report: Report) -> None:
     """scores.csv and scores.tex."""
     table = tabulate_scores(report)
-    write_text(out / "scores.csv", table.to_csv())
-    write_text(out / "scores.tex", table.to_tex(f"VBench: {report.name}. {CAPTION}."))
+    write_plainly(out / "scores.csv", table.to_csv())
+    write_plainly(out / "scores.tex", table.to_tex(f"VBench: {report.name}. {CAPTION}."))
 
 
 def to_official(result: Result) -> dict[str, Any]:
@@ -214,7 +212,7 @@ def write_leaderboard(out: Path, report: Report) -> str:
         for name, result in report.results.scores.items():
             if result.score is not None:
                 text = json.dumps(to_official(result), ensure_ascii=False, indent=4) + "\n"
-                write_text(out / f"eval_results/{name}_eval_results.json", text)
+                write_plainly(out / f"eval_results/{name}_eval_results.json", text)
                 archive.writestr(zipfile.ZipInfo(f"{name}_eval_results.json"), text)  # dated 1980: the same bytes again
     file = out / "leaderboard.zip"
     if report.totals.total is None:

@@ -2,39 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import math
-import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
 
+from fps_flex.checks import show
+
+from .reading import is_zip, list_zip, parse_json, read_bytes, read_zipped, shape
 from .suite import DIMENSIONS, SEEDS
+from .values import Result, check_score, to_score, to_value, to_weight
 
-
-@dataclass(frozen=True)
-class Result:
-    """A dimension's score, official and thus 0 to 1 for all of them; None where there is none.
-
-    videos: of each video, by file name, as the official package gives it: imaging_quality's are 0 to 100.
-    complete: all videos were scored that the run's plan, or for the official package's files the full suite, has for
-    the dimension. filtered: by the static filter. note: what a reader has to know of it.
-    """
-
-    dimension: str
-    score: float | None
-    videos: dict[str, float] = field(default_factory=dict)
-    complete: bool = False
-    missing: tuple[str, ...] = ()
-    filtered: bool | None = None
-    scorer: dict[str, Any] = field(default_factory=dict)
-    note: str = ""
-
-    def per_video(self) -> dict[str, float]:
-        """By file name, all in the score's own unit."""
-        scale = 0.01 if self.dimension == "imaging_quality" else 1.0
-        return {name: scale * value for name, value in self.videos.items()}
+ROW = ("video_path", "video_results")  # what the official package says of a video, at the least
 
 
 @dataclass(frozen=True)
@@ -48,118 +30,159 @@ class Results:
 def read_results(path: Path) -> Results:
     """path: a run's folder, a folder of the official package's results, one such file, or a zip of them.
 
-    What can't be read is named and left out. Raises ValueError where there is nothing at all.
+    What can't be used is named and left out. Raises ValueError where that leaves nothing at all.
     """
     found: dict[str, tuple[str, Result]] = {}
-    problems, files = [], 0
-    for name, data in _read_files(path):
-        files += 1
-        try:
-            results = _parse(json.loads(data))
-        except ValueError as error:
-            problems.append(f"{name} can't be read, and is left out: {error}")
-            continue
-        for result in results:
-            other = found.get(result.dimension)
-            if result.dimension not in DIMENSIONS:
-                problems.append(f"{name} scores {result.dimension}, which is no dimension of VBench")
-            elif other and other[1].score != result.score:
-                problems.append(f"{name} and {other[0]} both score {result.dimension}, differently: it is left out")
-                found[result.dimension] = (name, Result(result.dimension, None, note="two files score it differently"))
-            elif not other:
-                found[result.dimension] = (name, result)
-    if not files:
+    refused: dict[str, Result] = {}
+    problems = []
+    for file, dimension, result in _read_all(path):
+        if isinstance(result, ValueError):
+            what = f": {dimension} is left out" if dimension else " can't be read, and is left out"
+            problems.append(f"{file}{what}: {result}")
+            if dimension in DIMENSIONS:
+                refused[dimension] = Result(dimension, note=str(result))
+        elif dimension in found and _contradict(found[dimension][1], result):
+            problems.append(f"{file} and {found[dimension][0]} both score {dimension}, differently: it is left out")
+            found[dimension] = (file, Result(dimension, note="two files score it differently"))
+        elif dimension not in found or not found[dimension][1].videos:
+            found[dimension] = (file, result)
+    if not found and not problems:
         raise ValueError(f"{path} holds no scores: expected a run's folder, *_eval_results.json, or a zip of them")
-    return Results({name: found[name][1] for name in DIMENSIONS if name in found}, tuple(problems))
+    if not found:
+        more = f"; and {len(problems) - 1} more" if len(problems) > 1 else ""
+        raise ValueError(f"{path} holds no scores that can be used: {problems[0]}{more}")
+    scores = {**refused, **{name: result for name, (_, result) in found.items()}}
+    return Results({name: scores[name] for name in DIMENSIONS if name in scores}, tuple(problems))
 
 
-def _read_files(path: Path) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of each file of scores."""
-    try:
-        if path.is_dir():
-            ours = sorted((path / "scores").glob("*.json")) or sorted(
-                file for file in path.glob("*.json") if file.stem in DIMENSIONS
-            )
-            for file in ours or sorted(path.rglob("*_eval_results.json")):
-                yield str(file), file.read_bytes()
-        elif zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as packed:
-                for name in sorted(packed.namelist()):
-                    if name.endswith(".json") and not PurePath(name).name.startswith((".", "__")):
-                        yield f"{path}:{name}", packed.read(name)
-        else:
-            yield str(path), path.read_bytes()
-    except (OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: scores can't be read ({error})") from None
+def _contradict(one: Result, other: Result) -> bool:
+    return one.score != other.score or bool(one.videos and other.videos and one.videos != other.videos)
 
 
-def _parse(said: Any) -> list[Result]:
-    """Raises ValueError for what is in neither format."""
-    if isinstance(said, list):
-        return []  # the official package's *_full_info.json
-    if not isinstance(said, dict):
-        raise ValueError(f"expected scores of dimensions, found {said!r:.40}")
-    if "dimension" in said:
-        return [_parse_ours(said)]
-    return [_parse_official(name.replace(" ", "_"), value) for name, value in said.items()]
+def _read_all(path: Path) -> Iterator[tuple[str, str, Result | ValueError]]:
+    """(file, dimension, its result or why there is none); the dimension is empty where that is of a whole file."""
+    for file, read in _list_files(path):
+        try:
+            said = parse_json("it", read())
+            if isinstance(said, list):
+                continue  # the official package's *_full_info.json
+            if not isinstance(said, dict):
+                raise ValueError(f"expected scores of dimensions, found {show(said)}")
+            items = [(said["dimension"], said)] if "dimension" in said else _list_official(said)
+        except ValueError as error:
+            yield file, "", error
+            continue
+        for dimension, value in items:
+            yield file, str(dimension), _parse(dimension, value, ours=value is said)
 
 
-def _parse_ours(said: dict[str, Any]) -> Result:
-    name = said["dimension"]
-    try:
-        score, note = _to_score(said["score"])
-        return Result(
-            name,
-            score,
-            _to_values(said["videos"].items()),
-            bool(said["complete"]) and score is not None,
-            tuple(said.get("missing") or ()),
-            said.get("filtered"),
-            said.get("scorer") or {},
-            "; ".join(filter(None, (note, said.get("note")))),
+def _list_files(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """(name, what reads it) of each file of scores."""
+    if path.is_dir():
+        ours = sorted((path / "scores").glob("*.json")) or sorted(
+            file for file in path.glob("*.json") if file.stem in DIMENSIONS
         )
-    except (KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"not in the format of a dimension's scores ({error!r})") from None
-
-
-def _parse_official(name: str, value: Any) -> Result:
-    """[overall, [{video_path, video_results}]], or the overall score alone."""
-    overall, videos = (
-        (value[0], value[1] if len(value) > 1 else []) if isinstance(value, list) and value else (value, [])
-    )
-    score, note = _to_score(overall)
+        for file in ours or sorted(path.rglob("*_eval_results.json")):
+            yield str(file), partial(read_bytes, file)
+        return
     try:
-        pairs = [(PurePath(str(video["video_path"])).name, video["video_results"]) for video in videos]
-    except (KeyError, TypeError):
-        raise ValueError(f"{name} is not a list of an overall score and its videos") from None
-    expected = DIMENSIONS[name].prompts * SEEDS if name in DIMENSIONS else 0
-    count = len({file for file, _ in pairs})
-    notes = [note]
-    if not pairs:
+        data = read_bytes(path)
+        packed = sorted(list_zip(str(path), data)) if is_zip(data) else None
+    except ValueError as error:
+        raise ValueError(f"{path}: scores can't be read ({error})") from None
+    if packed is None:
+        yield str(path), lambda: data
+    for name in packed or ():
+        if name.endswith(".json") and not PurePath(name).name.startswith((".", "__")):
+            yield f"{path}:{name}", partial(read_zipped, "it", data, name)
+
+
+def _list_official(said: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Raises ValueError for a dimension that is there with a space and with an underscore."""
+    names = Counter(name.replace(" ", "_") for name in said)
+    twice = [name for name, times in names.items() if times > 1]
+    if twice:
+        raise ValueError(f"it has {', '.join(twice)} twice")
+    return [(name.replace(" ", "_"), value) for name, value in said.items()]
+
+
+def _parse(dimension: Any, said: Any, ours: bool) -> Result | ValueError:
+    try:
+        if not isinstance(dimension, str) or dimension not in DIMENSIONS:
+            raise ValueError(f"it scores {dimension}, which is no dimension of VBench")
+        return parse_ours(said) if ours else _parse_official(dimension, said)
+    except ValueError as error:
+        return error
+
+
+def parse_ours(said: dict[str, Any]) -> Result:
+    """Raises ValueError for what isn't in the format, and for scores that can't be."""
+    lacking = [name for name in ("score", "videos", "complete") if name not in said]
+    if lacking or not isinstance(said["videos"], dict):
+        raise ValueError(f"it lacks {', '.join(lacking)}" if lacking else f"its videos are {show(said['videos'])}")
+    result = shape("it", Result, {**said, "videos": {}})
+    if result.dimension not in DIMENSIONS:
+        raise ValueError(f"{show(result.dimension)} is no dimension of VBench")
+    if result.score is None:
+        return replace(result, complete=False)
+    score, videos = to_score(result.dimension, result.score), _to_values(result.dimension, said["videos"].items())
+    if result.weights and result.weights.keys() != videos.keys():
+        raise ValueError("its weights are of other videos than its values")
+    known = {name: to_weight(weight) for name, weight in result.weights.items()}
+    weights, note = check_score(result.dimension, score, videos, known)
+    note = "; ".join(dict.fromkeys(filter(None, (result.note, note))))
+    return replace(result, score=score, videos=videos, weights=weights, note=note)
+
+
+def _parse_official(dimension: str, said: Any) -> Result:
+    """[overall, [{video_path, video_results, ...}]], or the overall score alone."""
+    overall, rows = (said if len(said) == 2 else [*said, []]) if isinstance(said, list) and said else (said, [])
+    score = to_score(dimension, overall)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and {*ROW} <= row.keys() for row in rows):
+        raise ValueError("it is not a list of an overall score and its videos")
+    videos = _to_values(dimension, [(_name_of(row), row["video_results"]) for row in rows])
+    weights, note = check_score(dimension, score, videos, *_read_frames(dimension, rows))
+    expected = DIMENSIONS[dimension].prompts * SEEDS
+    notes, complete = [], len(videos) >= expected or not rows or dimension == "color"
+    if not rows:
         notes.append("given without its videos, so whether it is complete can't be told")
-    elif count < expected and name == "color":
-        notes.append(f"{count} of {expected} videos: the others were not scored, or the object wasn't found in them")
-    elif count < expected:
-        notes.append(f"only {count} of {expected} videos")
-    complete = score is not None and (count >= expected or not pairs or name == "color")
-    return Result(name, score, _to_values(pairs), complete, note="; ".join(filter(None, notes)))
+    elif len(videos) < expected and dimension == "color":
+        many = f"{len(videos)} of {expected} videos"
+        notes.append(f"{many}: the others were not scored, or the object wasn't found in them")
+    elif len(videos) < expected:
+        notes.append(f"only {len(videos)} of {expected} videos")
+    return Result(dimension, score, videos, complete, weights=weights, note="; ".join(filter(None, [*notes, note])))
 
 
-def _to_score(value: Any) -> tuple[float | None, str]:
-    """(score, why there is none). Scores are cosines and shares: what is beyond -1 to 1 is none."""
-    if value is None:
-        return None, ""
-    if not isinstance(value, (int, float)) or not math.isfinite(value):
-        return None, f"its score is {value!r:.20}, not a number"
-    if abs(value) > 1:
-        return None, f"its score is {value}, expected at most 1"
-    return float(value), ""
+def _name_of(row: dict[str, Any]) -> str:
+    """A video's file name; its path may be of Windows."""
+    name = re.split(r"[/\\]", row["video_path"])[-1] if isinstance(row["video_path"], str) else ""
+    if not name:
+        raise ValueError(f"a video_path is {show(row['video_path'])}, expected a file's")
+    return name
 
 
-def _to_values(pairs: Any) -> dict[str, float]:
-    """Numbers, and yes or no as 1 or 0."""
-    return {
-        str(file): float(value)
-        for file, value in pairs
-        if isinstance(value, (bool, int, float)) and math.isfinite(value)
-    }
+def _to_values(dimension: str, pairs: Iterable[tuple[str, Any]]) -> dict[str, float]:
+    """By file name. Raises ValueError for what can't be a value, and a video that is there twice."""
+    values: dict[str, float] = {}
+    for name, value in pairs:
+        if name in values:
+            raise ValueError(f"it has the video {show(name)} twice")
+        try:
+            values[name] = to_value(dimension, value)
+        except ValueError as error:
+            raise ValueError(f"its video {show(name)} has the value {error}") from None
+    return values
+
+
+def _read_frames(dimension: str, rows: list[dict[str, Any]]) -> tuple[dict[str, float], dict[str, float]]:
+    """How many frames each video weighs by, and the value of its last; each empty where not all rows have it."""
+    weights, last = {}, {}
+    for row in rows if DIMENSIONS[dimension].framed else ():
+        frames = row.get("frame_results")
+        count = row.get("cnt_per_video", row.get("frame_count", len(frames) if isinstance(frames, list) else None))
+        if count is not None:
+            weights[_name_of(row)] = to_weight(count)
+        if "cur_sim" in row:
+            last[_name_of(row)] = to_value(dimension, row["cur_sim"])
+    return (weights if len(weights) == len(rows) else {}, last if len(last) == len(rows) else {})

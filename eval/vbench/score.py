@@ -10,11 +10,12 @@ from rich.console import Console
 
 from train.console import check_writable
 
-from .dimensions import Score, Scoring
+from .dimensions import Scoring
 from .official import Device, open_scorer
 from .preflight import STATIC_FILTER, Readiness, check, describe_readiness
 from .stock import say_stock, take_stock
 from .suite import FLICKER, Plan, read_plan
+from .values import Result
 
 
 def score_command(
@@ -46,7 +47,7 @@ def score(
     scorer_python: Path | None = None,
     weights: Path | None = None,
     device: Device = "auto",
-) -> dict[str, Score]:
+) -> dict[str, Result]:
     """Score each dimension and write out/scores/{dimension}.json; arguments as in score_command.
 
     Raises ValueError where nothing can be done: no such folder, a dimension that isn't planned, a Python that can't
@@ -88,7 +89,7 @@ def find_weights(weights: Path | None) -> Path:
     return Path(os.path.abspath(found.expanduser()))
 
 
-def _describe(result: Score) -> str:
+def _describe(result: Result) -> str:
     if not result.scorer:
         return f"{result.dimension:<24}{'-':>8}  not scored: {result.note.split('; ')[0]}"
     value = "-" if result.score is None else f"{result.score:.4f}"

@@ -11,20 +11,20 @@ from typing import Any
 import torch.distributed as dist
 
 from train.console import check_writable
-from train.prepare.records import place, wait_for_all, write_json
-from train.whole import write_text
+from train.prepare.records import place, wait_for_all
 
 from ..generate import settle
 from ..videos import Job, draw_contacts, make_videos
+from .chart import draw_scores
 from .check import Findings, check_videos, describe_findings, write_findings
-from .compare import compare_runs, describe_comparison, open_runs, write_comparison
+from .compare import compare_runs, open_runs
 from .compare_page import write_compare_page
-from .compare_tables import write_compare_tables
+from .compare_report import describe_comparison, write_comparison
 from .log import log_report
 from .page import to_html
 from .plan import check_case, describe_plan, make_plan
+from .reading import write_json, write_plainly
 from .report import collect, describe_report, to_dict, to_markdown, write_leaderboard, write_tables
-from .score_chart import draw_scores
 from .suite import Plan, find_suite, read_plan, write_plan
 
 
@@ -140,7 +140,7 @@ def aggregate(results: Path, json: Path | None = None) -> None:
 
 
 def compare(runs: list[str], out: Path | None = None) -> None:
-    """Two to five runs side by side: totals, and the differences of the same videos with bootstrap intervals.
+    """Two to five runs side by side: totals, and the differences of the same videos, with their intervals.
 
     Args:
         runs: folders or files as `aggregate` takes them, the first of which is compared with; label=PATH names one.
@@ -153,7 +153,6 @@ def compare(runs: list[str], out: Path | None = None) -> None:
     if out is not None:
         check_writable(out, "--out")
         write_comparison(out, opened, found)
-        write_compare_tables(out, opened, found)
         write_compare_page(out, opened, found)
         say(f"wrote {out / 'compare.html'}, .md, .json, .png, .csv and .tex")
 
@@ -170,8 +169,8 @@ def report(out: Path, name: str | None = None, wandb: str | None = None) -> None
     found = collect(out, name)
     say("\n".join(describe_report(found)))
     draw_scores(out / "chart.png", found)
-    write_text(out / "report.html", to_html(found, out))
-    write_text(out / "report.md", to_markdown(found))
+    write_plainly(out / "report.html", to_html(found, out))
+    write_plainly(out / "report.md", to_markdown(found))
     write_json(out / "report.json", to_dict(found))
     write_tables(out, found)
     say(f"wrote {out / 'report.html'}, .md and .json, scores.csv and .tex; {write_leaderboard(out, found)}")

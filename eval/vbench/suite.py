@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import zipfile
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from train.whole import write_text
-
 from ..models import Clip
+from .reading import NoFile, is_zip, list_zip, parse_json, read_bytes, read_json, read_zipped, shape, write_json
 
 INFO = "VBench_full_info.json"
 SEEDS, FLICKER_SEEDS = 5, 25  # videos of a prompt; of a temporal_flickering one, of which the static filter keeps 5
@@ -24,6 +21,9 @@ class Dimension:
     """One of VBench's sixteen scores.
 
     weight: in its group's mean. minimum, maximum: what the official script maps to 0 and 1. prompts: of the full suite.
+    least: that a score can be, where 1 is the most: cosines of text and video may be negative, those of frames are cut
+    off at 0, the rest are shares and models' grades. unit: of a video's value, as the package gives it, in the score's.
+    framed: videos weigh by their frames in the official mean. (From vbench 0.1.5, vbench/{name}.py.)
     """
 
     name: str
@@ -32,27 +32,30 @@ class Dimension:
     minimum: float
     maximum: float
     prompts: int
+    least: float = 0.0
+    unit: float = 1.0
+    framed: bool = False
 
 
 DIMENSIONS = {
     dimension.name: dimension
     for dimension in (
-        Dimension("subject_consistency", "quality", 1.0, 0.1462, 1.0, 72),
-        Dimension("background_consistency", "quality", 1.0, 0.2615, 1.0, 86),
+        Dimension("subject_consistency", "quality", 1.0, 0.1462, 1.0, 72, framed=True),
+        Dimension("background_consistency", "quality", 1.0, 0.2615, 1.0, 86, framed=True),
         Dimension("temporal_flickering", "quality", 1.0, 0.6293, 1.0, 75),
         Dimension("motion_smoothness", "quality", 1.0, 0.706, 0.9975, 72),
         Dimension("dynamic_degree", "quality", 0.5, 0.0, 1.0, 72),
         Dimension("aesthetic_quality", "quality", 1.0, 0.0, 1.0, 93),
-        Dimension("imaging_quality", "quality", 1.0, 0.0, 1.0, 93),
-        Dimension("object_class", "semantic", 1.0, 0.0, 1.0, 79),
-        Dimension("multiple_objects", "semantic", 1.0, 0.0, 1.0, 82),
+        Dimension("imaging_quality", "quality", 1.0, 0.0, 1.0, 93, unit=100.0),
+        Dimension("object_class", "semantic", 1.0, 0.0, 1.0, 79, framed=True),
+        Dimension("multiple_objects", "semantic", 1.0, 0.0, 1.0, 82, framed=True),
         Dimension("human_action", "semantic", 1.0, 0.0, 1.0, 100),
         Dimension("color", "semantic", 1.0, 0.0, 1.0, 85),
-        Dimension("spatial_relationship", "semantic", 1.0, 0.0, 1.0, 84),
-        Dimension("scene", "semantic", 1.0, 0.0, 0.8222, 86),
-        Dimension("appearance_style", "semantic", 1.0, 0.0009, 0.2855, 90),
-        Dimension("temporal_style", "semantic", 1.0, 0.0, 0.364, 100),
-        Dimension("overall_consistency", "semantic", 1.0, 0.0, 0.364, 93),
+        Dimension("spatial_relationship", "semantic", 1.0, 0.0, 1.0, 84, framed=True),
+        Dimension("scene", "semantic", 1.0, 0.0, 0.8222, 86, framed=True),
+        Dimension("appearance_style", "semantic", 1.0, 0.0009, 0.2855, 90, least=-1.0, framed=True),
+        Dimension("temporal_style", "semantic", 1.0, 0.0, 0.364, 100, least=-1.0),
+        Dimension("overall_consistency", "semantic", 1.0, 0.0, 0.364, 93, least=-1.0),
     )
 }
 
@@ -110,20 +113,23 @@ class Plan:
 def write_plan(path: Path, plan: Plan) -> None:
     said = {name: value for name, value in asdict(plan).items() if name != "videos"}
     videos = [{name: value for name, value in asdict(video).items() if value is not None} for video in plan.videos]
-    write_text(path, json.dumps({**said, "videos": videos}, ensure_ascii=False, indent=1) + "\n")
+    write_json(path, {**said, "videos": videos})
 
 
 def read_plan(path: Path) -> Plan:
     """Raises ValueError where there is none, or what is there isn't one."""
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-        videos = tuple(Planned(**{**video, "dimensions": tuple(video["dimensions"])}) for video in said["videos"])
-        clip = Clip(**said["clip"]) if said["clip"] else None
-        return Plan(**{**said, "dimensions": tuple(said["dimensions"]), "videos": videos, "clip": clip})
-    except FileNotFoundError:
+        plan = shape("it", Plan, read_json(path))
+    except NoFile:
         raise ValueError(f"no plan {path}: `python -m eval.vbench plan --out {path.parent}` makes one") from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except ValueError as error:
         raise ValueError(f"{path} is not a plan ({error}): remove it and plan again") from None
+    named = {*plan.dimensions, *(name for video in plan.videos for name in video.dimensions)}
+    outside = [video.name for video in plan.videos if Path(video.name).name != video.name]
+    if not plan.dimensions or not named <= DIMENSIONS.keys() or outside:
+        wrong = [*(named - DIMENSIONS.keys()), *outside] or ["no dimension"]
+        raise ValueError(f"{path} is not a plan (it has {wrong[0]!r}): remove it and plan again")
+    return plan
 
 
 def load_suite(path: Path) -> list[Entry]:
@@ -132,10 +138,7 @@ def load_suite(path: Path) -> list[Entry]:
     path: its VBench_full_info.json, a wheel of the package, or a folder with it: the package's own, a site-packages
     folder or a virtual environment. Raises ValueError where it isn't found or isn't in the format.
     """
-    try:
-        said = json.loads(read_suite(path))
-    except ValueError as error:
-        raise ValueError(f"{path}: the suite can't be read as JSON ({error})") from None
+    said = parse_json(f"{path}: the suite", read_suite(path))
     if not isinstance(said, list) or not said:
         raise ValueError(f"{path}: expected a list of VBench's prompts, found {type(said).__name__}")
     return [_read_entry(path, number, entry) for number, entry in enumerate(said)]
@@ -144,34 +147,32 @@ def load_suite(path: Path) -> list[Entry]:
 def _read_entry(path: Path, number: int, entry: Any) -> Entry:
     try:
         prompt, dimensions = entry["prompt_en"], tuple(entry["dimension"])
-        prompt.encode()
-    except (TypeError, KeyError, AttributeError, UnicodeEncodeError) as error:
+        known = bool(prompt.strip() and dimensions) and all(name in DIMENSIONS for name in dimensions)
+    except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path}: entry {number} has no prompt_en and dimension that can be used ({error})") from None
-    if not prompt.strip() or not dimensions or any(name not in DIMENSIONS for name in dimensions):
+    if not known:
         raise ValueError(f"{path}: entry {number} is {prompt!r} for {dimensions}, expected a prompt and its dimensions")
     return Entry(prompt, dimensions, entry.get("auxiliary_info") or {})
 
 
 def read_suite(path: Path) -> bytes:
     """The bytes of the suite's JSON; `path` as in load_suite. Raises ValueError where there is none."""
+    if path.is_dir():
+        places = (INFO, f"vbench/{INFO}", f"lib/python3*/site-packages/vbench/{INFO}",
+                  f"Lib/site-packages/vbench/{INFO}")  # fmt: skip
+        found = [file for place in places for file in sorted(path.glob(place))]
+        if not found:
+            raise ValueError(f"{path} holds no {INFO}: expected vbench's folder, site-packages or an environment")
+        return read_bytes(found[0])
     try:
-        if path.is_dir():
-            places = (INFO, f"vbench/{INFO}", f"lib/python3*/site-packages/vbench/{INFO}",
-                      f"Lib/site-packages/vbench/{INFO}")  # fmt: skip
-            found = [file for place in places for file in sorted(path.glob(place))]
-            if not found:
-                raise ValueError(f"{path} holds no {INFO}: expected vbench's folder, site-packages or an environment")
-            return found[0].read_bytes()
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as wheel:
-                return wheel.read(f"vbench/{INFO}")
-        return path.read_bytes()
-    except FileNotFoundError:
+        data = read_bytes(path)
+    except NoFile:
         raise ValueError(f"no suite {path}: expected vbench's {INFO}, its wheel, or a folder with it") from None
-    except KeyError:
-        raise ValueError(f"{path} holds no vbench/{INFO}: expected a wheel of the vbench package") from None
-    except (OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: the suite can't be read ({error})") from None
+    if not is_zip(data):
+        return data
+    if f"vbench/{INFO}" not in list_zip(str(path), data):
+        raise ValueError(f"{path} holds no vbench/{INFO}: expected a wheel of the vbench package")
+    return read_zipped(f"{path}:vbench/{INFO}", data, f"vbench/{INFO}")
 
 
 def digest_suite(path: Path) -> str:

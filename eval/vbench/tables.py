@@ -30,7 +30,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """rows: a value for each column, or a tuple where a column has several keys; None is shown as '-'.
+    """rows: a value for each column, or a tuple where a column has several keys; '-' is shown where the first is None.
 
     The first column names the row.
     """
@@ -110,7 +110,7 @@ def _split(column: Column, cell: Any) -> tuple[Any, ...]:
 
 def _show(column: Column, cell: Any) -> str:
     values = _split(column, cell)
-    return NONE if any(value is None for value in values) else " ".join(column.show(*values).split())
+    return NONE if values[0] is None else " ".join(column.show(*values).split())
 
 
 def _text_column(cells: Iterable[str]) -> str:

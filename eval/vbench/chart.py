@@ -1,9 +1,11 @@
-"""The chart of a run's scores, and what it shows in words."""
+"""The charts: of a run's scores, which is also told in words, and of how runs differ."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import fill
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -11,12 +13,13 @@ from matplotlib.patches import Patch
 from train.pictures import save_figure
 
 from .aggregate import normalise
-from .report import Report
+from .paired import Difference
+from .report import TOTALS, Report
 from .suite import DIMENSIONS
 
 COLOURS = {"quality": "#3b6fb6", "semantic": "#d1813a"}
 HATCH = "////"
-LONGEST = 50  # characters of a model's name above the chart
+LONGEST, WRAPPED = 50, 60  # characters of a model's name above the chart, and of a line below one
 
 
 def draw_scores(path: Path, report: Report) -> None:
@@ -93,3 +96,25 @@ def describe_chart(report: Report) -> str:
         value = "" if mark is None else f"{100 * normalise(name, report.results.scores[name].score):.1f}"
         told.append(f"{name.replace('_', ' ')} {value or 'no score'}{f' ({mark})' if mark else ''}")
     return f"Bar chart of {report.name}, normalised scores in percent: {', '.join(told)}."
+
+
+def draw_differences(path: Path, first: str, found: dict[str, dict[str, Difference]]) -> None:
+    """A line a dimension: each run's paired difference from the one that is called `first`, with its interval."""
+    names = [name for name in (*DIMENSIONS, *TOTALS) if any(name in x for x in found.values())]
+    figure = Figure(figsize=(5.6, 1.4 + 0.3 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    for i, (label, differences) in enumerate(found.items()):
+        known = {row: differences[name] for row, name in enumerate(names) if name in differences}
+        means = np.array([100 * x.mean for x in known.values()])
+        ends = [(x.mean, x.mean) if x.low is None else (x.low, x.high) for x in known.values()]
+        bars = np.abs(100 * np.array(ends).reshape(-1, 2).T - means)
+        rows = np.array([*known]) + 0.15 * (i - (len(found) - 1) / 2)
+        axes.errorbar(means, rows, xerr=bars, fmt="o", markersize=4, label=label)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    label = f"paired difference from {first}, in percent points, with 95 % intervals"
+    axes.set_xlabel(fill(label, WRAPPED), parse_math=False)
+    axes.grid(axis="x", alpha=0.3)
+    figure.legend(loc="outside upper center", ncols=1 if max(map(len, found)) > 20 else 4)
+    save_figure(figure, path)

@@ -1,0 +1,150 @@
+"""Files as users hand them over: JSON, alone or in a zip, in the shape that is expected; or a line of what is wrong."""
+
+from __future__ import annotations
+
+import json
+import stat
+import zipfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from fps_flex.checks import is_real, is_whole, show
+from train.whole import write_text
+
+LARGEST = 1 << 28  # bytes of a file, and of all that a zip holds: ten times what VBench writes
+
+
+class NoFile(ValueError):
+    """There is none."""
+
+
+def read_json(path: Path) -> Any:
+    """Raises NoFile, and ValueError for what can't be read or isn't JSON."""
+    return parse_json(str(path), read_bytes(path))
+
+
+def read_bytes(path: Path) -> bytes:
+    """Raises NoFile, and ValueError for a folder, a device, a file that may not be read, and one too large."""
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError(f"{path} is a {'folder' if stat.S_ISDIR(found.st_mode) else 'device'}, expected a file")
+        _check_size(str(path), found.st_size)
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise NoFile(f"there is no file {path}") from None
+    except OSError as error:
+        raise ValueError(f"{path} can't be read ({error.strerror or error})") from None
+
+
+def parse_json(name: str, data: bytes) -> Any:
+    """Raises ValueError for what isn't JSON in UTF-8, has a key twice, or text that no file could hold."""
+    try:
+        text = data.decode("utf-8-sig")
+        said = json.loads(text, object_pairs_hook=_refuse_twins)
+        if "\\u" in text:
+            json.dumps(said, ensure_ascii=False).encode()  # half of a surrogate pair can't be
+        return said
+    except RecursionError:
+        raise ValueError(f"{name} can't be read as JSON: it is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"{name} can't be read as JSON: {error}") from None
+
+
+def _refuse_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    said = dict(pairs)
+    if len(said) < len(pairs):
+        ((key, times),) = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"it has {show(key)} {times} times")
+    return said
+
+
+def is_zip(data: bytes) -> bool:
+    """Or starts like one, and is damaged."""
+    return data.startswith(b"PK") or zipfile.is_zipfile(BytesIO(data))
+
+
+def list_zip(name: str, data: bytes) -> list[str]:
+    """The files in it. Raises ValueError for one that is damaged, or holds too much."""
+    with _opened(name, data) as packed:
+        _check_size(name, sum(info.file_size for info in packed.infolist()))
+        return [info.filename for info in packed.infolist() if not info.is_dir()]
+
+
+def read_zipped(name: str, data: bytes, member: str) -> bytes:
+    """Raises ValueError for what is damaged, packed in an unknown way, or needs a password. name: of the member."""
+    with _opened(name, data) as packed:
+        return packed.read(member)
+
+
+@contextmanager
+def _opened(name: str, data: bytes) -> Iterator[zipfile.ZipFile]:
+    try:
+        with zipfile.ZipFile(BytesIO(data)) as packed:
+            yield packed
+    except ValueError:
+        raise
+    except Exception as error:  # zipfile and its decoders raise a dozen kinds for what is wrong with a file
+        raise ValueError(f"{name} can't be unpacked ({error or type(error).__name__})") from None
+
+
+def _check_size(name: str, size: int) -> None:
+    if size > LARGEST:
+        raise ValueError(f"{name} holds {size:,} bytes, expected at most {LARGEST:,}")
+
+
+def shape(name: str, kind: Any, said: Any) -> Any:
+    """JSON as an instance of a dataclass, or of a type that such a field has. Raises ValueError for another shape."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return said
+    if is_dataclass(kind):
+        return _shape_fields(name, kind, said)
+    if origin in (Union, UnionType):
+        return None if said is None else shape(name, next(part for part in parts if part is not type(None)), said)
+    if origin in (tuple, list) and isinstance(said, list):
+        return origin(shape(f"{name}[{i}]", parts[0], value) for i, value in enumerate(said))
+    if origin is dict and isinstance(said, dict):
+        return {key: shape(f"{name}.{key}", parts[1], value) for key, value in said.items()}
+    if kind is int and is_whole(said) or kind is float and is_real(said):
+        return said
+    if kind in (str, bool) and isinstance(said, kind):
+        return said
+    expected = {"tuple": "list", "str": "text"}.get((origin or kind).__name__, (origin or kind).__name__)
+    raise ValueError(f"{name} is {show(said)}, expected a {expected}")
+
+
+def _shape_fields(name: str, kind: type, said: Any) -> Any:
+    if not isinstance(said, dict):
+        raise ValueError(f"{name} is {show(said)}, expected an object with {', '.join(x.name for x in fields(kind))}")
+    hints = _hints(kind)
+    needed = [x.name for x in fields(kind) if x.default is MISSING and x.default_factory is MISSING]
+    lacking, unknown = [x for x in needed if x not in said], [x for x in said if x not in hints]
+    if lacking or unknown:
+        raise ValueError(f"{name} {'lacks' if lacking else 'has an unknown'} {', '.join(lacking or unknown)}")
+    return kind(**{key: shape(f"{name}.{key}", hints[key], value) for key, value in said.items()})
+
+
+_hints = cache(get_type_hints)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Raises ValueError where it can't be written."""
+    write_plainly(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+
+
+def write_plainly(path: Path, text: str) -> None:
+    """Raises ValueError where it can't be written, or is something else than a file."""
+    try:
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{path} is a {'folder' if path.is_dir() else 'device'}, expected a file to write")
+        write_text(path, text)
+    except OSError as error:
+        raise ValueError(f"{path} can't be written ({error.strerror or error})") from None

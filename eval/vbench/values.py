@@ -1,0 +1,132 @@
+"""What can be a score: the one door that each number of VBench's goes through, whoever wrote it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fps_flex.checks import is_real, show
+
+from .suite import DIMENSIONS
+
+YES_OR_NO = ("dynamic_degree", "human_action", "static_filter")  # of these the package writes true and false
+ROUNDING = 2**-9  # how far beyond 1 a cosine of features in half precision, as on a GPU, may come out
+AGREE = 5.1e-5  # half of the fourth digit, to which scores are published; the package's own sums differ by 1e-12
+
+
+@dataclass(frozen=True)
+class Result:
+    """A dimension's score as it is kept in scores/{dimension}.json.
+
+    score: official, and thus at most 1 for all of them; None where there is none. videos: of each video that counts, by
+    file name, as the official package gives it: imaging_quality's are 0 to 100. weights: of the videos in the mean,
+    where they differ or did. complete: all videos were scored that the run's plan, or for the official package's files
+    the full suite, has for the dimension. missing: those absent or unusable; errors says of the latter why. filtered:
+    whether flicker's videos went through the static filter, None elsewhere. note: what a reader has to know of it.
+    digest: of what the videos were.
+    """
+
+    dimension: str
+    score: float | None = None
+    videos: dict[str, float] = field(default_factory=dict)
+    complete: bool = False
+    missing: tuple[str, ...] = ()
+    errors: dict[str, str] = field(default_factory=dict)
+    filtered: bool | None = None
+    scorer: dict[str, Any] = field(default_factory=dict)
+    note: str = ""
+    digest: str = ""
+    weights: dict[str, float] = field(default_factory=dict)
+
+    def per_video(self) -> dict[str, float]:
+        """By file name, all in the score's own unit."""
+        unit = DIMENSIONS[self.dimension].unit
+        return {name: value / unit for name, value in self.videos.items()}
+
+
+def to_value(dimension: str, value: Any) -> float:
+    """A video's, in the unit that the package gives it in; yes is 1.
+
+    Shares are let through where it is yes or no, since VBench-Long has them of a long video's clips. Raises ValueError
+    for what is no number, or one that can't come out.
+    """
+    about = DIMENSIONS.get(dimension)
+    if isinstance(value, bool) and dimension in YES_OR_NO:
+        return float(value)
+    return _to_number(value, about.least if about else 0.0, about.unit if about else 1.0)
+
+
+def to_score(dimension: str, value: Any) -> float:
+    """The overall one. Raises ValueError likewise."""
+    try:
+        return _to_number(value, DIMENSIONS[dimension].least, 1.0)
+    except ValueError as error:
+        raise ValueError(f"its score is {error}") from None
+
+
+def to_weight(value: Any) -> float:
+    if not is_real(value) or value <= 0:
+        raise ValueError(f"{show(value)}, expected a number of frames")
+    return float(value)
+
+
+def _to_number(value: Any, least: float, unit: float) -> float:
+    if not is_real(value):
+        raise ValueError(f"{show(value)}, not a number")
+    if value < (least - ROUNDING) * unit:
+        raise ValueError(f"{show(value)}, expected at least {least * unit:g}")
+    if value > (1 + ROUNDING) * unit:
+        raise ValueError(f"{show(value)}, expected at most {unit:g}")
+    return float(value)
+
+
+def find_prompt(name: str) -> str:
+    """Of a video's file name; what tells apart the videos of one prompt is dropped."""
+    return re.sub(r"-\d+\.\w+$", "", name)
+
+
+def mean(values: Mapping[str, float], weights: Mapping[str, float]) -> float:
+    """weights: by the names of the values; empty where all weigh the same."""
+    if not weights:
+        return sum(values.values()) / len(values)
+    return sum(weights[name] * value for name, value in values.items()) / sum(weights[name] for name in values)
+
+
+def agrees(result: Result) -> bool:
+    """Whether a score is the mean of the videos that are known, so that these say how certain it is."""
+    videos = result.per_video()
+    return result.score is not None and bool(videos) and abs(mean(videos, result.weights) - result.score) <= AGREE
+
+
+def check_score(
+    dimension: str,
+    score: float,
+    videos: Mapping[str, float],
+    weights: Mapping[str, float],
+    last: Mapping[str, float] | None = None,
+) -> tuple[dict[str, float], str]:
+    """That a score is the mean of its videos, in one of the ways in which the package takes it.
+
+    On one GPU frames weigh alike in the dimensions that are `framed`, on several GPUs most have the plain mean over
+    videos, and appearance_style that of each video's last frame. weights: frames by video; last: values of the last
+    frames, empty where they aren't known. subject_consistency's weights never are: then the score can be anything
+    between its least and its best video, if these differ in length.
+
+    Returns the weights of the mean that it is, and what a reader has to know. Raises ValueError where it is none.
+    """
+    about = DIMENSIONS[dimension]
+    if not videos:
+        return {}, ""
+    plain = mean(videos, {}) / about.unit
+    if abs(plain - score) <= AGREE:
+        return {}, ""
+    if weights and abs(mean(videos, weights) / about.unit - score) <= AGREE:
+        return dict(weights), ""
+    if last and abs(mean(last, {}) - score) <= AGREE:
+        return {}, f"the mean of its videos' last frames, as several GPUs give it: that of whole videos is {plain:.4f}"
+    within = min(videos.values()) - AGREE <= score * about.unit <= max(videos.values()) + AGREE
+    if about.framed and not weights and within:
+        return {}, f"the mean of its videos is {plain:.4f}: these must differ in length, since frames weigh alike"
+    raise ValueError(f"its score is {score:.6g}, but the mean of its videos is {plain:.6g}")
