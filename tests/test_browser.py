@@ -43,6 +43,15 @@ def test_nothing_sticks_out(pages, name, width):
     assert found["width"] == width and found["wide"] == [] and found["height"] > 1000
 
 
+@pytest.mark.parametrize("name", ["full", "quick", "partial", "nasty", "compared"])
+def test_nothing_is_cut_off_in_print(pages, name, tmp_path):
+    """The style of print, at the width of A4 within its margins: there tables don't scroll."""
+    page = tmp_path / "print.html"
+    page.write_text(pages[name].read_text().replace("@media print", "@media all"))
+    found = measure(find_browser(), page, 700)
+    assert found["width"] == 700 and found["wide"] == []
+
+
 def test_what_sticks_out_is_seen(tmp_path):
     page = tmp_path / "page.html"
     page.write_text('<!doctype html><body><p style="width: 700px">wide</p></body>')

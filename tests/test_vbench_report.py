@@ -22,6 +22,7 @@ from eval.intervals import Estimate
 from eval.vbench.__main__ import command
 from eval.vbench.chart import describe_chart, find_mark
 from eval.vbench.compare import open_runs
+from eval.vbench.document import STYLE
 from eval.vbench.log import find_id, list_figures
 from eval.vbench.losses import find_losses
 from eval.vbench.report import collect, hide_paths, tabulate_scores
@@ -35,7 +36,7 @@ NASTY = [
     "w" * 200,
     "100% of a | b, \\emph{x}_1 #2 $3 ~ ^",
 ]
-EMPTY = {"meta", "img", "br"}
+EMPTY = {"meta", "img", "br", "wbr"}
 
 
 class Page(HTMLParser):
@@ -111,6 +112,23 @@ def write_run(out, prompts):
         save(out / "videos" / video.name, frames=8)
     write_score(out, "scene", 0.5, videos={video.name: 0.5 for video in videos})
     return videos
+
+
+def luminance(colour):
+    """Of #rgb or #rrggbb, as WCAG has it."""
+    digits = colour[1:] if len(colour) == 7 else "".join(2 * x for x in colour[1:])
+    parts = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+    red, green, blue = (x / 12.92 if x <= 0.03928 else ((x + 0.055) / 1.055) ** 2.4 for x in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_text_stands_out_by_day_and_by_night_and_in_print():
+    day = dict(re.findall(r"--(\w+): (#\w+)", STYLE.split("@media")[0]))
+    night, printed = (day | dict(re.findall(r"--(\w+): (#\w+)", part)) for part in STYLE.split("@media")[1:])
+    for colours in (day, night, printed):
+        for text, ground in (("text", "page"), ("dim", "page"), ("link", "page"), ("text", "box"), ("text", "warn")):
+            low, high = sorted(luminance(colours[name]) for name in (text, ground))
+            assert (high + 0.05) / (low + 0.05) >= 4.5
 
 
 def test_the_page_of_a_full_run(full):

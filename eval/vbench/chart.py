@@ -19,7 +19,7 @@ from .suite import DIMENSIONS
 
 COLOURS = {"quality": "#3b6fb6", "semantic": "#d1813a"}
 HATCH = "////"
-LONGEST, WRAPPED = 50, 60  # characters of a model's name above the chart, and of a line below one
+LONGEST, WRAPPED = 50, 55  # characters of a model's name above the chart, and of a line below one
 
 
 def draw_scores(path: Path, report: Report) -> None:
@@ -34,8 +34,8 @@ def draw_scores(path: Path, report: Report) -> None:
             axes.text(1, row, "no score", va="center", fontsize=8, color="#555555")
     axes.set_yticks(range(len(DIMENSIONS)), [name.replace("_", " ") for name in DIMENSIONS])
     axes.set_ylim(len(DIMENSIONS) - 0.4, -0.6)
-    axes.set_xlim(min(0, axes.get_xlim()[0]), max(120, 1.15 * axes.get_xlim()[1]))
-    axes.set_xlabel("normalised, percent; lines: 95 % intervals over prompts")
+    axes.set_xlim(min(0, axes.get_xlim()[0]), max(145 if any(marks.values()) else 120, 1.15 * axes.get_xlim()[1]))
+    axes.set_xlabel("normalised, percent; lines: 95 % intervals over prompts", fontsize=9)
     axes.set_title(f"{_title(report)}\n{describe_counts(report)}", fontsize=10, parse_math=False)
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
@@ -114,7 +114,7 @@ def draw_differences(path: Path, first: str, found: dict[str, dict[str, Differen
     axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
     label = f"paired difference from {first}, in percent points, with 95 % intervals"
-    axes.set_xlabel(fill(label, WRAPPED), parse_math=False)
+    axes.set_xlabel(fill(label, WRAPPED), fontsize=9, parse_math=False)
     axes.grid(axis="x", alpha=0.3)
     figure.legend(loc="outside upper center", ncols=1 if max(map(len, found)) > 20 else 4)
     save_figure(figure, path)

@@ -56,12 +56,12 @@ def tabulate_differences(first: Run, other: Run, found: dict[str, Difference]) -
         Column(other.label, ("other",), percent, figure=True),
         Column("paired difference", ("difference",), points, figure=True),
         Column("95 % interval", ("low", "high"), span, figure=True),
+        Column("verdict", ("verdict",)),
         Column("p", ("p",), lambda p: f"{p:.2g}", figure=True),
         Column("pairs", ("pairs",), count, figure=True),
         Column("prompts", ("prompts",), count, figure=True),
         Column(f"only in {first.label}", ("only_first",), count, figure=True),
         Column(f"only in {other.label}", ("only_other",), count, figure=True),
-        Column("verdict", ("verdict",)),
     )
     rows = []
     for name in (*DIMENSIONS, *TOTALS):
@@ -75,7 +75,7 @@ def _list_difference(one: Difference | None) -> tuple[Any, ...]:
     if one is None:
         return (None,) * 8
     counts = one.videos, one.prompts, one.only_first, one.only_other
-    return one.mean, (one.low, one.high), one.p, *counts, one.verdict
+    return one.mean, (one.low, one.high), one.verdict, one.p, *counts
 
 
 def stack_differences(runs: list[Run], found: Found) -> Table:

@@ -24,13 +24,14 @@ figcaption, .note { color: var(--dim); font-size: .87rem; }
 .partial ul { margin: .3rem 0 0; padding-left: 1.2rem; }
 .scroll { max-width: 100%; overflow-x: auto; margin: .5rem 0 1rem; }
 p.note { margin: .5rem 0; }
-table { border-collapse: collapse; overflow-wrap: normal; }
+table { border-collapse: collapse; overflow-wrap: normal; width: max-content; }
 th, td { padding: .25rem .7rem .25rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
-th { font-weight: 600; } thead th { vertical-align: bottom; min-width: 4rem; white-space: normal; }
+th { font-weight: 600; }
+thead th { vertical-align: bottom; max-width: 8rem; white-space: normal; }
 tbody th { font-weight: 500; white-space: nowrap; }
 tr > :first-child { position: sticky; left: 0; background: var(--page); }
 .figure { text-align: right; font-variant-numeric: tabular-nums; } td.figure { white-space: nowrap; }
-td:not(.figure) { max-width: 24rem; }
+td:not(.figure) { max-width: 24rem; overflow-wrap: anywhere; }
 dl { display: grid; grid-template-columns: minmax(6rem, max-content) minmax(0, 1fr); gap: .15rem 1rem; }
 dt { color: var(--dim); } dd { margin: 0; }
 pre { background: var(--box); padding: .7rem; max-width: 100%; overflow-x: auto; white-space: pre-wrap; }
@@ -40,7 +41,8 @@ img, video { max-width: 100%; height: auto; } figure { margin: 0 0 1.2rem; } fig
   :root { color-scheme: light; --text: #000; --page: #fff; --dim: #333; --line: #999; --link: #000; --box: #fff;
     --warn: #fff; --edge: #000; }
   body { max-width: none; padding: 0; font-size: 10pt; }
-  .scroll { overflow: visible; } table { width: 100%; font-size: 8pt; } tbody th, td.figure { white-space: normal; }
+  .scroll { overflow: visible; } table { width: 100%; font-size: 7.5pt; } th, td { padding: .2rem .4rem .2rem 0; }
+  tbody th, td.figure { white-space: normal; }
   tr > :first-child { position: static; } thead { display: table-header-group; }
   tr, figure, .partial, .totals { break-inside: avoid; }
   h1, h2, h3 { break-after: avoid; } pre { border: 1px solid var(--line); overflow: visible; }

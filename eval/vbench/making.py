@@ -118,18 +118,25 @@ def _find_versions(record: dict[str, Any]) -> dict[str, str]:
     return said if isinstance(said, dict) else {}
 
 
-def describe_making(making: Making) -> list[tuple[str, str]]:
-    """(what, value) of what is known beside the settings."""
+def describe_cost(making: Making) -> list[tuple[str, str]]:
+    """(what, value) of what the videos took, as far as it is known."""
     said = {
-        "seconds per video (median)": making.seconds and f"{making.seconds:.1f}",
-        "density of attention": making.density and f"{making.density:.3f}",
-        "peak memory, GB": making.peak_gb and f"{making.peak_gb:.1f}",
+        "seconds per video (median)": None if making.seconds is None else f"{making.seconds:.1f}",
+        "density of attention": None if making.density is None else f"{making.density:.3f}",
+        "peak memory": None if making.peak_gb is None else f"{making.peak_gb:.1f} GB",
         "device": _only(making.devices),
+    }
+    return [(what, value) for what, value in said.items() if value]
+
+
+def describe_making(making: Making) -> list[tuple[str, str]]:
+    """(what, value) of what the videos took, and of what made them, beside the settings."""
+    said = {
         "commit": _only(making.commits),
         "versions": ", ".join(f"{name} {number}" for name, number in making.versions.items()),
         **{f"fingerprint of the {name}": value for name, value in making.fingerprints.items()},
     }
-    return [(what, value) for what, value in said.items() if value]
+    return [*describe_cost(making), *((what, value) for what, value in said.items() if value)]
 
 
 def _only(counts: dict[str, int]) -> str:

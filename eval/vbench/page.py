@@ -9,8 +9,8 @@ from pathlib import Path
 from .chart import describe_chart
 from .check import describe_findings
 from .document import embed, list_facts, list_items, quote_prompt, write_page
-from .making import describe_making, describe_settings
-from .report import CAPTION, TOTALS, Report, describe_intervals, hide_paths, tabulate_scores
+from .making import describe_cost, describe_making, describe_settings
+from .report import CAPTION, SHOWN, Report, describe_intervals, hide_paths, tabulate_scores
 from .strips import draw_strips, show_strip
 from .suite import Planned
 from .tables import percent
@@ -21,7 +21,7 @@ def to_html(report: Report, out: Path) -> str:
     parts = [
         f"<h1>VBench: {escape(report.name)}</h1>",
         *_list_totals(report),
-        f'<p class="note">{escape(_summarise(report))}</p>' if describe_making(report.making) else "",
+        *_list_cost(report),
         f"<p>{embed((out / 'chart.png').read_bytes(), 'png', describe_chart(report))}</p>",
         tabulate_scores(report).to_html(CAPTION),
         *_list_videos(report, out),
@@ -30,26 +30,27 @@ def to_html(report: Report, out: Path) -> str:
         parts.append(f"<pre>{escape(chr(10).join(describe_findings(report.findings)))}</pre>")
     facts = [*describe_making(report.making), *describe_settings(report.making.settings)]
     parts += ["<h2>How they were made</h2>", list_facts(facts)] if facts else []
-    return write_page(f"VBench: {report.name}", filter(None, parts))
+    return write_page(f"VBench: {report.name}", parts)
 
 
 def _list_totals(report: Report) -> Iterator[str]:
-    known = {name: value for name in reversed(TOTALS) if (value := getattr(report.totals, name)) is not None}
+    known = {name: value for name in SHOWN if (value := getattr(report.totals, name)) is not None}
     if known:
         items = (f"<li>{name.capitalize()} <b>{percent(value)}</b></li>" for name, value in known.items())
         yield f'<ul class="totals">{"".join(items)}</ul>'
     if intervals := describe_intervals(report):
         yield f'<p class="note">{intervals}</p>'
-    if absent := ", ".join(name.capitalize() for name in reversed(TOTALS) if name not in known):
+    if absent := ", ".join(name.capitalize() for name in SHOWN if name not in known):
         reasons = list_items(map(hide_paths, report.totals.reasons))
         yield f'<div class="partial"><b>Withheld: {absent}</b>, because{reasons}</div>'
     if report.warnings:
         yield list_items(map(hide_paths, report.warnings))
 
 
-def _summarise(report: Report) -> str:
-    """Time, memory, density, GPU and weights in a line beside the totals."""
-    return "; ".join(f"{what}: {value}" for what, value in describe_making(report.making) if what != "versions")
+def _list_cost(report: Report) -> Iterator[str]:
+    """What a video took, in a line beside the totals."""
+    if cost := describe_cost(report.making):
+        yield f'<p class="note">{escape("; ".join(f"{what}: {value}" for what, value in cost))}</p>'
 
 
 def _list_videos(report: Report, out: Path) -> Iterator[str]:

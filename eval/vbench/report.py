@@ -21,6 +21,7 @@ from .tables import Column, Table, count, percent, percents
 from .values import Result
 
 TOTALS = ("quality", "semantic", "total")
+SHOWN = ("total", "quality", "semantic")  # in the order of a headline
 COLUMNS = (
     Column("dimension", ("dimension",)),
     Column("group", ("group",)),
@@ -122,9 +123,9 @@ def hide_paths(text: str) -> str:
 def describe_totals(report: Report) -> list[str]:
     """The three figures, or what is missing for them, in words."""
     totals = report.totals
-    named = (("Total", totals.total), ("Quality", totals.quality), ("Semantic", totals.semantic))
-    there = ", ".join(f"{name} {percent(value)}" for name, value in named if value is not None)
-    absent = ", ".join(name for name, value in named if value is None)
+    named = {name.capitalize(): getattr(totals, name) for name in SHOWN}
+    there = ", ".join(f"{name} {percent(value)}" for name, value in named.items() if value is not None)
+    absent = ", ".join(name for name, value in named.items() if value is None)
     lines = [f"**{there}** (percent)" if there else ""]
     intervals = describe_intervals(report)
     lines += ["", intervals] if intervals else []
@@ -135,7 +136,7 @@ def describe_totals(report: Report) -> list[str]:
 
 def describe_intervals(report: Report) -> str:
     """Of the totals, in a line; empty where there are none."""
-    found = {name: report.intervals[name] for name in reversed(TOTALS) if name in report.intervals}
+    found = {name: report.intervals[name] for name in SHOWN if name in report.intervals}
     told = [
         f"{name.capitalize()} {percents(x.low, x.high)} ({x.prompts:,} prompts)"
         for name, x in found.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from html import escape
@@ -55,13 +56,13 @@ class Table:
         """In a wrapper that scrolls where the page is too narrow."""
         kinds = [' class="figure"' if column.figure else "" for column in self.columns]
         head = "".join(
-            f'<th scope="col"{kind}>{escape(column.title)}</th>'
+            f'<th scope="col"{kind}>{_breakable(column.title, 12)}</th>'
             for column, kind in zip(self.columns, kinds, strict=True)
         )
         body = []
         for first, *others in self.texts():
             cells = (f"<td{kind}>{escape(text)}</td>" for text, kind in zip(others, kinds[1:], strict=True))
-            body.append(f'<tr><th scope="row">{escape(first)}</th>{"".join(cells)}</tr>')
+            body.append(f'<tr><th scope="row">{_breakable(first, 24)}</th>{"".join(cells)}</tr>')
         return (
             f'<p class="note">{escape(caption)}</p>\n'
             f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table>\n'
@@ -111,6 +112,12 @@ def _split(column: Column, cell: Any) -> tuple[Any, ...]:
 def _show(column: Column, cell: Any) -> str:
     values = _split(column, cell)
     return NONE if values[0] is None else " ".join(column.show(*values).split())
+
+
+def _breakable(text: str, most: int) -> str:
+    """As HTML; words of more characters than `most` may be broken, since a table grows with its longest word."""
+    pieces = re.sub(rf"(\S{{{most}}})(?=\S)", "\\1\0", text).split("\0")
+    return "<wbr>".join(map(escape, pieces))
 
 
 def _text_column(cells: Iterable[str]) -> str:
