@@ -191,11 +191,11 @@ def main(folder):
 
     out = build_run(Path(folder))
     command(["report", f"--out={out}", "--name=an example of made-up scores"])
-    for width in (390, 1280):
+    for width, height in ((390, 1900), (1280, 2100)):
         target = Path(f"docs/vbench/report-{width}.png").resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
-        photograph(find_browser(), out / "report.html", width, target)
-        Image.open(target).convert("P", palette=Image.Palette.ADAPTIVE, colors=128).save(target, optimize=True)
+        photograph(find_browser(), out / "report.html", width, target, height)
+        Image.open(target).convert("RGB").save(target, optimize=True)
 
 
 if __name__ == "__main__":
