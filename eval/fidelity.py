@@ -19,6 +19,7 @@ from fps_flex.schedule import preset_of
 from train.console import check_writable, run_command, speaking_plainly
 from train.whole import at_home
 
+from .attention import AttentionChanges
 from .fidelity_report import Row, Video, write_report
 from .generate import plan_jobs, read_prompts, settle
 from .models import TextToVideo, trained_attention
@@ -37,7 +38,7 @@ def models(
     prompts: Path | None = None,
     count: int = 1,
     seed: int = 0,
-    attention: FPSAttention | None = None,
+    attention: AttentionChanges | None = None,
     **options: Any,
 ) -> None:
     """Make videos with dense, quantised, sparse and joint attention and with a model trained for it, and compare.
@@ -51,8 +52,8 @@ def models(
         prompt: what to show.
         prompts: a text file with a prompt a line, in place of `prompt`.
         count: videos of each prompt.
-        seed: of the first video; each further one has the next.
-        attention: to compare with dense attention; none takes that of training.
+        seed: of each prompt's first video; its next one has the next.
+        attention: to compare with dense attention: options in place of those of training.
         options: of `settle`.
     """
     out, prompts = at_home(out), prompts and at_home(prompts)
@@ -130,9 +131,7 @@ def plan_rows(checkpoint: str, trained: str | None, attention: FPSAttention) -> 
 
 def describe_row(name: str, folder: Path, model: TextToVideo, settings: Settings) -> Row:
     """density: of the attention, mean over the sampler's steps."""
-    layout = model.attention.plan(
-        model.weights.config.grid(model.codec.latent_size(settings.clip.size)), torch.zeros(1)
-    ).layout
+    layout = model.attention.plan(model.grid(settings.clip.size), torch.zeros(1)).layout
     of_regime = density(layout, model.attention.step_schedule.windows(layout.tiles))
     scheduler = build_scheduler(settings.sampler, settings.steps, settings.shift)
     mean = of_regime[list_regimes(model.attention, scheduler)].mean().item()

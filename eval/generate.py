@@ -6,12 +6,10 @@ torchrun --nproc-per-node 8 -m eval.generate --checkpoint CKPT --prompts FILE --
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fps_flex import FPSAttention
 from fps_flex.linears import Linears
 from fps_flex.wan import Residual
 from fps_flex.weights import Which
@@ -19,8 +17,11 @@ from train.console import run_command, speaking_plainly
 from train.ranges import require
 from train.whole import at_home
 
+from .attention import AttentionChanges
 from .models import TextToVideo, open_model
+from .prompts import file_name, read_prompts
 from .sampling import MOST_GUIDANCE, Sampler, build_scheduler
+from .sizes import check_size
 from .videos import Job, Settings, draw_contacts, make_videos
 
 MOST_VIDEOS = 100_000  # of a prompt
@@ -36,14 +37,14 @@ def main(
     Args:
         out: folder for the videos, each with a JSON of its settings beside it.
         prompt: what to show.
-        prompts: a text file with a prompt a line, in place of `prompt`.
+        prompts: a text file with a prompt a line, in place of `prompt`; one that is there twice is made once.
         count: videos of each prompt.
-        seed: of the first video; each further one has the next.
+        seed: of each prompt's first video; its next one has the next. Other prompts, and their order, change nothing.
         options: of `settle`.
     """
     out, prompts = at_home(out), prompts and at_home(prompts)
-    model, settings = settle(**options)
     jobs = plan_jobs(read_prompts(prompt, prompts), count, seed)
+    model, settings = settle(**options)
     if make_videos(model, settings, jobs, out):
         draw_contacts(out / "contact.png", out, jobs[:8], settings.clip)
 
@@ -60,7 +61,7 @@ def settle(
     width: int | None = None,
     fps: float | None = None,
     weights: Which = "average",
-    attention: FPSAttention | None = None,
+    attention: AttentionChanges | None = None,
     linears: Linears = "bf16",
     residual: Residual | None = None,
     encoders: str | None = None,
@@ -84,7 +85,7 @@ def settle(
         width: columns of pixels; none takes those of training, or 832, or 1280 for Wan2.2's 5B.
         fps: frames a second; none takes those of training, or 16, or 24 for Wan2.2's 5B.
         weights: of a .ckpt, the averaged or the live ones.
-        attention: none takes that of training, or dense attention for released weights.
+        attention: options in place of those of training, or of dense attention for released weights.
         linears: the transformer's linear layers on a GPU: bf16, or faster and rounded to FP8: those of the feed-forward
             networks (fp8-ffn), or all of its blocks' (fp8), with torchao installed.
         residual: what runs from block to block, and the head: in the dtype of the computation (compute), or in fp32 as
@@ -102,7 +103,7 @@ def settle(
     given = {"frames": frames, "height": height, "width": width, "fps": fps}
     clip = replace(model.clip, **{name: value for name, value in given.items() if value is not None})
     require("fps", clip.fps, least=LEAST_FPS, most=MOST_FPS)
-    model.check(clip.size)
+    check_size(model, clip.size)
     if shift is None:
         shift = model.shift or (5.0 if min(clip.height, clip.width) >= 720 else 3.0)
     build_scheduler(sampler, steps, shift)
@@ -128,31 +129,16 @@ def _settle_low(model: TextToVideo, guidance: float, own: float | None) -> dict[
     return {"low_noise": model.low.path, "boundary": model.low.boundary, "low_noise_guidance": guidance}
 
 
-def read_prompts(prompt: str | None, prompts: Path | None) -> list[str]:
-    """Raises ValueError unless exactly one is given and it holds a prompt."""
-    if (prompt is None) == (prompts is None):
-        raise ValueError("expected either --prompt TEXT or --prompts FILE")
-    if prompt is not None:
-        return [prompt]
-    try:
-        lines = [line.strip() for line in prompts.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{prompts} can't be read as text ({error}): expected a prompt a line") from None
-    if not any(lines):
-        raise ValueError(f"{prompts} holds no prompt: expected one a line")
-    return [line for line in lines if line]
-
-
 def plan_jobs(prompts: list[str], count: int, seed: int) -> list[Job]:
-    """`count` videos of each prompt, each with a seed of its own. Raises ValueError below 1, and for too many."""
+    """`count` videos of each prompt, the k-th of which, from 0, has seed `seed` + k whatever the other prompts are.
+
+    A prompt that is there twice is made once. Raises ValueError below 1 video, and for too many.
+    """
     if not 1 <= count <= MOST_VIDEOS:
         raise ValueError(f"count is {count}, expected at least 1 video of each prompt and at most {MOST_VIDEOS:,}")
     require("seed", seed, least=0, most=MOST_SEED)
-    every = [prompt for prompt in prompts for _ in range(count)]
-    return [
-        Job(f"{i:04}-{re.sub(r'[^a-z0-9]+', '-', prompt.lower())[:40].strip('-')}-seed{seed + i}", prompt, seed + i)
-        for i, prompt in enumerate(every)
-    ]
+    seeds = range(seed, seed + count)
+    return [Job(file_name(prompt, one), prompt, one) for prompt in dict.fromkeys(prompts) for one in seeds]
 
 
 def command(args: list[str] | None = None) -> None:

@@ -39,7 +39,7 @@ UNIT = 2.0**-5  # inputs are whole numbers of at most 8 bits times powers of two
 
 @dataclass(frozen=True)
 class Case:
-    """A batch with one regime a sample."""
+    """A batch with one regime a sample. unlike: samples, heads, q and k differ in size, and so in all their scales."""
 
     schedule: str | StepSchedule
     grid: Triple
@@ -48,6 +48,7 @@ class Case:
     heads: int
     head_dim: int
     block: int = 8
+    unlike: bool = False
 
     def attention(self, scale_format: str) -> FPSAttention:
         return FPSAttention(self.schedule, self.tile, self.block, scale_format=scale_format, engine="eager")
@@ -66,6 +67,13 @@ CASES = {
     ),
     # the three regimes of the fps preset in one batch, ten tiles wide
     "fps": Case("fps", (3, 4, 20), (2, 2, 2), (0.99, 0.8, 0.3), heads=1, head_dim=8),
+    # four tiles on T, windows of 1, 2 and more than there are, granularity 3, a bound just ahead and just passed
+    "deep": Case(
+        StepSchedule(
+            (0.4, 0.8), (Regime((1, 5, 2), 3), Regime((2, 1, 9), "head"), Regime((9, 2, 1), 3)), shift=1.0
+        ),
+        (7, 3, 7), (2, 2, 2), (0.6 + 2e-5, 0.6 + 5e-6, 0.2), heads=2, head_dim=8, unlike=True,
+    ),
 }  # fmt: skip
 
 
@@ -79,13 +87,15 @@ def _build_case(case: Case, seed: int) -> Arrays:
     plan = case.attention("fp32").plan(case.grid, torch.tensor(case.sigma))
     tokens = plan.layout.tokens
     inputs = draw_inputs((len(case.sigma), case.heads, tokens, case.head_dim), plan, seed)
+    if case.unlike:
+        inputs = make_unlike(inputs)
     schedule = case.attention("fp32").step_schedule
     regimes = [schedule.regimes[i] for i in schedule.regime(torch.tensor(case.sigma)).tolist()]
     windows = torch.tensor([regime.window_in_tiles(plan.layout.tiles) for regime in regimes])
     granularities = [0 if regime.granularity == "head" else regime.granularity for regime in regimes]
     arrays = {
         "grid": np.array(case.grid, np.int32), "tile": np.array(case.tile, np.int32),
-        "block": np.array(case.block, np.int32), "windows": windows.int().numpy(),
+        "block": np.array(case.block, np.int32), "windows": np.array(_as_given(regimes, windows), np.int32),
         "granularity": np.array(granularities, np.int32), **inputs, **_build_tables(plan, windows),
     }  # fmt: skip
     groups = torch.stack([tile_groups(plan.layout, regime.granularity) for regime in regimes])
@@ -94,6 +104,12 @@ def _build_case(case: Case, seed: int) -> Arrays:
         arrays |= _build_codes(inputs, plan, groups, scale_format)
         arrays |= _build_outputs(inputs, case, scale_format)
     return arrays
+
+
+def _as_given(regimes: list[Regime], windows: Tensor) -> list[list[int]]:
+    """Windows in tiles, where they were given in tiles also beyond the axis: a port has to cut them."""
+    rows = zip(regimes, windows.tolist(), strict=True)
+    return [[x if isinstance(x, int) else w for x, w in zip(one.window, row, strict=True)] for one, row in rows]
 
 
 def draw_inputs(shape: tuple[int, int, int, int], plan: Plan, seed: int) -> Arrays:
@@ -117,6 +133,13 @@ def draw_inputs(shape: tuple[int, int, int, int], plan: Plan, seed: int) -> Arra
             x[..., 1] = 0
         arrays[name] = x.astype(np.float32)
     return arrays
+
+
+def make_unlike(inputs: Arrays) -> Arrays:
+    """Times another power of two for each sample, each head, and q, k and v: what is shared between them shows."""
+    powers = {"q": lambda b, h: b - h, "k": lambda b, h: 2 * h - b - 2, "v": lambda b, h: b + 3 * h}
+    sample, head = (i[..., None, None] for i in np.indices(inputs["q"].shape[:2]))
+    return inputs | {name: inputs[name] * np.exp2(power(sample, head)) for name, power in powers.items()}
 
 
 def _with_tie(x: np.ndarray, amax: float, tie: float) -> np.ndarray:
@@ -210,8 +233,11 @@ def _build_numbers() -> Arrays:
 
 
 def _build_schedule() -> Arrays:
-    """Regimes and windows of the presets that share shift 5; a 50-step sampler meets both bounds of `fps` exactly."""
-    sigma = sampling_levels(50, 5.0)
+    """Regimes and windows of the presets that share shift 5.
+
+    A 50-step sampler meets both bounds of `fps` exactly; the last levels are just before, within and past the slack.
+    """
+    sigma = torch.cat([sampling_levels(50, 5.0), *(levels_around(bound, 5.0) for bound in (0.3, 0.7))])
     tiles = [(3, 5, 10), (3, 4, 7), (3, 5, 14), (4, 6, 10), (1, 1, 1), (2, 3, 25), (2, 3, 5)]
     arrays = {
         "sigma": sigma.numpy(), "shift": np.array(5.0), "tiles": np.array(tiles, np.int32),
@@ -226,6 +252,12 @@ def _build_schedule() -> Arrays:
             f"{name}_windows": np.array([schedule.windows(axes) for axes in tiles], np.int32),
         }
     return arrays
+
+
+def levels_around(bound: float, shift: float) -> Tensor:
+    """Noise levels of a progress 2e-5 and 5e-6 below a bound, and 5e-6 past it."""
+    u = 1 - bound - torch.tensor([-2e-5, -5e-6, 5e-6], dtype=torch.float64)
+    return (shift * u / (1 + (shift - 1) * u)).float()
 
 
 def _share(extent: Extent) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,9 @@ from train.encoders import UMT5Text, WanVAE
 from train.ranges import require
 from train.whole import at_home
 
+from .attention import AttentionChanges, choose_attention
 from .experts import LowExpert, open_experts
 from .trained import build, check_trained, find
-
-MOST_TOKENS = 2**20  # of a video: 14 times those of 81 frames at 720p
 
 
 @dataclass(frozen=True)
@@ -72,15 +70,9 @@ class TextToVideo:
     step: int | None = None
     low: LowExpert | None = None
 
-    def check(self, size: tuple[int, int, int]) -> None:
-        """Raises ValueError when it can't make videos of so many frames, rows and columns."""
-        try:
-            grid = self.weights.config.grid(self.codec.latent_size(size))
-            if prod(grid) > MOST_TOKENS:
-                raise ValueError(f"they have {prod(grid):,} tokens, expected at most {MOST_TOKENS:,}")
-            self.attention.plan(grid, torch.zeros(1))
-        except ValueError as error:
-            raise ValueError(f"videos of {size} (frames, rows, columns) can't be made: {error}") from None
+    def grid(self, size: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Tokens of a video of so many frames, rows and columns. Raises ValueError where it doesn't divide."""
+        return self.weights.config.grid(self.codec.latent_size(size))
 
     def load(self, device: torch.device, linears: Linears = "bf16", residual: Residual | None = None) -> Wan:
         """The transformer on its device, of two experts the high-noise one. residual: None takes its own.
@@ -106,15 +98,14 @@ def open_model(
     checkpoint: str,
     which: Which = "average",
     encoders: str | None = None,
-    attention: FPSAttention | None = None,
+    attention: AttentionChanges | FPSAttention | None = None,
     low_noise: str | None = None,
     boundary: float | None = None,
 ) -> TextToVideo:
     """checkpoint: a .ckpt of train.fit, or Wan as released, official or diffusers, or exported; a file or a folder.
 
     which: weights of a .ckpt. encoders: folder with vae/, text_encoder/ and tokenizer/; None looks beside the weights,
-    or where a .ckpt says. attention: None takes that of training; released weights, trained with dense attention, get
-    dense attention. low_noise, boundary: as of `open_experts`.
+    or where a .ckpt says. attention: as of `choose_attention`. low_noise, boundary: as of `open_experts`.
     Raises ValueError where anything is missing or doesn't fit.
     """
     paths = {"checkpoint": checkpoint, "low_noise": low_noise, "encoders": encoders}
@@ -124,7 +115,7 @@ def open_model(
     checkpoint, low_noise, encoders = (path and str(at_home(path)) for path in paths.values())
     weights, low = open_experts(checkpoint, which, low_noise, boundary)
     opened = {checkpoint: weights, **({low.path: low.weights} if low else {})}
-    attention = attention or _attention(opened)
+    attention = choose_attention({path: trained_attention(held) for path, held in opened.items()}, attention)
     trained = {path: held.trained for path, held in opened.items() if held.trained is not None}
     for path, said in trained.items():
         check_trained(path, said)
@@ -143,18 +134,6 @@ def trained_attention(weights: Weights) -> FPSAttention | None:
     """What a checkpoint of train.fit was trained with, also once it was exported; None for released weights."""
     said = (weights.settings or {}).get("attention")
     return said and FPSAttention.from_dict(said)
-
-
-def _attention(opened: dict[str, Weights]) -> FPSAttention:
-    """What they were trained with. Raises ValueError for experts that were trained with different attention."""
-    dense = FPSAttention("dense", tile=None)
-    trained = [trained_attention(weights) or dense for weights in opened.values()]
-    if any(attention != trained[0] for attention in trained):
-        raise ValueError(
-            f"{' and '.join(opened)} were trained with different attention: name that of both, "
-            "with --attention.schedule and --attention.tile"
-        )
-    return trained[0]
 
 
 def _open_released(weights: Weights, low: LowExpert | None, encoders: str, attention: FPSAttention) -> TextToVideo:

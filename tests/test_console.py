@@ -1,6 +1,7 @@
 """What the commands have in common at the door."""
 
 import pytest
+import yaml
 
 from eval.fidelity import command as fidelity
 from eval.generate import command as generate
@@ -44,3 +45,33 @@ def test_a_prompt_may_be_empty_and_a_value_may_look_like_one():
 def test_an_empty_path_of_a_configuration_is_refused_too(name):
     with pytest.raises(ValueError, match=f"{name} is empty, expected a path"):
         open_model(**{"checkpoint": "somewhere", name: " "})
+
+
+def test_a_printed_configuration_holds_the_parts_of_a_schedule_and_can_be_read_again(tmp_path, capsys):
+    words = ["--checkpoint=x", "--prompt=a", "--out=o", "--attention.tile=null"]
+    with pytest.raises(SystemExit):
+        generate([*words, "--attention.engine=eager", "--attention.schedule.shift=3", "--print_config"])
+    said = capsys.readouterr().out
+    assert yaml.safe_load(said)["attention"]["schedule"] == {"bounds": None, "regimes": None, "shift": 3.0}
+    (tmp_path / "own.yaml").write_text(said)
+    with pytest.raises(SystemExit):
+        generate([f"--config={tmp_path / 'own.yaml'}", "--print_config"])
+    assert yaml.safe_load(capsys.readouterr().out) == yaml.safe_load(said)
+
+
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("--attention.tile=small", 'Parser key "attention.tile": Expected a <class \'tuple\'>; '
+         "Expected a typing.Literal['trained']; Given value: small"),
+        ("--attention.schedule.regimes=7",
+         'Parser key "attention.schedule.regimes": Expected a <class \'tuple\'>; Given value: 7'),
+        ("--attention.engin=eager", 'Parser key "attention": in AttentionChanges: Option \'engin\' is not accepted'),
+        ("--attention=fps", 'Parser key "attention": expected its options: fps; Given value: fps'),
+        ("--count=x", "Parser key \"count\": Expected a <class 'int'>. Got value: x"),
+    ],
+)  # fmt: skip
+def test_the_parsers_errors_are_about_the_option(capsys, word, line):
+    with pytest.raises(SystemExit):
+        generate(["--checkpoint=x", "--prompt=a", "--out=o", word])
+    assert capsys.readouterr().err == f"error: {line}\n"

@@ -222,12 +222,12 @@ def test_a_fine_tuned_expert_is_trained_on_its_side_and_pairs_with_the_other(rel
 
 def test_fidelity_of_two_experts_but_not_with_a_trained_one(release, low_run, tmp_path, capsys):
     shared = ["models", f"--checkpoint={release}", *SMALL, f"--out={tmp_path / 'out'}", "--guidance=1",
-              "--attention.tile=[1,2,2]", "--attention.block=16"]  # fmt: skip
+              "--attention.schedule=sta", "--attention.tile=[1,2,2]", "--attention.block=16"]  # fmt: skip
     line = refused(capsys, compare, [*shared, f"--trained={low_run}", f"--low_noise={release / 'transformer_2'}"])
     assert "is the low-noise one of two experts" in line
     line = refused(capsys, compare, [*shared, f"--trained={release}"])
     assert "a trained model of two experts can't be compared here" in line
-    compare([*shared, "--attention.schedule=sta"])
+    compare(shared)
     assert record(tmp_path / "out/dense")["low_noise"] == str(release / "transformer_2")
     assert "boundary 0.875" in (tmp_path / "out/fidelity.md").read_text()
 

@@ -20,7 +20,7 @@ sys.path.insert(0, str(GOLDEN))
 import check  # noqa: E402
 import method  # noqa: E402
 
-CASES = ("ragged", "mixed", "fps")
+CASES = ("ragged", "mixed", "fps", "deep")
 RESULTS = ("out", "dq", "dk", "dv")
 
 
@@ -58,7 +58,7 @@ def test_the_command_writes_the_files_that_are_kept(golden, tmp_path):
     main(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in GOLDEN.glob("*.npz")}
     assert check.load(tmp_path / "mixed.npz").keys() == golden["mixed"].keys()
-    assert sum(path.stat().st_size for path in GOLDEN.glob("*.npz")) < 1_000_000
+    assert sum(path.stat().st_size for path in GOLDEN.glob("*.npz")) < 1_100_000
 
 
 def test_numpy_alone_recomputes_all_of_them():
@@ -70,7 +70,7 @@ def test_numpy_alone_recomputes_all_of_them():
     done = subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, '.'); {code}"], cwd=GOLDEN,
                           capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "137 of 137 arrays as they should be" in done.stdout
+    assert "179 of 179 arrays as they should be" in done.stdout
 
 
 def test_every_array_but_the_inputs_is_recomputed(golden):
@@ -94,6 +94,12 @@ def test_the_cases_hold_what_ports_trip_over(golden):
     assert (grid % tile != 0).all() and (golden["ragged"]["windows"] % 2 == 0).any()
     assert golden["mixed"]["granularity"].tolist() == [2, 0] and golden["fps"]["granularity"].tolist() == [4, 1, 2]
     assert len(np.unique(golden["fps"]["windows"], axis=0)) == 3
+    deep = golden["deep"]
+    counts = deep["coords_of_tile"].max(0) + 1
+    assert counts[0] >= 4 and {1, 2} < set(deep["windows"][:, 0]) and (deep["windows"] > counts).any()
+    assert 3 in deep["granularity"] and 0 in deep["granularity"]
+    scales = np.concatenate([deep[f"{name}_scale_fp32"] for name in "qk"]).max(-1)
+    assert (scales[0, 0] != scales[0, 1]) and (scales[0] != scales[3]).all() and len(np.unique(scales)) > 5
 
 
 # ports
@@ -141,6 +147,14 @@ def tiles_of_v(case, layout, groups, form):
     return {**parts, "v": (amax, method.scale_of(amax, form), np.ones((1, 1, 1, 1), np.float32), values)}
 
 
+def scales_of_q(case, layout, groups, form):
+    """K on Q's scales."""
+    parts = quantized(case, layout, groups, form)
+    (amax, *_), (_, scale, at_slots, _) = parts["k"], parts["q"]
+    codes = method.quantize(method.to_slots(case["k"], layout, method.PAD), at_slots[..., None])
+    return {**parts, "k": (amax, scale, at_slots, codes)}
+
+
 def through_the_scale(q, k, v, q_scale, k_scale, v_scale, seen, grad_out):
     """V's scale, too, passes a gradient on to the largest element of its channel."""
     dq, dk, dv = gradients(q, k, v, q_scale, k_scale, v_scale, seen, grad_out)
@@ -170,6 +184,7 @@ class Always:
 
 groups_of_tiles, quantized, gradients = method.groups_of_tiles, method.quantized, method.gradients
 scale_of, tile_mask, pool, mask = method.scale_of, method.tile_mask, method.pool, method.mask
+sees, window_start = method.sees, method.window_start
 amax_of_channels, block_kinds = method.amax_of_channels, method.block_kinds
 
 # what is wrong: (function of method.py, its replacement, the rule that the checker must name first)
@@ -193,6 +208,18 @@ PLANTED = {
         "amax_of_channels", lambda x, layout: amax_of_channels(x, layout).max(-1, keepdims=True) + 0 * x[:, :, 0],
         "amax"),
     "groups cut at the wrong place": ("groups_of_tiles", shifted_groups, "groups"),
+    "T and W exchanged": (
+        "sees", lambda q, k, w, n: sees(q[::-1], k[::-1], (w[0], w[1], w[2]), n[::-1]), "windows"),
+    "all of T kept": ("sees", lambda q, k, w, n: sees(q, k, (n[0], w[1], w[2]), n), "windows"),
+    "a window beyond the axis not cut to it": (
+        "window_start", lambda c, w, n: min(max(c - w // 2, 0), n - w) if w > n else window_start(c, w, n), "windows"),
+    "the first head's scales for all": (
+        "pool", lambda amax, groups: np.broadcast_to(pool(amax, groups)[:, :1], amax.shape), "scales"),
+    "the first sample's scales for all": (
+        "pool", lambda amax, groups: np.broadcast_to(pool(amax, groups)[:1], amax.shape), "scales"),
+    "Q's scales for K": ("quantized", scales_of_q, "scales"),
+    "granularity 3 taken for 2": (
+        "groups_of_tiles", lambda layout, g: groups_of_tiles(layout, 2 if g == 3 else g), "groups"),
     "pow2 rounded down": ("scale_of", lambda a, form: scale_rounded(a, form, np.floor), "scales"),
     "pow2 doubles a power of two": ("scale_of", lambda a, form: scale_rounded(a, form, floor_and_one), "scales"),
     "a scale of 0 for a tile of zeros": ("scale_of", lambda a, form: scale_of(a, form) * (a > 0), "scales"),
@@ -233,6 +260,42 @@ def test_each_planted_error_fails_and_is_named(golden, monkeypatch, what):
         seen += failures(check.compare(case, golden[case], outputs))
     assert first and set(first) == {PLANTED[what][2]}
     assert bool(seen) == (what not in UNSEEN)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [("ON_BOUND", 0.0), ("ON_BOUND", -1e-5), ("ON_BOUND", 1e-4), ("window_in_tiles", lambda e, n: max(1, int(e * n)))],
+)
+def test_planted_errors_of_the_schedule_fail(golden, monkeypatch, name, wrong):
+    monkeypatch.setattr(method, name, wrong)
+    results = check.compare("schedule", golden["schedule"], method.compute_schedule(golden["schedule"]))
+    assert first_rule(results) == ("schedule" if name == "ON_BOUND" else "window sizes")
+
+
+def test_a_scale_flushed_to_0_passes_as_1(golden):
+    arrays = method.compute_numbers(golden["numbers"])
+    tiny = golden["numbers"]["amax"] / 448.0 < 2.0**-126
+    assert (arrays["scale_fp32"][tiny] != 1).any()
+    for form in method.FORMS:
+        arrays[f"scale_{form}"] = np.where(tiny, np.float32(1), arrays[f"scale_{form}"])
+    assert not failures(check.compare("numbers", golden["numbers"], arrays))
+    arrays["scale_fp32"] = np.ones_like(arrays["scale_fp32"])
+    assert first_rule(check.compare("numbers", golden["numbers"], arrays)) == "scales"
+
+
+def test_what_was_not_handed_in_is_said(golden, tmp_path, capsys):
+    arrays = {name: golden["mixed"][name] for name in golden["mixed"] if "scale" not in name and name != "q"}
+    np.savez(tmp_path / "mixed.npz", **arrays)
+    assert check.main([str(tmp_path / "mixed.npz")]) == 1
+    said = capsys.readouterr().out
+    assert "not handed in: k_scale_fp32 k_scale_pow2 q_scale_fp32" in said and "schedule" not in said
+    assert "look here first" not in said and "--part checks those that were" in said
+    assert check.main([str(tmp_path / "mixed.npz"), "--part"]) == 0
+    assert check.main([str(tmp_path)]) == 1
+    assert "FAIL deep/-" in capsys.readouterr().out
+    for case, arrays in golden.items():
+        np.savez(tmp_path / f"{case}.npz", **{n: x for n, x in arrays.items() if check.rule_of(n) != "inputs"})
+    assert check.main([str(tmp_path)]) == 0
 
 
 def kernel(g, form, dtype):
@@ -299,7 +362,7 @@ def test_arrays_in_slots_and_in_the_dtypes_of_jax(golden, tmp_path, capsys):
         tmp_path / "mixed.npz", **in_slots, dq_fp32=halves.view("V2"), v_codes_pow2=g["v_bits_pow2"].view("V1"),
         k_codes_fp32=g["k_bits_fp32"], partial_counts=g["partial_counts"].astype(np.int64),
     )  # fmt: skip
-    assert check.main([str(tmp_path)]) == 0
+    assert check.main([str(tmp_path), "--part"]) == 0
     said = capsys.readouterr().out
     assert "7 of 7 arrays as they should be" in said and "of the bound for bfloat16" in said
 
@@ -309,12 +372,12 @@ def test_what_fails_is_shown_with_its_place_and_its_rule(golden, tmp_path, capsy
     wrong["q_scale_fp32"][1, 0, 3] *= 2
     wrong["out_fp32"][2, 0, 5, 1] = np.nan
     np.savez(tmp_path / "fps.npz", **wrong)
-    assert check.main([str(tmp_path / "fps.npz")]) == 1
+    assert check.main([str(tmp_path / "fps.npz"), "--part"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert "FAIL fps/q_scale_fp32" in lines[0] and "1 of 120 differ, first at [1, 0, 3]" in lines[0]
     assert "FAIL fps/out_fp32" in lines[1] and "at [2, 0, 5, 1]: nan" in lines[1]
     assert lines[2] == "0 of 2 arrays as they should be"
-    assert lines[3].startswith("look here first: scales (fp32 amax of the group / 448")
+    assert lines[3].startswith("look here first: scales (fp32 amax of the group / 448") and len(lines) == 4
 
 
 def test_mistakes_are_one_clear_line_and_exit_code_2(tmp_path, capsys):

@@ -13,7 +13,7 @@ import torch
 from fake_vbench import WEIGHTS, behave, build_environment, put_weights, read_calls
 
 from eval.vbench.flicker import VERSION, count_frames, read_frames, score_flicker, temporal_flickering
-from eval.vbench.official import open_scorer
+from eval.vbench.official import ScorerFailed, _read_line, open_scorer
 from eval.vbench.parity import CASES, RESULTS, Case, write_case
 from eval.vbench.preflight import STATIC_FILTER, check
 from eval.vbench.score import score, score_command
@@ -194,6 +194,50 @@ def test_a_scorer_that_cannot_start_fails_its_dimension_alone(python, weights, v
     said = read_score(tmp_path, "dynamic_degree")
     assert said["score"] is None and not said["complete"] and "nothing_such" in said["note"]
     assert read_score(tmp_path, "imaging_quality")["complete"]
+
+
+def test_a_value_that_cant_be_is_no_score(python, weights, videos, tmp_path):
+    """Not now, and not from the cache; what the others are worth stays known."""
+    environment = build_environment(tmp_path / "high", SUITE)
+    module = next((tmp_path / "high").glob("lib/*/site-packages/vbench/imaging_quality.py"))
+    module.write_text(module.read_text().replace("100 * look", "(9e4 if 'dog-1' in path else 50) + 0 * look"))
+    plan = plan_of(("imaging_quality",))
+    said = score(videos, plan, tmp_path, None, environment, weights, "cpu")["imaging_quality"]
+    assert said.missing == ("a dog-1.mp4",) and said.score == 0.5 and not said.complete
+    assert said.errors == {"a dog-1.mp4": "the official score is 90000.0, expected at most 100"}
+    cache = tmp_path / "scores/cache/imaging_quality.jsonl"
+    assert cache.read_text().count("\n") == 2
+    cache.write_text(cache.read_text().replace("50.0", "9e4"))
+    assert read_calls(weights) and score(videos, plan, tmp_path, None, environment, weights, "cpu")
+    assert len(read_calls(weights)) == 3
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "nonsense",
+        "null",
+        "[]",
+        "{}",
+        '{"start": "b"}',
+        '{"start": ["a"]}',
+        '{"name": "a"}',
+        '{"name": "a", "value": 1}',
+    ],
+)
+def test_a_scorer_that_says_something_else_has_failed(line):
+    with pytest.raises(ScorerFailed, match="the scorer said .*, expected a video and its value"):
+        _read_line(line, ["a"], None)
+    assert _read_line('{"name": "a", "value": 1, "weight": 2}', ["a"], None)["weight"] == 2
+
+
+def test_a_python_that_says_something_else_is_no_environment(tmp_path):
+    other = tmp_path / "python"
+    for said in ("null", "hello", '{"versions": 3}', "\\377"):
+        other.write_text(f"#!/bin/sh\nprintf '{said}'\n")
+        other.chmod(0o755)
+        with pytest.raises(ValueError, match="can't be used .*expected the Python of an environment with vbench"):
+            open_scorer(other, "cpu")
 
 
 @pytest.mark.parametrize(("behaviour", "reason"), [({}, "may not use the network"), ({"wget": True}, "wget")])

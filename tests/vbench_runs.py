@@ -191,11 +191,11 @@ def main(folder):
 
     out = build_run(Path(folder))
     command(["report", f"--out={out}", "--name=an example of made-up scores"])
-    for width, height in ((390, 1900), (1280, 2100)):
+    for width, height in ((390, 1900), (1280, 1900)):
         target = Path(f"docs/vbench/report-{width}.png").resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
         photograph(find_browser(), out / "report.html", width, target, height)
-        Image.open(target).convert("RGB").save(target, optimize=True)
+        Image.open(target).convert("RGB").quantize(255, method=Image.Quantize.MAXCOVERAGE).save(target, optimize=True)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,12 @@ from jsonargparse import ArgumentError, Namespace, auto_cli, capture_parser, get
 from fps_flex import FPSAttention
 
 MAY_BE_EMPTY = ("--prompt", "--negative_prompt")
-SCHEDULE_PART = re.compile(r"--((?:\w+\.)*attention)\.schedule\.")
+SCHEDULE_PART = re.compile(r"--((?:\w+\.)*attention)\.schedule\.(\w+)")
+
+NOISE = (
+    "Does not validate", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>", "Expected a path but",
+    "Given value type:", "Given value: Namespace", "Given value: (Namespace", "Given value: NestedArg",
+)  # fmt: skip
 
 _load_yaml = get_loader("yaml")
 
@@ -64,24 +69,35 @@ def check_no_empty(args: list[str]) -> None:
 
 
 def check_schedule_parts(args: list[str], parse: Callable[[list[str]], Namespace]) -> None:
-    """Raises ValueError for parts of a schedule beside a preset's name: the parser would forget the preset.
+    """Raises ValueError for parts of a schedule beside a preset, named or an option's default: the parser forgets it.
+
+    Where parts change a trained schedule, those that aren't given are None, and no preset is forgotten.
 
     args: a command line. parse: as the command does.
     """
-    parts = {i: found[1] for i, word in enumerate(args) if (found := SCHEDULE_PART.match(word))}
+    args = [word for word in args if not word.startswith("--print_config")]  # which would print and end all
+    parts = {i: found.groups() for i, word in enumerate(args) if (found := SCHEDULE_PART.match(word))}
     if not parts:
         return
     values = [i + 1 for i in parts if "=" not in args[i]]
-    rest = parse([word for i, word in enumerate(args) if i not in (*parts, *values)])
-    chosen = rest.get(rest.get("subcommand") or "", rest)
-    for i, option in parts.items():
-        attention = chosen.get(option)
-        preset = FPSAttention.schedule if attention is None else attention.schedule
+    rest, whole = parse([word for i, word in enumerate(args) if i not in (*parts, *values)]), parse(args)
+    for i, (option, _) in parts.items():
+        preset = _schedule_of(rest, option)
+        given = {part for other, part in parts.values() if other == option}
+        said = vars(_schedule_of(whole, option))
+        if preset is None and any(value is not None for part, value in said.items() if part not in given):
+            preset = FPSAttention.schedule
         if isinstance(preset, str):
             raise ValueError(
                 f"{args[i]} changes a part of {option}.schedule, which is the preset {preset!r}: write out its bounds, "
                 "regimes and shift in its place"
             )
+
+
+def _schedule_of(parsed: Namespace, option: str) -> Namespace | str | None:
+    """option: an attention. None where neither is said."""
+    attention = parsed.get(parsed.get("subcommand") or "", parsed).get(option)
+    return attention and attention.schedule
 
 
 @contextmanager
@@ -111,9 +127,11 @@ def one_line(error: BaseException) -> str:
     text = str(error) or type(error).__name__
     if "Original Traceback" in text:
         text = text.strip().splitlines()[-1].partition(": ")[2] or text.strip().splitlines()[-1]
-    noise = ("Does not validate", "Subtypes:", "Errors:", "Given value type:", "Given value: Namespace")
     lines = [line.strip().removeprefix("- ") for line in text.splitlines()]
-    return "; ".join(line for line in lines if line and not line.startswith(noise)).replace(":;", ":")
+    lines = [line for line in lines if line and not line.startswith(NOISE) and line != "Expected a <class 'str'>"]
+    line = "; ".join(lines).replace(":;", ":").replace("Expected a dot import path string", "expected its options")
+    line = re.sub(r"Problem with given class_path '(?:\w+\.)*(\w+)':", r"in \1:", line)
+    return re.sub(r'": (?:in \w+: )?Parser key "', ".", line)
 
 
 def stop(message: str, code: int) -> NoReturn:

@@ -21,6 +21,15 @@ def read_text(path: Path) -> str:
     """Its lines end in \\n. Raises ValueError for a file that can't be read and for what isn't UTF-8."""
     if not path.is_file():
         raise ValueError(f"{path} is no file")
+    return _end_lines(read_utf8(path))
+
+
+def _end_lines(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_utf8(path: Path) -> str:
+    """As it is, less a byte-order mark. Raises ValueError for what can't be read, isn't UTF-8 or holds a NUL."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -28,13 +37,12 @@ def read_text(path: Path) -> str:
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ValueError(f"{path}: is UTF-16 (Excel's Unicode text), expected UTF-8: save it as that")
     try:
-        text = content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: isn't UTF-8 at byte {error.start}") from None
     if "\0" in text:
-        raise ValueError(
-            f"{path}, line {text.count(chr(10), 0, text.index(chr(0))) + 1}: holds a NUL character, expected UTF-8 text"
-        )
+        line = _end_lines(text[: text.index("\0")]).count("\n") + 1
+        raise ValueError(f"{path}, line {line}: holds a NUL character, expected UTF-8 text")
     return text
 
 

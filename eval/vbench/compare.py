@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from .aggregate import GROUPS, Totals, aggregate
 from .check import read_findings
 from .paired import Difference, compare
 from .results import Results, read_results
-from .suite import DIMENSIONS, Plan, read_plan
+from .suite import DIMENSIONS, Plan, find_plan
 
 PAPER_ROWS = ("dense", "quantised", "sparse", "joint training-free", "joint trained")
 PAPER_TOTALS = {"dense": 0.8019, "joint training-free": 0.6325, "joint trained": 0.8160}  # its Table 5, Wan2.1-1.3B
@@ -46,12 +47,12 @@ def open_runs(given: list[str]) -> list[Run]:
 
 def _split_label(text: str) -> tuple[str, Path]:
     label, _, path = text.partition("=")
-    return ("", Path(text)) if not path or Path(text).exists() else (label, Path(path))
+    return ("", Path(text)) if not path or os.path.exists(text) else (label, Path(path))
 
 
 def open_run(label: str, path: Path) -> Run:
     results = read_results(path)
-    plan = read_plan(path / "plan.json") if (path / "plan.json").is_file() else None
+    plan = find_plan(path)
     return Run(label, results, aggregate(results, plan, read_findings(path / "check.json")), plan, path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
@@ -88,7 +89,7 @@ def _find_prompt(runs: tuple[Run, ...], loss: Loss) -> str:
 def _show_video(out: Path, run: Run, name: str, prompt: str) -> str:
     """A figure; a word where there is a video that can't be read, and nothing where there is none."""
     folder = run.plan.find_videos(run.path) if run.plan else None
-    if folder is None or not (folder / name).exists():
+    if folder is None or not os.path.exists(folder / name):
         return ""
     values = {dimension: result.per_video().get(name) for dimension, result in run.results.scores.items()}
     said = ", ".join(f"{one.replace('_', ' ')} {percent(x)}" for one, x in values.items() if x is not None)

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from .reading import read_json
+from .reading import NoFile, read_json
 from .suite import Plan
 
 OF_A_VIDEO = ("name", "prompt", "seed", "sha256", "seconds", "peak_gb")
@@ -44,9 +44,12 @@ def read_making(out: Path, plan: Plan | None) -> Making:
     records, broken = [], []
     for video in plan.videos if plan and not plan.folder else ():
         file = out / "records" / f"{video.name.removesuffix('.mp4')}.json"
-        if file.exists():
-            record = _read(file)
-            broken.append(file.name) if record is None else records.append(record)
+        try:
+            records.append(_read(file))
+        except NoFile:
+            continue
+        except ValueError:
+            broken.append(file.name)
     problems = [_say_broken(broken)] if broken else []
     if not records:
         return Making(problems=tuple(problems))
@@ -71,13 +74,12 @@ def read_making(out: Path, plan: Plan | None) -> Making:
     )
 
 
-def _read(file: Path) -> dict[str, Any] | None:
-    """None for what is no record of a video."""
-    try:
-        said = read_json(file)
-    except ValueError:
-        return None
-    return said if isinstance(said, dict) and "prompt" in said else None
+def _read(file: Path) -> dict[str, Any]:
+    """Raises NoFile, and ValueError for what is no record of a video."""
+    said = read_json(file)
+    if not isinstance(said, dict) or "prompt" not in said:
+        raise ValueError(f"{file} is no record of a video")
+    return said
 
 
 def _say_broken(names: list[str]) -> str:

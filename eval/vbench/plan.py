@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
+from ..prompts import read_lines
 from .suite import DIMENSIONS, FLICKER, FLICKER_SEEDS, SEEDS, Entry, Plan, Planned, digest_suite, load_suite
 
 UNSAFE = re.compile(r"[/\\\x00-\x1f\x7f]|^\.")
@@ -110,10 +111,7 @@ def read_prompt_map(path: Path, entries: list[Entry]) -> dict[str, str]:
 
     Raises ValueError when the file doesn't fit.
     """
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} can't be read as text ({error}): expected a long prompt a line") from None
+    lines = read_lines(path, "a long prompt")
     while lines and not lines[-1]:
         lines.pop()
     every = [entry.prompt for entry in entries]

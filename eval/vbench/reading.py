@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import stat
 import zipfile
+from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from fps_flex.checks import is_real, is_whole, show
 from train.whole import write_text
 
 LARGEST = 1 << 28  # bytes of a file, and of all that a zip holds: ten times what VBench writes
+DEEPEST = 50  # lists and objects in each other
 
 
 class NoFile(ValueError):
@@ -47,10 +49,12 @@ def read_bytes(path: Path) -> bytes:
 def parse_json(name: str, data: bytes) -> Any:
     """Raises ValueError for what isn't JSON in UTF-8, has a key twice, or text that no file could hold."""
     try:
-        text = data.decode("utf-8-sig")
+        text = data.removeprefix(BOM_UTF8).decode()
         said = json.loads(text, object_pairs_hook=_refuse_twins)
         if "\\u" in text:
             json.dumps(said, ensure_ascii=False).encode()  # half of a surrogate pair can't be
+        if not _is_shallow(said, DEEPEST):
+            raise RecursionError
         return said
     except RecursionError:
         raise ValueError(f"{name} can't be read as JSON: it is nested too deeply") from None
@@ -66,33 +70,43 @@ def _refuse_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return said
 
 
+def _is_shallow(said: Any, levels: int) -> bool:
+    parts = said.values() if isinstance(said, dict) else said if isinstance(said, list) else ()
+    return levels > 0 and all(_is_shallow(part, levels - 1) for part in parts if isinstance(part, (dict, list)))
+
+
+def plain(text: str) -> str:
+    """In one line that any terminal can show: names of files may hold anything."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
 def is_zip(data: bytes) -> bool:
     """Or starts like one, and is damaged."""
     return data.startswith(b"PK") or zipfile.is_zipfile(BytesIO(data))
 
 
-def list_zip(name: str, data: bytes) -> list[str]:
-    """The files in it. Raises ValueError for one that is damaged, or holds too much."""
-    with _opened(name, data) as packed:
-        _check_size(name, sum(info.file_size for info in packed.infolist()))
-        return [info.filename for info in packed.infolist() if not info.is_dir()]
+def open_zip(name: str, data: bytes) -> zipfile.ZipFile:
+    """Raises ValueError for one that is damaged, or holds too much."""
+    with _unpacking(name):
+        packed = zipfile.ZipFile(BytesIO(data))
+    _check_size(name, sum(info.file_size for info in packed.infolist()))
+    return packed
 
 
-def read_zipped(name: str, data: bytes, member: str) -> bytes:
-    """Raises ValueError for what is damaged, packed in an unknown way, or needs a password. name: of the member."""
-    with _opened(name, data) as packed:
+def read_zipped(packed: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """Raises ValueError for what is damaged, packed in an unknown way, or needs a password."""
+    if member.flag_bits & 1:
+        raise ValueError("it needs a password: give it without one")
+    with _unpacking("it"):
         return packed.read(member)
 
 
 @contextmanager
-def _opened(name: str, data: bytes) -> Iterator[zipfile.ZipFile]:
+def _unpacking(name: str) -> Iterator[None]:
     try:
-        with zipfile.ZipFile(BytesIO(data)) as packed:
-            yield packed
-    except ValueError:
-        raise
+        yield
     except Exception as error:  # zipfile and its decoders raise a dozen kinds for what is wrong with a file
-        raise ValueError(f"{name} can't be unpacked ({error or type(error).__name__})") from None
+        raise ValueError(plain(f"{name} can't be unpacked ({error or type(error).__name__})")) from None
 
 
 def _check_size(name: str, size: int) -> None:

@@ -16,7 +16,7 @@ from .check import Findings, describe_findings, read_findings
 from .making import Making, describe_making, describe_settings, read_making
 from .reading import write_plainly
 from .results import Results, read_results
-from .suite import DIMENSIONS, SEEDS, Plan, read_plan
+from .suite import DIMENSIONS, SEEDS, Plan, find_plan
 from .tables import Column, Table, count, percent, percents
 from .values import Result
 
@@ -55,7 +55,7 @@ class Report:
 
 def collect(out: Path, name: str | None = None) -> Report:
     """Raises ValueError when there are no scores in `out`."""
-    plan = read_plan(out / "plan.json") if (out / "plan.json").is_file() else None
+    plan = find_plan(out)
     findings = read_findings(out / "check.json")
     results = read_results(out)
     totals, reasons = aggregate(results, plan, findings), find_reasons(results, plan, findings)

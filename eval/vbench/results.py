@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +13,7 @@ from typing import Any
 
 from fps_flex.checks import show
 
-from .reading import is_zip, list_zip, parse_json, read_bytes, read_zipped, shape
+from .reading import is_zip, open_zip, parse_json, plain, read_bytes, read_zipped, shape
 from .suite import DIMENSIONS, SEEDS
 from .values import Result, check_score, to_score, to_value, to_weight
 
@@ -38,11 +39,13 @@ def read_results(path: Path) -> Results:
     for file, dimension, result in _read_all(path):
         if isinstance(result, ValueError):
             what = f": {dimension} is left out" if dimension else " can't be read, and is left out"
-            problems.append(f"{file}{what}: {result}")
+            problems.append(plain(f"{file}{what}: {result}"))
             if dimension in DIMENSIONS:
-                refused[dimension] = Result(dimension, note=str(result))
+                refused[dimension] = Result(dimension, note=plain(str(result)))
         elif dimension in found and _contradict(found[dimension][1], result):
-            problems.append(f"{file} and {found[dimension][0]} both score {dimension}, differently: it is left out")
+            problems.append(
+                plain(f"{file} and {found[dimension][0]} both score {dimension}, differently: it is left out")
+            )
             found[dimension] = (file, Result(dimension, note="two files score it differently"))
         elif dimension not in found or not found[dimension][1].videos:
             found[dimension] = (file, result)
@@ -78,23 +81,33 @@ def _read_all(path: Path) -> Iterator[tuple[str, str, Result | ValueError]]:
 
 def _list_files(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
     """(name, what reads it) of each file of scores."""
-    if path.is_dir():
-        ours = sorted((path / "scores").glob("*.json")) or sorted(
-            file for file in path.glob("*.json") if file.stem in DIMENSIONS
-        )
-        for file in ours or sorted(path.rglob("*_eval_results.json")):
+    if os.path.isdir(path):  # False where that can't be told
+        for file in _list_folder(path):
             yield str(file), partial(read_bytes, file)
         return
     try:
         data = read_bytes(path)
-        packed = sorted(list_zip(str(path), data)) if is_zip(data) else None
+        packed = open_zip(str(path), data) if is_zip(data) else None
     except ValueError as error:
         raise ValueError(f"{path}: scores can't be read ({error})") from None
     if packed is None:
         yield str(path), lambda: data
-    for name in packed or ():
-        if name.endswith(".json") and not PurePath(name).name.startswith((".", "__")):
-            yield f"{path}:{name}", partial(read_zipped, "it", data, name)
+        return
+    for member in sorted(packed.infolist(), key=lambda member: member.filename):
+        name = PurePath(member.filename).name
+        if name.endswith(".json") and not name.startswith((".", "__")):
+            yield f"{path}:{member.filename}", partial(read_zipped, packed, member)
+
+
+def _list_folder(path: Path) -> list[Path]:
+    """A run's scores, those of a folder scores/, or else all that the official package has anywhere in it."""
+    try:
+        ours = sorted((path / "scores").glob("*.json")) or [
+            file for file in sorted(path.glob("*.json")) if file.stem in DIMENSIONS
+        ]
+        return ours or sorted(path.rglob("*_eval_results.json"))
+    except OSError as error:
+        raise ValueError(f"{path}: scores can't be read ({error.strerror})") from None
 
 
 def _list_official(said: dict[str, Any]) -> list[tuple[str, Any]]:
@@ -136,9 +149,13 @@ def parse_ours(said: dict[str, Any]) -> Result:
 
 def _parse_official(dimension: str, said: Any) -> Result:
     """[overall, [{video_path, video_results, ...}]], or the overall score alone."""
-    overall, rows = (said if len(said) == 2 else [*said, []]) if isinstance(said, list) and said else (said, [])
-    score = to_score(dimension, overall)
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and {*ROW} <= row.keys() for row in rows):
+    overall, *more = said if isinstance(said, list) and said else [said]
+    score, rows = to_score(dimension, overall), more[0] if more else []
+    if (
+        len(more) > 1
+        or not isinstance(rows, list)
+        or not all(isinstance(row, dict) and {*ROW} <= row.keys() for row in rows)
+    ):
         raise ValueError("it is not a list of an overall score and its videos")
     videos = _to_values(dimension, [(_name_of(row), row["video_results"]) for row in rows])
     weights, note = check_score(dimension, score, videos, *_read_frames(dimension, rows))

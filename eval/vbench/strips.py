@@ -51,7 +51,7 @@ def draw_strips(folder: Path, plan: Plan) -> Strips:
     strips, seen = Strips(), set()
     for dimension in plan.dimensions:
         for video in plan.expected(dimension) if dimension not in seen else ():
-            if video.name in strips.left_out or not (folder / video.name).exists():
+            if video.name in strips.left_out or not os.path.exists(folder / video.name):
                 continue
             try:
                 strips.shown.append((video, draw_strip(folder / video.name)))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 from ..models import Clip
-from .reading import NoFile, is_zip, list_zip, parse_json, read_bytes, read_json, read_zipped, shape, write_json
+from .reading import NoFile, is_zip, open_zip, parse_json, read_bytes, read_zipped, shape, write_json
 
 INFO = "VBench_full_info.json"
 SEEDS, FLICKER_SEEDS = 5, 25  # videos of a prompt; of a temporal_flickering one, of which the static filter keeps 5
@@ -116,12 +117,22 @@ def write_plan(path: Path, plan: Plan) -> None:
     write_json(path, {**said, "videos": videos})
 
 
-def read_plan(path: Path) -> Plan:
-    """Raises ValueError where there is none, or what is there isn't one."""
+def find_plan(out: Path) -> Plan | None:
+    """Of the run in `out`; None where there is none. Raises ValueError for a file that isn't one."""
     try:
-        plan = shape("it", Plan, read_json(path))
+        return read_plan(out / "plan.json")
     except NoFile:
-        raise ValueError(f"no plan {path}: `python -m eval.vbench plan --out {path.parent}` makes one") from None
+        return None
+
+
+def read_plan(path: Path) -> Plan:
+    """Raises NoFile where there is none, ValueError where what is there isn't one."""
+    try:
+        data = read_bytes(path)
+    except NoFile:
+        raise NoFile(f"no plan {path}: `python -m eval.vbench plan --out {path.parent}` makes one") from None
+    try:
+        plan = shape("it", Plan, parse_json("it", data))
     except ValueError as error:
         raise ValueError(f"{path} is not a plan ({error}): remove it and plan again") from None
     named = {*plan.dimensions, *(name for video in plan.videos for name in video.dimensions)}
@@ -157,7 +168,7 @@ def _read_entry(path: Path, number: int, entry: Any) -> Entry:
 
 def read_suite(path: Path) -> bytes:
     """The bytes of the suite's JSON; `path` as in load_suite. Raises ValueError where there is none."""
-    if path.is_dir():
+    if os.path.isdir(path):
         places = (INFO, f"vbench/{INFO}", f"lib/python3*/site-packages/vbench/{INFO}",
                   f"Lib/site-packages/vbench/{INFO}")  # fmt: skip
         found = [file for place in places for file in sorted(path.glob(place))]
@@ -170,9 +181,13 @@ def read_suite(path: Path) -> bytes:
         raise ValueError(f"no suite {path}: expected vbench's {INFO}, its wheel, or a folder with it") from None
     if not is_zip(data):
         return data
-    if f"vbench/{INFO}" not in list_zip(str(path), data):
-        raise ValueError(f"{path} holds no vbench/{INFO}: expected a wheel of the vbench package")
-    return read_zipped(f"{path}:vbench/{INFO}", data, f"vbench/{INFO}")
+    packed = open_zip(str(path), data)
+    try:
+        return read_zipped(packed, packed.getinfo(f"vbench/{INFO}"))
+    except KeyError:
+        raise ValueError(f"{path} holds no vbench/{INFO}: expected a wheel of the vbench package") from None
+    except ValueError as error:
+        raise ValueError(f"{path}:vbench/{INFO}: {error}") from None
 
 
 def digest_suite(path: Path) -> str:

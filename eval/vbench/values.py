@@ -12,6 +12,9 @@ from fps_flex.checks import is_real, show
 from .suite import DIMENSIONS
 
 YES_OR_NO = ("dynamic_degree", "human_action", "static_filter")  # of these the package writes true and false
+COSINES = (
+    "subject_consistency", "background_consistency", "appearance_style", "temporal_style", "overall_consistency",
+)  # fmt: skip
 ROUNDING = 2**-9  # how far beyond 1 a cosine of features in half precision, as on a GPU, may come out
 AGREE = 5.1e-5  # half of the fourth digit, to which scores are published; the package's own sums differ by 1e-12
 
@@ -52,16 +55,15 @@ def to_value(dimension: str, value: Any) -> float:
     Shares are let through where it is yes or no, since VBench-Long has them of a long video's clips. Raises ValueError
     for what is no number, or one that can't come out.
     """
-    about = DIMENSIONS.get(dimension)
     if isinstance(value, bool) and dimension in YES_OR_NO:
         return float(value)
-    return _to_number(value, about.least if about else 0.0, about.unit if about else 1.0)
+    return _to_number(dimension, value, DIMENSIONS[dimension].unit if dimension in DIMENSIONS else 1.0)
 
 
 def to_score(dimension: str, value: Any) -> float:
     """The overall one. Raises ValueError likewise."""
     try:
-        return _to_number(value, DIMENSIONS[dimension].least, 1.0)
+        return _to_number(dimension, value, 1.0)
     except ValueError as error:
         raise ValueError(f"its score is {error}") from None
 
@@ -72,12 +74,14 @@ def to_weight(value: Any) -> float:
     return float(value)
 
 
-def _to_number(value: Any, least: float, unit: float) -> float:
+def _to_number(dimension: str, value: Any, unit: float) -> float:
+    least = DIMENSIONS[dimension].least if dimension in DIMENSIONS else 0.0
+    beyond = ROUNDING if dimension in COSINES else 1e-6
     if not is_real(value):
         raise ValueError(f"{show(value)}, not a number")
-    if value < (least - ROUNDING) * unit:
+    if value < (least - beyond) * unit:
         raise ValueError(f"{show(value)}, expected at least {least * unit:g}")
-    if value > (1 + ROUNDING) * unit:
+    if value > (1 + beyond) * unit:
         raise ValueError(f"{show(value)}, expected at most {unit:g}")
     return float(value)
 
