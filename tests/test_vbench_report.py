@@ -20,12 +20,13 @@ from vbench_suite import save, write_results, write_score
 import eval.vbench.report as report_module
 from eval.intervals import Estimate
 from eval.vbench.__main__ import command
-from eval.vbench.chart import describe_chart, find_mark
+from eval.vbench.chart import describe_chart, draw_scores, find_mark
 from eval.vbench.compare import open_runs
 from eval.vbench.document import STYLE
 from eval.vbench.log import find_id, list_figures
 from eval.vbench.losses import find_losses
-from eval.vbench.report import collect, hide_paths, tabulate_scores
+from eval.vbench.page import to_html
+from eval.vbench.report import collect, hide_paths, tabulate_scores, to_dict, to_markdown
 from eval.vbench.strips import find_link
 from eval.vbench.suite import DIMENSIONS, Plan, Planned, write_plan
 from eval.vbench.tables import Column, Table, escape_tex, percent, percents
@@ -275,6 +276,32 @@ def test_numbers_in_records_that_are_none_dont_count(tmp_path):
     made = json.loads((tmp_path / "report.json").read_text())["making"]
     assert made["seconds"] == 7 and made["fingerprints"] == {"transformer": "x"}
     assert made["problems"] == ["videos are of different weights of the transformer: x (3 videos), y (1 videos)"]
+
+
+@pytest.mark.parametrize(
+    "value", [None, [], {}, 3, -1.5, "x", True, 1e308, [[1]], {"a": [1, {"b": None}], "device": 3}]
+)
+def test_a_record_of_other_values_stops_no_report(tmp_path, value):
+    (video,) = write_run(tmp_path, ["a"])
+    file = tmp_path / f"records/{video.name[:-4]}.json"
+    file.parent.mkdir()
+    draw_scores(tmp_path / "chart.png", collect(tmp_path))
+    for name in (
+        "seconds",
+        "peak_gb",
+        "density",
+        "machine",
+        "fingerprints",
+        "versions",
+        "clip",
+        "checkpoint",
+        "regimes",
+    ):
+        for said in (value, {"transformer": value, "device": value, "commit": value, "versions": value}):
+            file.write_text(json.dumps({"prompt": "a", name: said}))
+            report = collect(tmp_path)
+            assert "scene" in to_markdown(report) and "scene" in to_html(report, tmp_path)
+            json.dumps(to_dict(report), allow_nan=False)
 
 
 def test_videos_that_cant_be_shown_are_left_out_and_said(tmp_path):

@@ -191,7 +191,7 @@ def main(folder):
 
     out = build_run(Path(folder))
     command(["report", f"--out={out}", "--name=an example of made-up scores"])
-    for width, height in ((390, 1900), (1280, 1900)):
+    for width, height in ((390, 1900), (1280, 2200)):
         target = Path(f"docs/vbench/report-{width}.png").resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
         photograph(find_browser(), out / "report.html", width, target, height)

@@ -63,7 +63,7 @@ def read_making(out: Path, plan: Plan | None) -> Making:
     seconds, density, peak = ([*_numbers(records, name)] for name in ("seconds", "density", "peak_gb"))
     return Making(
         {name: x for name, x in records[0].items() if name not in (*OF_A_VIDEO, *SHOWN_APART)},
-        {name: next(iter(those)) for name, those in fingerprints.items()},
+        {name: next(iter(those)) for name, those in fingerprints.items() if those},
         _count(machine.get("device") for machine in machines),
         _count(machine.get("commit") for machine in machines),
         _find_versions(records[0]),
