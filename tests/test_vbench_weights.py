@@ -11,8 +11,10 @@ from vbench_suite import refused
 
 from eval.vbench.__main__ import command
 from eval.vbench.fetch import find_missing, write_script
+from eval.vbench.official import Scorer
+from eval.vbench.preflight import check, check_all, describe_readiness
 from eval.vbench.suite import DIMENSIONS
-from eval.vbench.weights import BERT_MODEL, CLIP_B, CLIP_L, MUSIQ, NEEDS, VICLIP, Weight
+from eval.vbench.weights import BERT_MODEL, CLIP_B, CLIP_L, EVERY, MUSIQ, NEEDS, VICLIP, Weight
 
 CURL = """#!/bin/sh
 echo "$@" >>"$SERVED/calls"
@@ -154,6 +156,27 @@ def test_each_missing_file_is_listed_once_on_lines_of_its_own(tmp_path, capsys, 
     command(["weights", f"--scorer_weights={folder}", "--dimensions=imaging_quality", f"--script={script}"])
     assert f"no file is missing in {folder}" in capsys.readouterr().out
     assert subprocess.run(["sh", script], capture_output=True, text=True).stderr == "all there\n"
+
+
+def test_a_run_says_what_can_be_scored_in_a_line_a_dimension(tmp_path):
+    packages = dict.fromkeys((*EVERY, "clip", "easydict", "pyiqa", "transformers"), True)
+    scorer = Scorer(tmp_path / "python", {}, packages, None, "cpu")
+    chosen = ("temporal_flickering", "dynamic_degree", "imaging_quality", "color")
+    (tmp_path / MUSIQ.path).parent.mkdir()
+    (tmp_path / MUSIQ.path).touch()
+    os.truncate(tmp_path / MUSIQ.path, 109_000_000)
+    assert describe_readiness(*check_all(chosen, scorer, tmp_path)) == [
+        "what can be scored:",
+        "  temporal_flickering     ready, unfiltered (1 file)",
+        "  dynamic_degree          no: 1 file",
+        "  imaging_quality         ready",
+        "  color                   no: package detectron2; 3 files",
+        "4 files are missing or wrong (about 421 MB): python -m eval.vbench weights lists them",
+    ]
+    nothing = [check(name, None, tmp_path) for name in (*chosen[1:], "static_filter")]
+    assert describe_readiness(nothing[:-1], nothing[-1])[1:] == [
+        f"  {name:<24}no: needs --scorer_python" for name in chosen[1:]
+    ]
 
 
 def test_checksums_are_those_that_addresses_and_names_carry():
