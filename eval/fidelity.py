@@ -20,11 +20,12 @@ from train.console import check_writable, run_command, speaking_plainly
 from train.whole import at_home
 
 from .attention import AttentionChanges
-from .fidelity_report import Row, Video, write_report
+from .fidelity_pairs import Row, Video, pair_folders
+from .fidelity_report import write_report
+from .fidelity_summary import read_record
 from .generate import plan_jobs, read_prompts, settle
 from .models import TextToVideo, trained_attention
 from .sampling import build_scheduler, list_regimes
-from .similarity import check_sizes
 from .videos import Settings, make_videos
 
 REFERENCE = "dense"
@@ -93,15 +94,26 @@ def models(
 def folders(reference: Path, candidate: Path, out: Path) -> None:
     """Compare the mp4s of one folder with those of the same names in another.
 
+    Videos that can't be read are left out and named. Of records beside the videos, as eval.generate writes them, the
+    report shows what they say of weights and machine.
+
     Args:
         reference: folder of what the others are compared with.
         candidate: folder of what is compared.
         out: folder for the report.
     """
     reference, candidate, out = map(at_home, (reference, candidate, out))
-    videos = [Video(name, name, name) for name in pair_folders(reference, candidate)]
+    rows = [Row("reference", reference), Row("candidate", candidate)]
+    named = [Video(name, name, name) for name in pair_folders(reference, candidate)]
+    videos = [replace(video, prompt=_prompt(rows[0], video)) for video in named]
     check_writable(out, "--out")
-    write_report(out, [Row("reference", reference), Row("candidate", candidate)], videos, {}, [])
+    write_report(out, rows, videos, {}, [])
+
+
+def _prompt(row: Row, video: Video) -> str:
+    """What a record beside a video says, so that videos of one prompt count as alike; else the video's name."""
+    prompt = read_record(row, video).get("prompt")
+    return prompt if isinstance(prompt, str) else video.name
 
 
 def plan_rows(checkpoint: str, trained: str | None, attention: FPSAttention) -> list[tuple[str, str, FPSAttention]]:
@@ -141,8 +153,10 @@ def describe_row(name: str, folder: Path, model: TextToVideo, settings: Settings
 def describe_weights(model: TextToVideo) -> str:
     if trained_attention(model.weights) is None:
         return "released, trained with dense attention"
-    steps = "exported, trained" if model.step is None else f"trained for {model.step} steps"
-    return f"{steps} with {'dense' if was_trained_dense(model) else 'FPS'} attention"
+    steps = "exported" if model.step is None else f"trained for {model.step} steps"
+    return (
+        f"{steps} {'for' if model.step is None else 'with'} {'dense' if was_trained_dense(model) else 'FPS'} attention"
+    )
 
 
 def was_trained_dense(model: TextToVideo) -> bool:
@@ -163,9 +177,10 @@ def note_on_weights(model: TextToVideo, with_trained: bool) -> list[str]:
     """What the numbers of these weights don't say. model: that of all rows but joint-trained."""
     notes = []
     if not was_trained_dense(model):
+        were = "were saved for FPS attention. If they were" if model.step is None else "were themselves"
         notes.append(
-            "These weights were themselves trained with FPS attention: no row is training-free, and dense attention is "
-            "not what they were trained for."
+            f"These weights {were} trained with FPS attention: no row is training-free, and dense attention is not "
+            "what they were trained for."
         )
     if with_trained:
         notes.append(
@@ -173,29 +188,6 @@ def note_on_weights(model: TextToVideo, with_trained: bool) -> list[str]:
             "good they are. Quality after training is a question for VBench."
         )
     return notes
-
-
-def pair_folders(reference: Path, candidate: Path) -> list[str]:
-    """Names, less .mp4, that both folders have. Raises ValueError where they don't pair, ClipError for broken files."""
-    names = []
-    for folder in (reference, candidate):
-        if not folder.is_dir():
-            raise ValueError(f"{folder} is no folder: expected one with mp4s")
-        names.append({path.stem for path in folder.glob("*.mp4")})
-        if not names[-1]:
-            raise ValueError(f"{folder} holds no .mp4")
-    alone = [(folder, sorted(here - there)) for folder, here, there in
-             ((reference, *names), (candidate, *reversed(names))) if here - there]  # fmt: skip
-    if alone:
-        said = "; ".join(
-            f"only {folder} has {', '.join(f'{name}.mp4' for name in found[:5])}"
-            + (f" and {len(found) - 5} more" if len(found) > 5 else "")
-            for folder, found in alone
-        )
-        raise ValueError(f"the folders don't pair: {said}; expected the same names in both")
-    for name in sorted(names[0]):
-        check_sizes(candidate / f"{name}.mp4", reference / f"{name}.mp4")
-    return sorted(names[0])
 
 
 def command(args: list[str] | None = None) -> None:

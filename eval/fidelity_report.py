@@ -1,218 +1,186 @@
-"""Rows of videos compared with the first row: measured, kept, and told in JSON, Markdown and a side-by-side sheet."""
+"""Rows of videos compared with the first row, told in JSON, Markdown and a side-by-side sheet."""
 
 from __future__ import annotations
 
-import hashlib
 import json
+import re
 import shlex
 import sys
-from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
-from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-import torch
-from rich.console import Console
-from rich.progress import track
-from torch import Tensor
-
-from train.pictures import draw_contact_sheet
-from train.videos import probe
 from train.whole import write_text
 
-from .similarity import IDENTICAL, NAMES, compare, find_interval, find_metrics, read_frames
-from .timing import find_device
+from .fidelity_pairs import Row, Video
+from .fidelity_scores import measure
+from .fidelity_sheet import AMPLIFIED, draw_side_by_side
+from .fidelity_summary import EQUAL, summarise
+from .markdown import table
+from .similarity import NAMES
 
-if TYPE_CHECKING:
-    from jaxtyping import Float
-
-STRIPS = 12  # of the side-by-side sheet, about
-PICTURES = 8  # of each strip
-
-Found = dict[str, dict[str, list[float]]]  # {video: {metric: a number a frame}}
-
-
-@dataclass(frozen=True)
-class Row:
-    """One way to make the videos, which lie in `folder`. density: of its attention, mean over the sampler's steps."""
-
-    name: str
-    folder: Path
-    weights: str | None = None
-    attention: str | None = None
-    density: float | None = None
-
-
-@dataclass(frozen=True)
-class Video:
-    """One video of every row: name.mp4. group: videos of one group, such as those of one prompt, are alike."""
-
-    name: str
-    group: str
-    caption: str
+COLUMNS = {"psnr": "PSNR (dB)", "psnr_of_frames": "mean of frames' PSNR (dB)", **NAMES}
+SHOWN = [name for name in COLUMNS if name != "mse"]
 
 
 def write_report(out: Path, rows: list[Row], videos: list[Video], facts: dict[str, Any], notes: list[str]) -> None:
     """Compare every row with the first one; writes fidelity.json, fidelity.md and side-by-side.png.
 
-    facts: settings that all rows share. Raises ValueError for videos that can't be compared.
+    facts: settings that all rows share. A video that can't be read in one row is left out of all, and named.
+    Raises ValueError for videos that can't be compared, and where none is left.
     """
-    measured, left_out = measure(out, rows, videos)
+    scores = measure(out, rows, videos)
     record = {
         "command": f"python -m eval.fidelity {shlex.join(sys.argv[1:])}",
         "versions": {name: version(name) for name in ("torch", "torchmetrics", "av")},
         "settings": facts,
-        "left_out": left_out,
+        "left_out": scores.left_out,
+        "not_measured": scores.not_measured,
         "notes": notes,
-        "rows": [summarise(row, measured.get(row.name), videos) for row in rows],
+        "rows": [summarise(row, scores.of.get(row.name), scores.videos) for row in rows],
     }
-    draw_side_by_side(out / "side-by-side.png", rows, videos, measured)
-    write_text(out / "fidelity.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    write_text(out / "fidelity.md", render(record))
-    print(render(record))
-
-
-def measure(out: Path, rows: list[Row], videos: list[Video]) -> tuple[dict[str, Found], dict[str, str]]:
-    """{row: what was found}, and why metrics are left out: all are measured that the smallest video allows.
-
-    What was measured of the same files before is read from out/scores.
-    """
-    probes = [probe(rows[0].folder / f"{video.name}.mp4") for video in videos]
-    metrics, left_out = find_metrics(min(x.height for x in probes), min(x.width for x in probes))
-    measured: dict[str, Found] = {row.name: {} for row in rows[1:]}
-    pairs = [(row, video.name) for row in rows[1:] for video in videos]
-    for row, name in track(pairs, "measuring", console=Console(stderr=True), transient=True):
-        candidate, reference = (folder / f"{name}.mp4" for folder in (row.folder, rows[0].folder))
-        kept = out / "scores" / row.name / f"{name}.json"
-        key = {"candidate": _hash(candidate), "reference": _hash(reference), "metrics": list(metrics)}
-        found = _read_scores(kept, key)
-        if found is None:
-            found = compare(candidate, reference, metrics, find_device())
-            write_text(kept, json.dumps({**key, "frames": found}) + "\n")
-        measured[row.name][name] = found
-    return measured, left_out
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _read_scores(path: Path, key: dict[str, Any]) -> dict[str, list[float]] | None:
-    """What was measured before; None where that is missing, broken or of other files."""
-    try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-        return said["frames"] if {name: said[name] for name in key} == key else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def summarise(row: Row, found: Found | None, videos: list[Video]) -> dict[str, Any]:
-    """For each video the mean over its frames, for the row the mean over its videos; as plain data."""
-    said = {name: value for name, value in asdict(row).items() if value is not None} | {"folder": str(row.folder)}
-    if found is None:
-        return said
-    of_video = [
-        {
-            "name": video.name,
-            "frames": len(found[video.name]["psnr"]),
-            **{name: fmean(numbers) for name, numbers in found[video.name].items()},
-            "worst_psnr": min(found[video.name]["psnr"]),
-        }
-        for video in videos
-    ]
-    groups = [video.group for video in videos]
-    total = {}
-    for name in found[videos[0].name]:
-        values = [numbers[name] for numbers in of_video]
-        total[name] = {"mean": fmean(values), "interval": find_interval(values, groups)}
-    return said | {"total": total, "videos": of_video}
+    text = render(record)
+    draw_side_by_side(out / "side-by-side.png", rows, scores, record["rows"])
+    write_text(out / "fidelity.json", json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(out / "fidelity.md", text)
+    print(text)
 
 
 def render(record: dict[str, Any]) -> str:
     """The report in Markdown."""
-    reference, *others = record["rows"]
-    metrics = list(others[0]["total"])
-    about = [name for name in ("weights", "attention", "density") if name in reference]
-    lines = [
+    notes = [*_explain(record), *record["notes"]]
+    parts = [
         "# How far the videos are from the reference",
-        "",
         f"`{record['command']}`",
-        "",
-        _line(["row", *about, *(NAMES[name] for name in metrics)]),
-        "|---" * (1 + len(about) + len(metrics)) + "|",
-        _line([reference["name"], *(_cell(reference[name]) for name in about), *["reference"] * len(metrics)]),
+        _tell_rows(record["rows"]),
+        "\n".join(f"- {note}" for note in notes),
+        "![Side by side](side-by-side.png)",
+        _tell_making(record["rows"]),
+        _tell_left_out(record["left_out"]),
+        "## Each video",
+        _tell_videos(record["rows"][1:]),
     ]
-    for row in others:
-        totals = (_with_interval(**row["total"][name]) for name in metrics)
-        lines.append(_line([row["name"], *(_cell(row[name]) for name in about), *totals]))
-    lines += ["", *(f"- {note}" for note in [*_explain(record), *record["notes"]]), ""]
-    lines += ["![Side by side](side-by-side.png)", "", "## Each video", ""]
-    columns = [*metrics, "worst_psnr"]
-    lines += [_line(["video", "row", "frames", *(NAMES.get(name, "PSNR of the worst frame") for name in columns)])]
-    lines += ["|---" * (3 + len(columns)) + "|"]
-    for videos in zip(*(row["videos"] for row in others), strict=True):
-        for row, video in zip(others, videos, strict=True):
-            cells = (_cell(video[name]) for name in columns)
-            lines.append(_line([video["name"], row["name"], str(video["frames"]), *cells]))
-    return "\n".join(lines) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _explain(record: dict[str, Any]) -> list[str]:
-    other = record["rows"][1]
-    count = len(other["videos"])
-    interval = other["total"]["psnr"]["interval"]
-    sure = (
-        "in brackets the middle 95 % of 10,000 means of prompts drawn again, with all their videos"
-        if interval
-        else "no confidence interval: that needs two prompts or more"
-    )
-    said = [
-        f"Videos a row: {count}. Numbers are means over a video's frames, then over videos; {sure}. The frames of one "
-        "video depend on each other, so a single video has no interval.",
-        "Measured between the files as they are, H.264 and all, in RGB from 0 to 1, at each frame; equal frames count "
-        f"as {IDENTICAL:g} dB.",
-    ]
-    if record["settings"]:
-        settings = ", ".join(f"{name} {json.dumps(x, ensure_ascii=False)}" for name, x in record["settings"].items())
-        said.append(f"All rows: {settings}.")
-    left_out = "; ".join(f"{NAMES[name]} ({reason})" for name, reason in record["left_out"].items())
-    return said + ([f"Not measured: {left_out}."] if left_out else [])
+def _tell_rows(rows: list[dict[str, Any]]) -> str:
+    reference, *others = rows
+    measures = [name for name in SHOWN if name in others[0]["total"]]
+    about = [name for name in ("weights", "attention") if name in reference]
+    about += ["density"] if any(_density(row) for row in rows) else []
+
+    def tell(row: dict[str, Any]) -> list[str]:
+        told = [cell(_density(row)) if name == "density" else row[name] for name in about]
+        if row is reference:
+            return [row["name"], *told, *["reference"] * len(measures), ""]
+        return [row["name"], *told, *(_mean(row, name) for name in measures), _equal(row)]
+
+    head = ["row", *about, *(COLUMNS[name] for name in measures), "equal frames"]
+    return table(head, map(tell, rows))
 
 
-def _line(cells: list[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+def _density(row: dict[str, Any]) -> float | None:
+    return row.get("density", row["made"].get("density"))
 
 
-def _cell(value: str | float) -> str:
+def _mean(row: dict[str, Any], measure: str) -> str:
+    found = row["total"][measure]
+    between = f" [{', '.join(map(cell, found['interval']))}]" if found["interval"] else ""
+    return cell(found["mean"]) + _mark(row, measure) + between
+
+
+def _mark(counted: dict[str, Any], measure: str) -> str:
+    return "*" if measure == "psnr_of_frames" and counted["equal_frames"] else ""
+
+
+def _equal(counted: dict[str, Any]) -> str:
+    return f"{counted['equal_frames']} of {counted['frames']}"
+
+
+def cell(value: str | float | None) -> str:
+    if value is None:
+        return ""
     return value if isinstance(value, str) else f"{value:.2f}" if abs(value) >= 10 else f"{value:.3f}"
 
 
-def _with_interval(mean: float, interval: tuple[float, float] | None) -> str:
-    return f"{_cell(mean)} [{_cell(interval[0])}, {_cell(interval[1])}]" if interval else _cell(mean)
+def _tell_making(rows: list[dict[str, Any]]) -> str:
+    """Of each row by its videos' records; nothing where there are none."""
+    known = [name for name in ("fingerprints", "device", "commit", "seconds", "peak_gb")
+             if any(name in row["made"] for row in rows)]  # fmt: skip
+    if not known:
+        return ""
+    head = {"fingerprints": "weights' fingerprints", "seconds": "seconds a video", "peak_gb": "peak memory (GB)"}
+    told = [[row["name"], *(_tell_made(row["made"].get(name)) for name in known)] for row in rows]
+    return "## How the videos were made\n\n" + table(["row", *(head.get(name, name) for name in known)], told)
 
 
-def draw_side_by_side(path: Path, rows: list[Row], videos: list[Video], measured: dict[str, Found]) -> None:
-    """Of the first videos of one size and length, a strip of every row."""
-    shown = []
-    for video in videos[: max(1, STRIPS // len(rows))]:
-        frames = len(measured[rows[1].name][video.name]["psnr"])
-        for row in rows:
-            found = measured.get(row.name, {}).get(video.name, {})
-            said = [f"{NAMES[name]} {_cell(fmean(numbers))}" for name, numbers in found.items()]
-            caption = f"{row.name}: {', '.join(said) or video.caption}"
-            shown.append((_read_strip(row.folder / f"{video.name}.mp4", frames), caption))
-    alike = [(strip, caption) for strip, caption in shown if strip.shape == shown[0][0].shape]
-    strips, captions = zip(*alike, strict=True)
-    draw_contact_sheet(path, torch.stack(strips), list(captions), columns=PICTURES)
+def _tell_made(value: Any) -> str:
+    """A number, or every value that a row's records give, digests cut to their first 12 digits."""
+    if not isinstance(value, list):
+        return cell(value)
+    told = ("; ".join(f"{name}: {x}" for name, x in part.items()) if isinstance(part, dict) else part for part in value)
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]+\b", r"\1", " / ".join(told))
 
 
-def _read_strip(path: Path, frames: int) -> Float[Tensor, "3 f h w"]:
-    """Up to PICTURES frames, spread over the video, in -1 to 1."""
-    count = min(PICTURES, frames)
-    wanted = {i * (frames - 1) // max(1, count - 1) for i in range(count)}
-    kept = [frame for i, frame in enumerate(islice(read_frames(path), frames)) if i in wanted]
-    return torch.from_numpy(np.stack(kept)).permute(3, 0, 1, 2).float() / 127.5 - 1
+def _tell_left_out(left_out: dict[str, str]) -> str:
+    if not left_out:
+        return ""
+    return f"## Left out: {len(left_out)}\n\n" + table(["video", "why"], left_out.items())
+
+
+def _tell_videos(others: list[dict[str, Any]]) -> str:
+    measures = [*(name for name in SHOWN if name in others[0]["total"]), "worst_psnr"]
+    lines = [
+        [video["name"], row["name"], _equal(video), *(cell(video[name]) + _mark(video, name) for name in measures)]
+        for videos in zip(*(row["videos"] for row in others), strict=True)
+        for row, video in zip(others, videos, strict=True)
+    ]
+    head = ["video", "row", "equal frames", *(COLUMNS.get(name, "PSNR of the worst frame") for name in measures)]
+    return table(head, lines)
+
+
+def _explain(record: dict[str, Any]) -> list[str]:
+    others = record["rows"][1:]
+    said = [_count(others, record["settings"]), _explain_psnr(others), _explain_files(record["rows"])]
+    said += [f"In the picture, below each strip: its difference to the reference, x {AMPLIFIED}."]
+    if record["settings"]:
+        settings = ", ".join(f"{name} {json.dumps(x, ensure_ascii=False)}" for name, x in record["settings"].items())
+        said.append(f"All rows: {settings}.")
+    if record["left_out"]:
+        said.append(f"Left out of all rows, since they can't be read in one: {len(record['left_out'])}, named below.")
+    missing = "; ".join(f"{NAMES[name]} ({reason})" for name, reason in record["not_measured"].items())
+    return said + ([f"Not measured: {missing}."] if missing else [])
+
+
+def _count(others: list[dict[str, Any]], settings: dict[str, Any]) -> str:
+    totals = [row["total"][name] for row in others for name in SHOWN if name in row["total"]]
+    one = totals[0]
+    prompts = "1 prompt" if one["prompts"] == 1 else f"{one['prompts']} prompts"
+    said = f"Videos a row: {one['videos']}, of {prompts}"
+    said += ". " if settings else "; one whose prompt no record says counts as of a prompt of its own. "
+    shown = sum(found["interval"] is not None for found in totals)
+    if not shown:
+        return said + "No confidence interval: that needs two prompts or more."
+    return (
+        f"{said}In brackets 95 % confidence intervals over prompts, by Student's t, lopsided near a bound. {shown} are "
+        f"shown at once, so by chance about {shown / 20:.2g} of them miss; nothing here is a verdict."
+    )
+
+
+def _explain_psnr(others: list[dict[str, Any]]) -> str:
+    said = (
+        "PSNR is that of the mean squared error over a video's frames, and then over videos, so that bad ones count "
+        "most; its interval is that of the error, in dB. Other numbers are means over frames, then over videos."
+    )
+    equal = any(row["equal_frames"] for row in others)
+    return said + (f" *: among the frames are equal ones, which count as {EQUAL:g} dB." if equal else "")
+
+
+def _explain_files(rows: list[dict[str, Any]]) -> str:
+    said = "Measured between the files as they are, in RGB from 0 to 1, SSIM and MS-SSIM where their windows fit."
+    if all(row["made"]["lossless"] for row in rows):
+        return f"{said} The files are lossless."
+    return (
+        f"{said} H.264 at crf 18 adds differences of its own: videos that were 60 dB apart come out of it 33 dB (of "
+        "32x32 pixels) to 44 dB apart (smooth ones at 480p). To see finer ones, make the videos with --lossless."
+    )

@@ -18,6 +18,8 @@ import torch
 
 from train.whole import write_text
 
+from .markdown import head_of, line
+
 PACKAGES = ("triton", "lightning", "flash-attn-4", "torchao", "diffusers", "sageattention")
 
 
@@ -95,13 +97,9 @@ def tabulate(rows: Iterator[dict[str, Any]], out: Path | None, columns: tuple[st
             write_json(out, {"rows": measured})
 
 
-def head_of(columns: tuple[str, ...]) -> str:
-    return "| " + " | ".join(columns) + " |\n|" + "---|" * len(columns)
-
-
 def line_of(row: dict[str, Any], columns: tuple[str, ...]) -> str:
     cells = (row.get(name, "") for name in columns)
-    return "| " + " | ".join(f"{x:.3g}" if isinstance(x, float) else str(x) for x in cells) + " |"
+    return line(f"{x:.3g}" if isinstance(x, float) else x for x in cells)
 
 
 def write_json(out: Path, measured: dict[str, Any]) -> None:

@@ -4,6 +4,14 @@
 
 diffusers' blocks work in raster order, and a processor of theirs is told neither the grid nor the noise level. So hooks
 on the transformer read both and plan each forward pass, and every layer orders q, k, v into tiles and its output back.
+
+diffusers' own files don't say the attention: from_pretrained gives dense attention. save_pretrained therefore also
+writes fps_flex.json (save_hook.py), and the way back is
+
+    transformer = WanTransformer3DModel.from_pretrained(folder)
+    install_trained(transformer, folder)
+
+Weights saved in another way, such as torch.save(transformer.state_dict()), go without it.
 """
 
 from __future__ import annotations
@@ -20,10 +28,11 @@ from torch import Tensor
 from .attention import FPSAttention, Plan
 from .checks import show
 from .rope import rotate
+from .save_hook import SaveConfig
 from .schedule import StepSchedule
 from .tiles import Triple
 from .wan import WanConfig
-from .weights import read_settings
+from .weights import read_saved_settings
 
 if TYPE_CHECKING:
     from diffusers import WanTransformer3DModel
@@ -43,34 +52,40 @@ def install(
     that one line serves long and short videos. Installed again, the new settings take the place of the old.
 
     schedule, tile, options: as for FPSAttention (block, quantize, sparse, scale_format, carrier, engine).
-    Gradients flow where blocks are neither compiled nor checkpointed.
+    Gradients flow where blocks are neither compiled nor checkpointed. save_pretrained saves the settings too; after
+    from_pretrained, `install_trained` with the folder puts this attention back.
     Raises ValueError for another kind of model, float16, a processor or a sequence split that isn't stock diffusers',
     and for unknown, wrong or contradictory options.
     """
     _check_options(options, but=("schedule", "tile"))
-    _install(_unwrap(transformer), FPSAttention(schedule, tile, **options))
+    wan = _unwrap(transformer)
+    _install(wan, FPSAttention(schedule, tile, **options), {"wan": asdict(_describe(wan))})
 
 
 def install_trained(transformer: WanTransformer3DModel, path: str | Path, **options: Any) -> None:
-    """Give a transformer that was fine-tuned here the attention it was trained with.
+    """Give a transformer that was fine-tuned here the attention it was trained with, or a saved one that it had.
 
-    path: the checkpoint of train.fit, or the folder that `python -m fps_flex.weights convert` made of it.
+    path: the checkpoint of train.fit, the folder that `python -m fps_flex.weights convert` made of it, or one that
+    save_pretrained wrote after `install` or `install_trained` (a pipeline's subfolder transformer).
     options: of FPSAttention, each in place of what it was trained with (carrier="float8").
     Raises ValueError as `install`, and where the settings are missing or another model's.
     """
     _check_options(options)
     wan = _unwrap(transformer)
-    config, attention = read_settings(path)
+    settings = read_saved_settings(path)
     here = asdict(_describe(wan))
-    other = {name: value for name, value in asdict(config).items() if value != here[name]}
+    other = {name: value for name, value in settings["wan"].items() if value != here[name]}
     if other:
         trained, given = (", ".join(f"{name} {sizes[name]}" for name in other) for sizes in (other, here))
         raise ValueError(f"{path} was trained as another model: {trained}; this transformer has {given}")
-    _install(wan, replace(attention, **options))
+    _install(wan, replace(FPSAttention.from_dict(settings["attention"]), **options), settings)
 
 
 def uninstall(transformer: WanTransformer3DModel) -> None:
-    """Put the processors from before `install` back and take the hooks off. Raises ValueError where there are none."""
+    """Put the processors from before `install` back and take the hooks off. Raises ValueError where there are none.
+
+    What was saved before keeps its fps_flex.json, also when it is saved over now: delete that, or save elsewhere.
+    """
     wan = _unwrap(transformer)
     installed: FPSProcessor | None = vars(wan).get("_fps_processor")
     if installed is None:
@@ -80,6 +95,8 @@ def uninstall(transformer: WanTransformer3DModel) -> None:
             block.attn1.set_processor(stock)
     for hook in installed.hooks:
         hook.remove()
+    if isinstance(vars(wan).get("save_config"), SaveConfig):
+        del wan.save_config
     del wan._fps_processor
 
 
@@ -184,7 +201,8 @@ def cut_tile(attention: FPSAttention, grid: Triple) -> FPSAttention:
     return replace(attention, tile=(t, h, w))
 
 
-def _install(wan: WanTransformer3DModel, attention: FPSAttention) -> None:
+def _install(wan: WanTransformer3DModel, attention: FPSAttention, settings: dict[str, Any]) -> None:
+    """settings: what is saved with it, beside the attention."""
     _check(wan)
     if "_fps_processor" in vars(wan):
         uninstall(wan)
@@ -197,6 +215,7 @@ def _install(wan: WanTransformer3DModel, attention: FPSAttention) -> None:
         wan.register_forward_hook(processor.after_forward),
     ]
     wan._fps_processor = processor
+    wan.save_config = SaveConfig(wan, {**settings, "attention": asdict(attention)})
 
 
 def _check_options(options: dict[str, Any], but: tuple[str, ...] = ()) -> None:

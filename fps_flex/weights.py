@@ -27,7 +27,7 @@ from .recognise import what_channels, what_names
 from .sizes import infer_config
 from .wan import Wan, WanConfig
 
-SETTINGS = "fps_flex.json"  # beside exported weights: the attention that they were trained with, their noise levels
+SETTINGS = "fps_flex.json"  # beside exported weights: the attention and the noise levels that they are for
 RELEASED = {"noise_levels"}  # all that it says of an expert of a release
 MADE_WITH = ("residual", "shift", "clip", "text_length")  # of those settings, what may be left unsaid
 
@@ -95,16 +95,24 @@ def load_wan(
 
 
 def read_settings(path: str | Path) -> tuple[WanConfig, FPSAttention]:
-    """The sizes of a model that was trained here, and its attention.
+    """The sizes of a model that was trained here, or saved with FPS attention from diffusers, and its attention.
 
-    path: a .ckpt of train.fit, or a folder exported from one. Raises ValueError where it doesn't say them.
+    path: a .ckpt of train.fit, or such a folder. Raises ValueError where it doesn't say them.
     """
+    said = read_saved_settings(path)
+    return _config_from(said["wan"]), FPSAttention.from_dict(said["attention"])
+
+
+def read_saved_settings(path: str | Path) -> dict[str, Any]:
+    """What goes along when weights are saved elsewhere, as in `Weights.settings`. path, errors: as `read_settings`."""
     path = as_path("path", path)
     held = read_training_checkpoint(path)["fps_flex"] if path.suffix == ".ckpt" else _read_exported(path)
     if held.keys() == RELEASED:
         raise ValueError(f"{path} is of a release, which has no attention of its own: its {SETTINGS} says noise levels")
     try:
-        return _config_from(held["wan"]), FPSAttention.from_dict(held["attention"])
+        check_said(SETTINGS, held)
+        levels = as_levels("noise_levels", held["noise_levels"]) if "noise_levels" in held else None
+        return _settings(_config_from(held["wan"]), FPSAttention.from_dict(held["attention"]), levels, held)
     except (KeyError, ValueError) as error:
         raise _unsaid(path, error) from None
 
@@ -179,28 +187,30 @@ def _open_released(path: Path) -> Weights:
 def _exported_as(config: WanConfig, folder: Path) -> tuple[dict[str, Any] | None, Levels]:
     """What an exported folder says beside its weights: the settings, of a released expert none, and the noise levels.
 
+    What `diffusers.install` saved doesn't know its noise levels: they are those of a release in that folder.
     Raises ValueError where it is of other sizes, or lacks something.
     """
     held = _read_exported(folder)
     try:
-        levels = as_levels("noise_levels", held.get("noise_levels"))
+        from_diffusers = "attention" in held and "noise_levels" not in held
+        levels = levels_of(folder) if from_diffusers else as_levels("noise_levels", held.get("noise_levels"))
     except ValueError as error:
         raise ValueError(f"{folder / SETTINGS} doesn't say its noise levels ({error}): export it again") from None
     if held.keys() == RELEASED:
         return None, levels
-    said, attention = read_settings(folder)
+    settings = read_saved_settings(folder)
+    said = _config_from(settings["wan"])
     if said != config:
         raise ValueError(f"{folder / SETTINGS} is of another model ({said}) than the weights beside it ({config})")
-    try:
-        check_said(SETTINGS, held)
-    except ValueError as error:
-        raise _unsaid(folder, error) from None
-    return _settings(said, attention, levels, held), levels
+    return {**settings, "noise_levels": list(levels)}, levels
 
 
-def _settings(config: WanConfig, attention: FPSAttention, levels: Levels, said: dict[str, Any]) -> dict[str, Any]:
+def _settings(
+    config: WanConfig, attention: FPSAttention, levels: Levels | None, said: dict[str, Any]
+) -> dict[str, Any]:
     """What goes along with exported weights. said: by a checkpoint, or by what was exported of one."""
-    settings = {"wan": asdict(config), "attention": asdict(attention), "noise_levels": list(levels)}
+    settings = {"wan": asdict(config), "attention": asdict(attention)}
+    settings |= {"noise_levels": list(levels)} if levels else {}
     settings |= {name: said[name] for name in MADE_WITH if name in said}
     length = said.get("text", {}).get("init_args", {}).get("length")
     return settings if length is None else settings | {"text_length": length}

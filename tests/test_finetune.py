@@ -146,7 +146,7 @@ def test_from_released_weights_to_a_fine_tune_to_videos_to_stock_diffusers(wan_f
     for name in ("clip", "shift", "residual"):
         assert getattr(exported, name) == getattr(trained, name), name
     assert exported.text.length == trained.text.length
-    assert describe_weights(exported) == "exported, trained with FPS attention"
+    assert describe_weights(exported) == "exported for FPS attention"
     assert describe_weights(open_model(str(wan_folder))) == "released, trained with dense attention"
 
 

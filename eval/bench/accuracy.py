@@ -15,7 +15,8 @@ from fps_flex.quant import ScaleFormat
 from fps_flex.reference import Precision, reference_attention
 from train.console import check_writable
 
-from ..timing import find_device, head_of, line_of, write_json
+from ..markdown import head_of
+from ..timing import find_device, line_of, write_json
 from .exact import relative_error
 from .sizes import Triple
 

@@ -19,7 +19,8 @@ from fps_flex.masks import as_windows, tile_mask
 from train.console import check_writable
 from train.whole import write_text
 
-from ..timing import clock, find_device, forget_peak, head_of, line_of, peak_gb, write_json
+from ..markdown import head_of
+from ..timing import clock, find_device, forget_peak, line_of, peak_gb, write_json
 from .exact import exact_rows, relative_error
 from .plot import draw_speed
 from .rivals import dense_rivals

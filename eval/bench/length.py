@@ -9,7 +9,8 @@ from typing import Any
 
 from train.console import check_writable
 
-from ..timing import clock, find_device, head_of, line_of, write_json
+from ..markdown import head_of
+from ..timing import clock, find_device, line_of, write_json
 from .kernel import Bench
 from .sizes import CONFIGS, Size, Triple, block_of
 

@@ -15,7 +15,8 @@ from fps_flex.linears import Linears, check_linears, quantize_linears
 from fps_flex.quant import ScaleFormat
 from train.console import check_writable
 
-from ..timing import clock, find_device, forget_peak, head_of, line_of, peak_gb, write_json
+from ..markdown import head_of
+from ..timing import clock, find_device, forget_peak, line_of, peak_gb, write_json
 from .sizes import SIGMAS, TEXT_TOKENS, Size, attention_of, densities, random_wan, regime_at, sized
 from .stock import random_stock
 

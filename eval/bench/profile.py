@@ -11,7 +11,8 @@ from torch.profiler import profile as torch_profile
 
 from train.console import check_writable
 
-from ..timing import find_device, head_of, line_of, write_json
+from ..markdown import head_of
+from ..timing import find_device, line_of, write_json
 from .kernel import Bench, tile_for
 from .sizes import CONFIGS, GRIDS, Size, Triple, block_of
 

@@ -1,0 +1,41 @@
+"""Settings that go along when diffusers saves a transformer with FPS attention: its own files don't say them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .weights import SETTINGS
+
+if TYPE_CHECKING:
+    from diffusers import WanTransformer3DModel
+
+logger = logging.getLogger(__name__)
+
+
+class SaveConfig:
+    """In the place of a transformer's save_config, with which save_pretrained and push_to_hub begin.
+
+    An object that holds the transformer, so that a copied or pickled one saves itself.
+    settings: what `read_saved_settings` gives.
+    """
+
+    def __init__(self, transformer: WanTransformer3DModel, settings: dict[str, Any]) -> None:
+        self.transformer, self.settings = transformer, settings
+
+    def __call__(self, save_directory: str | Path, *args: Any, **options: Any) -> None:
+        """Write fps_flex.json, and config.json as diffusers does, which may push the folder to the hub."""
+        folder = Path(save_directory)
+        if not folder.is_file():  # diffusers refuses it
+            folder.mkdir(parents=True, exist_ok=True)
+            aside = folder / f".{SETTINGS}.part"
+            aside.write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
+            aside.replace(folder / SETTINGS)
+            logger.warning(
+                "%s: from_pretrained alone gives it dense attention; call install_trained(transformer, %r) after it",
+                folder,
+                str(folder),
+            )
+        type(self.transformer).save_config(self.transformer, save_directory, *args, **options)
