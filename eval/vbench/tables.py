@@ -10,6 +10,8 @@ from html import escape
 from io import StringIO
 from typing import Any
 
+from .. import markdown
+
 NONE = "-"
 WIDE = 40  # characters from which on a LaTeX column wraps
 TEX = {
@@ -44,13 +46,9 @@ class Table:
         return [[_show(*pair) for pair in zip(self.columns, row, strict=True)] for row in self.rows]
 
     def to_markdown(self) -> list[str]:
-        head = [[column.title for column in self.columns]]
-        lines = [
-            f"| {' | '.join(cell.replace(chr(92), chr(92) * 2).replace('|', chr(92) + '|') for cell in cells)} |"
-            for cells in head + self.texts()
-        ]
-        lines.insert(1, f"|{'|'.join('---:' if column.figure else '---' for column in self.columns)}|")
-        return lines
+        """In lines."""
+        sides = "".join("r" if column.figure else "l" for column in self.columns)
+        return markdown.table([column.title for column in self.columns], self.texts(), sides).split("\n")
 
     def to_html(self, caption: str) -> str:
         """In a wrapper that scrolls where the page is too narrow."""
