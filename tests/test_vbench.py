@@ -29,7 +29,7 @@ from train.fit import main as fit
 ROOT = Path(__file__).parent.parent
 SMALL = ["--steps=2", "--frames=4", "--height=16", "--width=16"]
 
-REPORTS = ("report.md", "report.json", "report.html", "chart.png", "contact.png")
+REPORTS = ("report.md", "report.json", "report.html", "chart.png", "scores.csv", "scores.tex", "contact.png")
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +55,14 @@ def whole(suite, trained, tmp_path_factory):
     return out
 
 
+def reports(out):
+    """Its reports, written again as if each video had taken as long."""
+    for file in out.glob("records/*.json"):
+        file.write_text(json.dumps({**json.loads(file.read_text()), "seconds": 2.5, "peak_gb": 1.5}))
+    command(["report", f"--out={out}"])
+    return contents(out, *REPORTS)
+
+
 def read_as_the_leaderboard_does(path):
     """The scores in a zip, with 0 for what is missing."""
     with zipfile.ZipFile(path) as packed:
@@ -77,9 +85,9 @@ def test_a_report_of_a_complete_run(tmp_path, capsys):
     scores = read_as_the_leaderboard_does(out / "leaderboard.zip")
     assert scores == {name: said[name][0] for name in DIMENSIONS}
     assert read_results(out / "leaderboard.zip").scores["imaging_quality"].videos
-    before = contents(out, *REPORTS[:4], "leaderboard.zip")
+    before = contents(out, *REPORTS[:6], "leaderboard.zip")
     command(["report", f"--out={out}", "--name=A <model> & more"])
-    assert contents(out, *REPORTS[:4], "leaderboard.zip") == before
+    assert contents(out, *REPORTS[:6], "leaderboard.zip") == before
 
 
 def test_a_report_goes_to_wandb(whole, tmp_path, monkeypatch):
@@ -91,7 +99,8 @@ def test_a_report_goes_to_wandb(whole, tmp_path, monkeypatch):
     monkeypatch.setattr(wandb.Run, "log", lambda run, data: (logged.update(data), log(run, data)))
     monkeypatch.setenv("WANDB_MODE", "offline")
     command(["report", f"--out={out}", "--wandb=vbench-test"])
-    assert [*logged] == ["vbench/temporal_flickering", "vbench/videos", "vbench/report"]  # totals are withheld
+    cost = {f"vbench/{name}" for name in ("seconds_per_video", "density", "peak_gb")}
+    assert {*logged} - cost == {f"vbench/{name}" for name in ("temporal_flickering", "videos", "report")}  # no totals
     (kept,) = (out / "wandb").glob("offline-run-*")
     (page,) = kept.glob("files/media/html/vbench/*.html")
     assert "In a still frame, a lamp" in page.read_text() and len(list(kept.rglob("videos_*.png"))) == 11
@@ -135,7 +144,7 @@ def test_killed_while_generating_and_started_again_gives_the_same_report(whole, 
     command(options(suite, trained, out))
     assert f"{len(videos)} of 11 videos are there already" in capfd.readouterr().out
     assert all(path.stat().st_mtime_ns == moment for path, moment in done.items())
-    assert contents(out, *REPORTS) == contents(whole, *REPORTS)
+    assert reports(out) == reports(whole)
     torn.write_text('{"name": "')  # interrupted while it was written
     command(["generate", *options(suite, trained, out)[:3], f"--out={out}", *SMALL])
     assert "is broken: its video is made again" in capfd.readouterr().out and json.loads(torn.read_text())["name"]
@@ -155,7 +164,7 @@ def test_two_shares_merged_give_the_report_of_one_process(whole, suite, trained,
         shutil.copytree(there / name, here / name, dirs_exist_ok=True)
     command(options(suite, trained, here))
     assert "wrote" in capsys.readouterr().out
-    assert contents(here, *REPORTS) == contents(whole, *REPORTS)
+    assert reports(here) == reports(whole)
     assert not os.path.exists(here / "videos/contact.png")
 
 

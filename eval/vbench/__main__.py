@@ -15,13 +15,13 @@ from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser
-from rich.console import Console
 
 from train.console import check_schedule_parts, speaking_plainly
 from train.prepare.records import place
 from train.whole import at_home
 
 from . import preflight, stages
+from .fetch import weights_command
 from .official import Device, open_scorer
 from .score import find_weights, score_command
 from .scorer_env import setup_command
@@ -102,16 +102,12 @@ def score(
 
 
 def say_what_can_be_scored(dimensions: tuple[str, ...], python: Path | None, weights: Path | None, device: str) -> None:
-    """A table, before hours are spent on videos. Raises ValueError for a scorer that can't be used."""
+    """A line a dimension, before hours are spent on videos. Raises ValueError for a scorer that can't be used."""
     if python is None:
         print(f"without --scorer-python only {FLICKER} is scored, and unfiltered: setup-scorer makes an environment")
         return
-    scorer, folder = open_scorer(python, device), find_weights(weights)
-    ready = {name: preflight.check(name, scorer, folder) for name in (*dimensions, preflight.STATIC_FILTER)}
-    if FLICKER in ready:
-        ready[FLICKER] = preflight.Readiness(FLICKER, ())
-    static_filter = ready.pop(preflight.STATIC_FILTER)
-    Console().print(preflight.draw_table(ready.values(), static_filter))
+    checked, static_filter = preflight.check_all(dimensions, open_scorer(python, device), find_weights(weights))
+    print("\n".join(preflight.describe_readiness(checked, static_filter)), flush=True)
 
 
 COMMANDS = {
@@ -124,6 +120,7 @@ COMMANDS = {
     "compare": stages.compare,
     "report": stages.report,
     "setup-scorer": setup_command,
+    "weights": weights_command,
 }
 POSITIONAL = {"aggregate": "results", "compare": "runs", "setup-scorer": "folder"}
 

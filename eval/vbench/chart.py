@@ -1,22 +1,107 @@
-"""A picture of how runs differ."""
+"""The charts: of a run's scores, which is also told in words, and of how runs differ."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from train.pictures import save_figure
 
+from .aggregate import normalise
 from .paired import Difference
+from .report import TOTALS, Report
 from .suite import DIMENSIONS
+
+COLOURS = {"quality": "#3b6fb6", "semantic": "#d1813a"}
+HATCH = "////"
+LONGEST, WRAPPED = 50, 55  # characters of a model's name above the chart, and of a line below one
+
+
+def draw_scores(path: Path, report: Report) -> None:
+    """A bar a dimension, normalised, with its interval; hatched where it isn't the full official score."""
+    figure = Figure(figsize=(5.6, 6.4), layout="constrained")
+    axes = figure.subplots()
+    marks = {name: mark for name in DIMENSIONS if (mark := find_mark(report, name)) is not None}
+    for row, name in enumerate(DIMENSIONS):
+        if name in marks:
+            _draw_bar(axes, row, name, report, marks[name])
+        else:
+            axes.text(1, row, "no score", va="center", fontsize=8, color="#555555")
+    axes.set_yticks(range(len(DIMENSIONS)), [name.replace("_", " ") for name in DIMENSIONS])
+    axes.set_ylim(len(DIMENSIONS) - 0.4, -0.6)
+    axes.set_xlim(min(0, axes.get_xlim()[0]), max(145 if any(marks.values()) else 120, 1.15 * axes.get_xlim()[1]))
+    axes.set_xlabel("normalised, percent; lines: 95 % intervals over prompts", fontsize=9)
+    axes.set_title(f"{_title(report)}\n{describe_counts(report)}", fontsize=10, parse_math=False)
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
+    handles = [Patch(color=colour, label=group) for group, colour in COLOURS.items()]
+    if different := sorted({mark for mark in marks.values() if mark}):
+        label = f"hatched: {', '.join(different)}"
+        handles.append(Patch(facecolor="white", edgecolor="#333333", hatch=HATCH, label=label))
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    save_figure(figure, path)
+
+
+def _draw_bar(axes: Axes, row: int, name: str, report: Report, mark: str) -> None:
+    value, colour = 100 * normalise(name, report.results.scores[name].score), COLOURS[DIMENSIONS[name].group]
+    style = {"facecolor": "white", "edgecolor": colour, "hatch": HATCH} if mark else {"color": colour}
+    axes.barh(row, value, **style)
+    end, found = max(value, 0), report.intervals.get(name)
+    if found and found.low is not None:
+        low, high = (100 * normalise(name, x) for x in (found.low, found.high))
+        axes.plot([low, high], [row, row], color="black", linewidth=1.2, marker="|", markersize=6)
+        end = max(end, high)
+    axes.text(end + 1.5, row, f"{value:.1f}{f', {mark}' if mark else ''}", va="center", fontsize=8)
+
+
+def find_mark(report: Report, name: str) -> str | None:
+    """What keeps a bar from being the full official score: '' for nothing; None where there is no score."""
+    result = report.results.scores.get(name)
+    if result is None or result.score is None:
+        return None
+    if report.plan and report.plan.quick:
+        return "quick"
+    if name in report.reasons:
+        return "partial"
+    return "unfiltered" if result.filtered is False else ""
+
+
+def _title(report: Report) -> str:
+    return f"VBench: {report.name if len(report.name) <= LONGEST else report.name[: LONGEST - 3] + '...'}"
+
+
+def describe_counts(report: Report) -> str:
+    """How many videos are scored, and of how many prompts."""
+    names = {name for result in report.results.scores.values() for name in result.videos}
+    prompts = {name.rpartition("-")[0] for name in names}
+    if not names:
+        return "given without the scores of single videos"
+    return f"{len(names):,} videos of {len(prompts):,} prompts" + ("; a quick run" if _is_quick(report) else "")
+
+
+def _is_quick(report: Report) -> bool:
+    return bool(report.plan and report.plan.quick)
+
+
+def describe_chart(report: Report) -> str:
+    """The chart in words, for those who don't see it."""
+    told = []
+    for name in DIMENSIONS:
+        mark = find_mark(report, name)
+        value = "" if mark is None else f"{100 * normalise(name, report.results.scores[name].score):.1f}"
+        told.append(f"{name.replace('_', ' ')} {value or 'no score'}{f' ({mark})' if mark else ''}")
+    return f"Bar chart of {report.name}, normalised scores in percent: {', '.join(told)}."
 
 
 def draw_differences(path: Path, first: str, found: dict[str, dict[str, Difference]]) -> None:
     """A line a dimension: each run's paired difference from the one that is called `first`, with its interval."""
-    names = [name for name in (*DIMENSIONS, "quality", "semantic", "total") if any(name in x for x in found.values())]
-    figure = Figure(figsize=(8, 1.2 + 0.32 * len(names)), layout="constrained")
+    names = [name for name in (*DIMENSIONS, *TOTALS) if any(name in x for x in found.values())]
+    figure = Figure(figsize=(5.6, 1.4 + 0.3 * len(names)), layout="constrained")
     axes = figure.subplots()
     for i, (label, differences) in enumerate(found.items()):
         known = {row: differences[name] for row, name in enumerate(names) if name in differences}
@@ -28,7 +113,8 @@ def draw_differences(path: Path, first: str, found: dict[str, dict[str, Differen
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_xlabel(f"paired difference from {first}, in percent points, with 95 % intervals")
+    label = f"paired difference from {first}, in percent points, with 95 % intervals"
+    axes.set_xlabel(fill(label, WRAPPED), fontsize=9, parse_math=False)
     axes.grid(axis="x", alpha=0.3)
-    figure.legend(loc="outside upper center", ncols=4)
+    figure.legend(loc="outside upper center", ncols=1 if max(map(len, found)) > 20 else 4)
     save_figure(figure, path)

@@ -2,34 +2,60 @@
 
 from __future__ import annotations
 
-import hashlib
+import secrets
 from pathlib import Path
+from typing import Any
 
-from .page import draw_strips
+from .reading import read_json, write_json
 from .report import Report
+from .strips import draw_strips
 
 
 def log_report(out: Path, report: Report, project: str) -> None:
-    """Totals, scores, thumbnails and the HTML, as one W&B run however often it is logged.
+    """Totals, scores with their intervals, strips of videos and the HTML, as one W&B run however often it is logged.
 
     Raises ValueError when wandb can't log.
     """
     import wandb
 
-    key = hashlib.sha256(f"{project} {report.name} {out.resolve()}".encode()).hexdigest()[:16]
+    made = report.making
+    config = {**made.settings, "fingerprints": made.fingerprints, "commits": made.commits, "devices": made.devices}
     try:
         run = wandb.init(
-            project=project, name=f"vbench {report.name}", id=key, resume="allow", dir=out, config=report.settings,
-            job_type="vbench",
+            project=project, name=f"vbench {report.name}", id=find_id(out, project), resume="allow", dir=out,
+            config=config, job_type="vbench",
         )  # fmt: skip
     except (wandb.errors.Error, OSError) as error:
         raise ValueError(f"W&B can't be used ({error}): log in, or set WANDB_MODE=offline") from None
-    totals = {"quality": report.totals.quality, "semantic": report.totals.semantic, "total": report.totals.total}
-    scores = {name: result.score for name, result in report.results.scores.items()}
-    run.log({f"vbench/{name}": value for name, value in {**totals, **scores}.items() if value is not None})
+    run.log({f"vbench/{name}": value for name, value in list_figures(report).items()})
     if report.plan:
-        strips = draw_strips(report.plan.find_videos(out), report.plan)
-        run.log({"vbench/videos": [wandb.Image(strip, caption=video.prompt) for video, strip in strips]})
+        shown = draw_strips(report.plan.find_videos(out), report.plan).shown
+        run.log({"vbench/videos": [wandb.Image(strip.picture, caption=video.prompt) for video, strip in shown]})
     run.log({"vbench/report": wandb.Html((out / "report.html").read_text(encoding="utf-8"))})
     run.summary["vbench/withheld"] = list(report.totals.reasons)
     run.finish()
+
+
+def find_id(out: Path, project: str) -> str:
+    """Of the W&B run: drawn once and kept in wandb.json, so that it goes with the folder wherever that is moved."""
+    file = out / "wandb.json"
+    try:
+        held = read_json(file)
+    except ValueError:
+        held = None
+    ids = held if isinstance(held, dict) else {}
+    if not isinstance(ids.get(project), str):
+        ids[project] = secrets.token_hex(8)
+        write_json(file, ids)
+    return ids[project]
+
+
+def list_figures(report: Report) -> dict[str, Any]:
+    """By name: totals and scores that are known, the ends of their intervals, and what the videos took."""
+    totals = {name: getattr(report.totals, name) for name in ("quality", "semantic", "total")}
+    figures = {**totals, **{name: result.score for name, result in report.results.scores.items()}}
+    for name, found in report.intervals.items():
+        figures |= {f"{name}_low": found.low, f"{name}_high": found.high}
+    made = report.making
+    figures |= {"seconds_per_video": made.seconds, "density": made.density, "peak_gb": made.peak_gb}
+    return {name: value for name, value in figures.items() if value is not None}

@@ -1,101 +1,77 @@
-"""A report as one HTML file, with its chart and thumbnails of its videos inside."""
+"""A report as one HTML file, with its chart and frames of its videos inside."""
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterator
 from html import escape
-from io import BytesIO
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
-from train.videos import ClipError, probe, sample_frames
-
+from .chart import describe_chart
 from .check import describe_findings
-from .report import Report, describe_settings, list_rows
-from .suite import Plan, Planned
-
-STRIP, ROWS = 5, 96  # frames of a thumbnail, and their height in pixels
-STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-table { border-collapse: collapse; } td, th { padding: .2rem .7rem; border-bottom: 1px solid #ddd; text-align: left; }
-td.figure { text-align: right; font-variant-numeric: tabular-nums; } .totals { font-size: 1.5rem; }
-.totals b { margin-right: 1.2rem; }
-.partial { background: #fff4dc; border-left: 4px solid #d1813a; padding: .6rem 1rem; }
-pre { background: #f6f6f6; padding: .7rem; overflow-x: auto; white-space: pre-wrap; }
-img { max-width: 100%; } figure { margin: 0 0 1rem; } figcaption { font-size: .85rem; color: #555; }
-"""
+from .document import embed, list_facts, list_items, quote_prompt, write_page
+from .making import describe_cost, describe_making, describe_settings
+from .report import CAPTION, SHOWN, Report, describe_intervals, hide_paths, tabulate_scores
+from .strips import draw_strips, show_strip
+from .suite import Planned
+from .tables import percent
 
 
-def to_html(report: Report, chart: Path, videos: Path | None) -> str:
-    """videos: the folder that thumbnails are taken from; None leaves them out."""
+def to_html(report: Report, out: Path) -> str:
+    """out: the folder of the run, which the page goes to, with the chart."""
     parts = [
         f"<h1>VBench: {escape(report.name)}</h1>",
         *_list_totals(report),
-        _embed(chart.read_bytes(), "png", "chart"),
+        *_list_cost(report),
+        f"<p>{embed((out / 'chart.png').read_bytes(), 'png', describe_chart(report))}</p>",
+        tabulate_scores(report).to_html(CAPTION),
+        *_list_videos(report, out),
     ]
-    parts.append("<table><tr><th>dimension<th>group<th>score<th>normalised<th>videos<th></tr>")
-    for name, group, score, normalised, count, said in list_rows(report):
-        figures = "".join(f'<td class="figure">{escape(text)}</td>' for text in (score, normalised, count))
-        parts.append(f"<tr><td>{escape(name)}</td><td>{group}</td>{figures}<td>{escape(said)}</td></tr>")
-    parts.append("</table><p>Percent; normalised as VBench's leaderboard does it.</p>")
-    if videos and report.plan:
-        parts += ["<h2>Videos</h2>", *_draw_thumbnails(videos, report.plan)]
     if report.findings:
         parts.append(f"<pre>{escape(chr(10).join(describe_findings(report.findings)))}</pre>")
-    if report.settings:
-        text = "\n".join(describe_settings(report.settings))
-        parts.append(f"<h2>How they were made</h2><pre>{escape(text)}</pre>")
-    head = f'<meta charset="utf-8"><title>VBench: {escape(report.name)}</title><style>{STYLE}</style>'
-    return f"<!doctype html><html><head>{head}</head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
+    facts = [*describe_making(report.making), *describe_settings(report.making.settings)]
+    parts += ["<h2>How they were made</h2>", list_facts(facts)] if facts else []
+    return write_page(f"VBench: {report.name}", parts)
 
 
 def _list_totals(report: Report) -> Iterator[str]:
-    totals = report.totals
-    named = {"Total": totals.total, "Quality": totals.quality, "Semantic": totals.semantic}
-    there = "".join(f"<b>{name} {100 * value:.2f}</b>" for name, value in named.items() if value is not None)
-    if there:
-        yield f'<p class="totals">{there}</p>'
-    absent = ", ".join(name for name, value in named.items() if value is None)
-    if absent:
-        reasons = "".join(f"<li>{escape(reason)}</li>" for reason in totals.reasons)
-        yield f'<div class="partial"><b>Withheld: {absent}</b>, because<ul>{reasons}</ul></div>'
-    if totals.warnings:
-        yield f"<ul>{''.join(f'<li>{escape(warning)}</li>' for warning in totals.warnings)}</ul>"
+    known = {name: value for name in SHOWN if (value := getattr(report.totals, name)) is not None}
+    if known:
+        items = (f"<li>{name.capitalize()} <b>{percent(value)}</b></li>" for name, value in known.items())
+        yield f'<ul class="totals">{"".join(items)}</ul>'
+    if intervals := describe_intervals(report):
+        yield f'<p class="note">{intervals}</p>'
+    if absent := ", ".join(name.capitalize() for name in SHOWN if name not in known):
+        reasons = list_items(map(hide_paths, report.totals.reasons))
+        yield f'<div class="partial"><b>Withheld: {absent}</b>, because{reasons}</div>'
+    if report.warnings:
+        yield list_items(map(hide_paths, report.warnings))
 
 
-def _draw_thumbnails(folder: Path, plan: Plan) -> Iterator[str]:
-    """The first video of each dimension that can be read; one of several dimensions is shown once."""
-    for video, strip in draw_strips(folder, plan):
-        caption = f"{video.prompt} ({', '.join(name.replace('_', ' ') for name in video.dimensions)})"
-        data = BytesIO()
-        strip.save(data, "jpeg", quality=85)
-        picture = _embed(data.getvalue(), "jpeg", video.name)
-        yield f"<figure>{picture}<figcaption>{escape(caption)}</figcaption></figure>"
+def _list_cost(report: Report) -> Iterator[str]:
+    """What a video took, in a line beside the totals."""
+    if cost := describe_cost(report.making):
+        yield f'<p class="note">{escape("; ".join(f"{what}: {value}" for what, value in cost))}</p>'
 
 
-def draw_strips(folder: Path, plan: Plan) -> Iterator[tuple[Planned, Image.Image]]:
-    shown: set[str] = set()
-    for dimension in plan.dimensions:
-        for video in plan.expected(dimension) if dimension not in shown else ():
-            try:
-                strip = draw_strip(folder / video.name)
-            except ClipError:
-                continue
-            shown.update(video.dimensions)
-            yield video, strip
-            break
+def _list_videos(report: Report, out: Path) -> Iterator[str]:
+    """Strips of the first video of each dimension that can be read."""
+    if report.plan is None:
+        return
+    yield "<h2>Videos</h2>"
+    folder = report.plan.find_videos(out)
+    strips = draw_strips(folder, report.plan)
+    for video, strip in strips.shown:
+        caption = f"{quote_prompt(video.prompt)} ({escape(_tell_scores(report, video))})"
+        yield show_strip(strip, folder / video.name, out, video.prompt, caption)
+    if strips.left_out:
+        yield f"<p>{escape(hide_paths(strips.describe_left_out()))}</p>"
 
 
-def draw_strip(path: Path) -> Image.Image:
-    """Frames spread over a video, side by side. Raises ClipError."""
-    frames = [frame for _, frame in sample_frames(path, STRIP / max(probe(path).seconds, 1e-3), ROWS)]
-    if not frames:
-        raise ClipError(f"{path}: has no frame")
-    return Image.fromarray(np.concatenate(frames[:STRIP], axis=1))
-
-
-def _embed(data: bytes, kind: str, title: str) -> str:
-    return f'<img alt="{escape(title)}" src="data:image/{kind};base64,{base64.b64encode(data).decode()}">'
+def _tell_scores(report: Report, video: Planned) -> str:
+    """The video's dimensions, with its own score in each that is scored."""
+    told = []
+    for name in video.dimensions:
+        result = report.results.scores.get(name)
+        value = result.per_video().get(video.name) if result else None
+        told.append(name.replace("_", " ") + ("" if value is None else f" {percent(value)}"))
+    return ", ".join(told)

@@ -1,41 +1,56 @@
-"""What came of a run, for people and for programs: Markdown, HTML, JSON, a chart, and the leaderboard's zip."""
+"""What came of a run, for people and for programs: Markdown, JSON, CSV, LaTeX, and the leaderboard's zip."""
 
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
-
-from train.pictures import save_figure
-from train.whole import write_text
-
-from .aggregate import Totals, aggregate, find_reasons, normalise
+from ..intervals import Estimate
+from .aggregate import Totals, aggregate, find_intervals, find_reasons, normalise
 from .check import Findings, describe_findings, read_findings
-from .reading import read_json, shape
+from .making import Making, describe_making, describe_settings, read_making
+from .reading import write_plainly
 from .results import Results, read_results
 from .suite import DIMENSIONS, SEEDS, Plan, find_plan
+from .tables import Column, Table, count, percent, percents
 from .values import Result
 
-COLOURS = {"quality": "#3b6fb6", "semantic": "#d1813a"}
+TOTALS = ("quality", "semantic", "total")
+SHOWN = ("total", "quality", "semantic")  # in the order of a headline
+COLUMNS = (
+    Column("dimension", ("dimension",)),
+    Column("group", ("group",)),
+    Column("score", ("score",), percent, figure=True),
+    Column("95 % interval", ("low", "high"), percents, figure=True),
+    Column("normalised", ("normalised",), percent, figure=True),
+    Column("prompts", ("prompts",), count, figure=True),
+    Column("videos", ("videos", "expected_videos"), lambda found, of: f"{found:,} of {of:,}", figure=True),
+    Column("note", ("note",)),
+)
+CAPTION = "Scores in percent; normalised as VBench's leaderboard does it; intervals over prompts"
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that is known of a run. reasons: why a dimension doesn't count. settings: how its videos were made."""
+    """All that is known of a run. reasons: why a dimension doesn't count. intervals: by dimension, and of totals."""
 
     name: str
     results: Results
     totals: Totals
     reasons: dict[str, str]
+    intervals: dict[str, Estimate]
     plan: Plan | None
     findings: Findings | None
-    settings: dict[str, Any]
+    making: Making
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return (*self.totals.warnings, *self.making.problems)
 
 
 def collect(out: Path, name: str | None = None) -> Report:
@@ -44,18 +59,13 @@ def collect(out: Path, name: str | None = None) -> Report:
     findings = read_findings(out / "check.json")
     results = read_results(out)
     totals, reasons = aggregate(results, plan, findings), find_reasons(results, plan, findings)
-    return Report(name or out.resolve().name, results, totals, reasons, plan, findings, _read_settings(out, plan))
-
-
-def _read_settings(out: Path, plan: Plan | None) -> dict[str, Any]:
-    """Those of the first video that has a record: all of a run have the same."""
-    for video in plan.videos if plan and not plan.folder else ():
-        file = out / "records" / f"{video.name.removesuffix('.mp4')}.json"
-        if file.is_file():
-            said = shape(str(file), dict[str, Any], read_json(file))
-            of_one = ("name", "prompt", "seed", "regimes", "seconds", "peak_gb", "sha256")
-            return {name: value for name, value in said.items() if name not in of_one}
-    return {}
+    intervals = {
+        name: found
+        for name, found in find_intervals(results).items()
+        if name in DIMENSIONS or getattr(totals, name) is not None
+    }
+    name = name or out.resolve().name
+    return Report(name, results, totals, reasons, intervals, plan, findings, read_making(out, plan))
 
 
 def to_dict(report: Report) -> dict[str, Any]:
@@ -64,6 +74,7 @@ def to_dict(report: Report) -> dict[str, Any]:
     dimensions = {
         name: {
             "score": result.score,
+            "interval": _to_interval(report, name),
             "normalised": None if result.score is None else normalise(name, result.score),
             "videos": len(result.videos),
             "counts": name not in report.reasons,
@@ -74,94 +85,116 @@ def to_dict(report: Report) -> dict[str, Any]:
         }
         for name, result in report.results.scores.items()
     }
+    making = asdict(report.making)
     return {
         "name": report.name,
         "comparable": report.totals.total is not None and not report.totals.warnings,
         "totals": asdict(report.totals),
+        "intervals": {name: found for name in TOTALS if (found := _to_interval(report, name))},
         "dimensions": dimensions,
         "plan": plan and {name: value for name, value in asdict(plan).items() if name not in ("videos", "folder")},
         "check": report.findings and asdict(report.findings),
-        "settings": report.settings,
+        "settings": making.pop("settings"),
+        "making": making,
     }
 
 
+def _to_interval(report: Report, name: str) -> dict[str, Any] | None:
+    found = report.intervals.get(name)
+    return found and {"low": found.low, "high": found.high, "prompts": found.prompts, "values": found.values}
+
+
 def to_markdown(report: Report) -> str:
-    lines = [f"# VBench: {report.name}", "", *describe_totals(report.totals), ""]
-    lines += ["| dimension | group | score | normalised | videos | |", "|---|---|---:|---:|---:|---|"]
-    for row in list_rows(report):
-        lines.append(f"| {' | '.join(row)} |")
-    lines += ["", "Percent; normalised as VBench's leaderboard does it."]
+    lines = [f"# VBench: {report.name}", "", *map(hide_paths, describe_totals(report)), ""]
+    lines += [*tabulate_scores(report).to_markdown(), "", f"{CAPTION}."]
     if report.findings:
         lines += ["", "## Videos", "", "```", *describe_findings(report.findings), "```"]
-    if report.settings:
-        lines += ["", "## How they were made", "", "```", *describe_settings(report.settings), "```"]
+    made = [*describe_making(report.making), *describe_settings(report.making.settings)]
+    if made:
+        lines += ["", "## How they were made", "", "```", *(f"{what}: {value}" for what, value in made), "```"]
     return "\n".join(lines) + "\n"
 
 
-def describe_totals(totals: Totals) -> list[str]:
+def hide_paths(text: str) -> str:
+    """Without the folders of absolute paths: a report goes to others."""
+    return re.sub(r"(?<![\w/:.])(?:/[^\s/:;,'\"()]+)+/(?=[^\s/])", ".../", text)
+
+
+def describe_totals(report: Report) -> list[str]:
     """The three figures, or what is missing for them, in words."""
-    named = (("Total", totals.total), ("Quality", totals.quality), ("Semantic", totals.semantic))
-    there = ", ".join(f"{name} {100 * value:.2f}" for name, value in named if value is not None)
-    absent = ", ".join(name for name, value in named if value is None)
+    totals = report.totals
+    named = {name.capitalize(): getattr(totals, name) for name in SHOWN}
+    there = ", ".join(f"{name} {percent(value)}" for name, value in named.items() if value is not None)
+    absent = ", ".join(name for name, value in named.items() if value is None)
     lines = [f"**{there}** (percent)" if there else ""]
+    intervals = describe_intervals(report)
+    lines += ["", intervals] if intervals else []
     lines += [f"**Withheld: {absent}**, because:", "", *(f"- {reason}" for reason in totals.reasons)] if absent else []
-    lines += ["", *(f"- note: {warning}" for warning in totals.warnings)] if totals.warnings else []
+    lines += ["", *(f"- note: {warning}" for warning in report.warnings)] if report.warnings else []
     return lines if there else lines[1:]
+
+
+def describe_intervals(report: Report) -> str:
+    """Of the totals, in a line; empty where there are none."""
+    found = {name: report.intervals[name] for name in SHOWN if name in report.intervals}
+    told = [
+        f"{name.capitalize()} {percents(x.low, x.high)} ({x.prompts:,} prompts)"
+        for name, x in found.items()
+        if x.low is not None
+    ]
+    return f"95 % intervals: {', '.join(told)}" if told else ""
 
 
 def describe_report(report: Report) -> list[str]:
     """For the terminal."""
-    lines = [f"{'dimension':<24}{'score':>8}{'normalised':>12}   videos"]
-    for name, _, score, normalised, count, said in list_rows(report):
-        lines.append(f"{name:<24}{score:>8}{normalised:>12}   {count}{f'  {said}' if said else ''}")
-    return [*lines, "", *(line.replace("**", "") for line in describe_totals(report.totals))]
+    totals = (line.replace("**", "") for line in describe_totals(report))
+    return [*tabulate_scores(report).to_lines(), "", *totals]
 
 
-def list_rows(report: Report) -> list[list[str]]:
-    """Dimension, group, score, normalised, videos, and what there is to say of it; a row for each of the sixteen."""
-    rows = []
-    for name, dimension in DIMENSIONS.items():
-        result = report.results.scores.get(name)
-        score = None if result is None else result.score
-        figures = ["-", "-"] if score is None else [f"{100 * score:.2f}", f"{100 * normalise(name, score):.2f}"]
-        expected = len(report.plan.expected(name)) if report.plan else dimension.prompts * SEEDS
-        why = report.reasons.get(name, "")
-        said = [why.partition(":")[0] if score is None else why]  # the whole of it is said with the totals
-        if result and score is not None and result.note not in why:
-            said.append(result.note)
-        if result and result.filtered is False and "unfiltered" not in result.note:
-            said.append("unfiltered")
-        count = f"{len(result.videos) if result else 0:,} of {expected:,}"
-        rows.append([name, dimension.group, *figures, count, "; ".join(filter(None, said))])
-    return rows
+def tabulate_scores(report: Report) -> Table:
+    """A row for each of the sixteen, and for the totals that there are."""
+    rows = [_list_dimension(report, name) for name in DIMENSIONS]
+    for name in TOTALS:
+        value, found = getattr(report.totals, name), report.intervals.get(name)
+        if value is not None:
+            interval = (found.low, found.high) if found else None
+            rows.append([name.capitalize(), "total", value, interval, None, found and found.prompts, None, ""])
+    return Table(COLUMNS, rows)
 
 
-def describe_settings(settings: dict[str, Any]) -> list[str]:
-    return [f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in settings.items()]
+def _list_dimension(report: Report, name: str) -> list[Any]:
+    result, found = report.results.scores.get(name), report.intervals.get(name)
+    score = None if result is None else result.score
+    expected = len(report.plan.expected(name)) if report.plan else DIMENSIONS[name].prompts * SEEDS
+    return [
+        name,
+        DIMENSIONS[name].group,
+        score,
+        (found.low, found.high) if found else None,
+        None if score is None else normalise(name, score),
+        found and found.prompts,
+        (len(result.videos) if result else 0, expected),
+        _explain(result, report.reasons.get(name, "")),
+    ]
 
 
-def draw_scores(path: Path, report: Report) -> None:
-    """A bar a dimension, normalised; pale where it doesn't count."""
-    figure = Figure(figsize=(8, 5.6), layout="constrained")
-    axes = figure.subplots()
-    for row, (name, dimension) in enumerate(DIMENSIONS.items()):
-        result = report.results.scores.get(name)
-        if result is None or result.score is None:
-            axes.text(1, row, "no score", va="center", fontsize=8, color="grey")
-            continue
-        value, counts = 100 * normalise(name, result.score), name not in report.reasons
-        axes.barh(row, value, color=COLOURS[dimension.group], alpha=1.0 if counts else 0.35)
-        label = f"{value:.1f}" if counts else f"{value:.1f}, partial"
-        axes.text(max(value, 0) + 1, row, label, va="center", fontsize=8)
-    axes.set_yticks(range(len(DIMENSIONS)), [name.replace("_", " ") for name in DIMENSIONS])
-    axes.set_ylim(len(DIMENSIONS) - 0.4, -0.6)
-    axes.set_xlim(min(0, axes.get_xlim()[0]), max(115, 1.08 * axes.get_xlim()[1]))
-    axes.set_xlabel("normalised score, percent")
-    axes.grid(axis="x", alpha=0.3)
-    axes.set_axisbelow(True)
-    handles = [Patch(color=colour, label=group) for group, colour in COLOURS.items()]
-    figure.legend(handles=handles, loc="outside upper center", ncols=2)
-    save_figure(figure, path)
+def _explain(result: Result | None, why: str) -> str:
+    """What there is to say of a dimension's score; the whole of why it is missing is said with the totals."""
+    if result is None or result.score is None:
+        return why.partition(":")[0]
+    said = [hide_paths(why)]
+    if result.note not in why:
+        said.append(hide_paths(result.note))
+    if result.filtered is False and "unfiltered" not in result.note:
+        said.append("unfiltered")
+    return "; ".join(filter(None, said))
+
+
+def write_tables(out: Path, report: Report) -> None:
+    """scores.csv and scores.tex."""
+    table = tabulate_scores(report)
+    write_plainly(out / "scores.csv", table.to_csv())
+    write_plainly(out / "scores.tex", table.to_tex(f"VBench: {report.name}. {CAPTION}."))
 
 
 def to_official(result: Result) -> dict[str, Any]:
@@ -180,7 +213,7 @@ def write_leaderboard(out: Path, report: Report) -> str:
         for name, result in report.results.scores.items():
             if result.score is not None:
                 text = json.dumps(to_official(result), ensure_ascii=False, indent=4) + "\n"
-                write_text(out / f"eval_results/{name}_eval_results.json", text)
+                write_plainly(out / f"eval_results/{name}_eval_results.json", text)
                 archive.writestr(zipfile.ZipInfo(f"{name}_eval_results.json"), text)  # dated 1980: the same bytes again
     file = out / "leaderboard.zip"
     if report.totals.total is None:

@@ -16,13 +16,16 @@ from train.prepare.records import place, wait_for_all
 from ..generate import settle
 from ..records import open_records
 from ..videos import Job, draw_contacts, make_videos
+from .chart import draw_scores
 from .check import Findings, check_videos, describe_findings, write_findings
-from .compare import compare_runs, describe_comparison, open_runs, write_comparison
+from .compare import compare_runs, open_runs
+from .compare_page import write_compare_page
+from .compare_report import describe_comparison, write_comparison
 from .log import log_report
 from .page import to_html
 from .plan import check_case, describe_plan, make_plan
 from .reading import write_json, write_plainly
-from .report import collect, describe_report, draw_scores, to_dict, to_markdown, write_leaderboard
+from .report import collect, describe_report, to_dict, to_markdown, write_leaderboard, write_tables
 from .suite import Plan, find_suite, read_plan, write_plan
 
 
@@ -143,7 +146,7 @@ def compare(runs: list[str], out: Path | None = None) -> None:
     Args:
         runs: folders or files as `aggregate` takes them, the first of which is compared with; label=PATH names one.
             Five without labels are the paper's rows: dense, quantised, sparse, joint training-free, joint trained.
-        out: folder for compare.md, compare.json and compare.png.
+        out: folder for compare.html, with the prompts that lost most, and compare.md, .json, .png, .csv and .tex.
     """
     opened = open_runs(runs)
     found = compare_runs(opened)
@@ -151,11 +154,12 @@ def compare(runs: list[str], out: Path | None = None) -> None:
     if out is not None:
         check_writable(out, "--out")
         write_comparison(out, opened, found)
-        say(f"wrote {out / 'compare.md'}, .json and .png")
+        write_compare_page(out, opened, found)
+        say(f"wrote {out / 'compare.html'}, .md, .json, .png, .csv and .tex")
 
 
 def report(out: Path, name: str | None = None, wandb: str | None = None) -> None:
-    """Write report.md, report.html, report.json, chart.png, and eval_results/ and leaderboard.zip as VBench has them.
+    """Write report.md, .html and .json, chart.png, scores.csv and .tex, and eval_results/ and leaderboard.zip.
 
     Args:
         out: folder of the run.
@@ -166,11 +170,11 @@ def report(out: Path, name: str | None = None, wandb: str | None = None) -> None
     found = collect(out, name)
     say("\n".join(describe_report(found)))
     draw_scores(out / "chart.png", found)
-    videos = found.plan.find_videos(out) if found.plan else None
-    write_plainly(out / "report.html", to_html(found, out / "chart.png", videos))
+    write_plainly(out / "report.html", to_html(found, out))
     write_plainly(out / "report.md", to_markdown(found))
     write_json(out / "report.json", to_dict(found))
-    say(f"wrote {out / 'report.html'}, .md and .json; {write_leaderboard(out, found)}")
+    write_tables(out, found)
+    say(f"wrote {out / 'report.html'}, .md and .json, scores.csv and .tex; {write_leaderboard(out, found)}")
     if wandb is not None:
         log_report(out, found, wandb)
 

@@ -1,0 +1,105 @@
+"""Strips of a video's frames for the reports, with a link to it and a player."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from html import escape
+from io import BytesIO
+from itertools import islice
+from pathlib import Path
+from urllib.parse import quote
+
+from PIL import Image
+
+from train.videos import ClipError, probe, sample_frames
+
+from .document import embed, to_url
+from .suite import Plan, Planned
+
+STRIP, ROWS, WIDEST = 5, 96, 2000  # frames of a strip, their height in pixels, and the strip's greatest width
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Frames of a video, side by side in one picture."""
+
+    picture: Image.Image
+    frames: int
+
+    def first(self) -> Image.Image:
+        return self.picture.crop((0, 0, self.picture.width // self.frames, self.picture.height))
+
+
+@dataclass(frozen=True)
+class Strips:
+    """left_out: videos that are there and can't be shown, and why."""
+
+    shown: list[tuple[Planned, Strip]] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def describe_left_out(self) -> str:
+        """In a line; empty where all could be shown."""
+        count, told = len(self.left_out), [f"{name} ({why})" for name, why in [*self.left_out.items()][:3]]
+        more = ", ..." if count > len(told) else ""
+        what = "video" if count == 1 else "videos"
+        return f"{count:,} {what} can't be shown and are left out: {', '.join(told)}{more}" if count else ""
+
+
+def draw_strips(folder: Path, plan: Plan) -> Strips:
+    """Of the first video of each dimension that can be read; one of several dimensions is shown once."""
+    strips, seen = Strips(), set()
+    for dimension in plan.dimensions:
+        for video in plan.expected(dimension) if dimension not in seen else ():
+            if video.name in strips.left_out or not os.path.exists(folder / video.name):
+                continue
+            try:
+                strips.shown.append((video, draw_strip(folder / video.name)))
+            except ClipError as error:
+                strips.left_out[video.name] = str(error).removeprefix(f"{folder / video.name}: ")
+                continue
+            seen.update(video.dimensions)
+            break
+    return strips
+
+
+def draw_strip(path: Path) -> Strip:
+    """Frames spread over a video, side by side. Raises ClipError."""
+    sampled = sample_frames(path, STRIP / max(probe(path).seconds, 1e-3), ROWS)
+    frames = [Image.fromarray(frame) for _, frame in islice(sampled, STRIP)]
+    if not frames:
+        raise ClipError(f"{path}: has no frame")
+    picture = Image.new("RGB", (sum(frame.width for frame in frames), ROWS))
+    for i, frame in enumerate(frames):
+        picture.paste(frame, (i * frame.width, 0))
+    picture.thumbnail((WIDEST, ROWS))
+    return Strip(picture, len(frames))
+
+
+def find_link(video: Path, page: Path) -> str | None:
+    """The address of a video for a page in the folder `page`: relative, at most from the folder above.
+
+    None where it lies elsewhere: that address would tell of this machine's folders, and hold only here.
+    """
+    relative = os.path.relpath(os.path.abspath(video), os.path.abspath(page))
+    return None if Path(relative).parts.count("..") > 1 else quote(Path(relative).as_posix())
+
+
+def show_strip(strip: Strip, video: Path, page: Path, prompt: str, caption: str) -> str:
+    """A figure. page: the folder of the page. caption: as HTML."""
+    picture = embed(_to_jpeg(strip.picture), "jpeg", f"{strip.frames} frames of the video of: {prompt}")
+    link = find_link(video, page)
+    if link is None:
+        return f"<figure>{picture}<figcaption>{caption} {escape(video.name)}</figcaption></figure>"
+    poster = to_url(_to_jpeg(strip.first()), "jpeg")
+    player = f'<video controls preload="none" poster="{poster}" src="{escape(link)}"></video>'
+    return (
+        f'<figure>{picture}<figcaption>{caption} <a href="{escape(link)}">{escape(video.name)}</a></figcaption>'
+        f"<details><summary>Play</summary>{player}</details></figure>"
+    )
+
+
+def _to_jpeg(picture: Image.Image) -> bytes:
+    data = BytesIO()
+    picture.save(data, "jpeg", quality=85)
+    return data.getvalue()
