@@ -190,8 +190,8 @@ def _schedule_from(data: object) -> str | StepSchedule:
     if isinstance(data, str):
         return data
     data = as_fields("schedule", data, _names(StepSchedule))
-    regimes = as_tuple("regimes", data["regimes"], "a list of regimes")
-    regimes = [Regime(**as_fields(f"regimes[{i}]", regime, _names(Regime))) for i, regime in enumerate(regimes)]
+    given = as_tuple("regimes", data["regimes"], "a list of regimes")
+    regimes = [Regime(**as_fields(f"regimes[{i}]", regime, _names(Regime))) for i, regime in enumerate(given)]
     return StepSchedule(**{**data, "regimes": tuple(regimes)})
 
 

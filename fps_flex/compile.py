@@ -43,7 +43,7 @@ OPTIONS: dict[str, Any] = {
 
 def compiled(function: Function) -> Function:
     """torch.compile: one graph or an error, static shapes, and true division."""
-    return limited(torch.compile(function, fullgraph=True, dynamic=False, options=OPTIONS))
+    return cast(Function, limited(torch.compile(function, fullgraph=True, dynamic=False, options=OPTIONS)))
 
 
 def limited(function: Function) -> Function:

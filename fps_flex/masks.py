@@ -145,8 +145,8 @@ class BlockLists:
 
     def block_mask(self, layout: TileLayout, mask_mod: MaskMod) -> BlockMask:
         """The BlockMask of all rows, each a sample's."""
-        sizes = {"seq_lengths": (layout.slots, layout.slots), "BLOCK_SIZE": (layout.block, layout.block)}
-        return BlockMask(**vars(self), **sizes, mask_mod=mask_mod)
+        slots, block = (layout.slots, layout.slots), (layout.block, layout.block)
+        return BlockMask(slots, **vars(self), BLOCK_SIZE=block, mask_mod=mask_mod)
 
 
 def block_lists(layout: TileLayout, windows: Int[Tensor, "r 3"]) -> BlockLists:

@@ -112,13 +112,13 @@ def tile_groups(layout: TileLayout, granularity: Granularity) -> Int[Tensor, " t
     granularity: tiles per axis in a group (1: each tile its own scale, 2: groups of 2x2x2, ...), or "head": all.
     Raises ValueError for anything else.
     """
-    granularity = check_granularity(granularity)
+    each = check_granularity(granularity)
     as_instance("layout", layout, TileLayout)
-    if isinstance(granularity, str):
+    if isinstance(each, str):
         return torch.zeros_like(layout.coords_of_tile[0], dtype=torch.int64)
-    granularity = min(granularity, max(layout.tiles))  # larger ones are one group all the same, but may not fit int64
-    t, h, w = layout.coords_of_tile.long() // granularity
-    _, groups_h, groups_w = (-(-n // granularity) for n in layout.tiles)
+    side = min(each, max(layout.tiles))  # larger ones are one group all the same, but may not fit int64
+    t, h, w = layout.coords_of_tile.long() // side
+    _, groups_h, groups_w = (-(-n // side) for n in layout.tiles)
     return (t * groups_h + h) * groups_w + w
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -70,7 +70,7 @@ def _as_window(window: object) -> Window:
     return t, h, w
 
 
-def _is_extent(extent: object) -> bool:
+def _is_extent(extent: Any) -> bool:
     if extent is None or is_whole(extent):
         return extent is None or extent >= 1
     return is_real(extent) and 0 < float(extent) < 1
