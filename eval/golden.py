@@ -13,7 +13,7 @@ import torch
 from jsonargparse import auto_cli
 from torch import Tensor
 
-from fps_flex import FPSAttention, Plan, Regime, StepSchedule, density, preset, sliding_tile_mask
+from fps_flex import FPSAttention, Plan, Regime, StepSchedule, density, preset, sliding_tile_mask_mod
 from fps_flex.flow import sampling_levels
 from fps_flex.masks import tile_mask
 from fps_flex.quant import (
@@ -22,9 +22,9 @@ from fps_flex.quant import (
     quantize,
     round_e4m3,
     scale_of,
+    slot_scales,
     tile_amax,
     tile_groups,
-    tile_scales,
 )
 from fps_flex.schedule import Extent
 from train.console import check_writable
@@ -90,7 +90,7 @@ def _build_case(case: Case, seed: int) -> Arrays:
     if case.unlike:
         inputs = make_unlike(inputs)
     schedule = case.attention("fp32").step_schedule
-    regimes = [schedule.regimes[i] for i in schedule.regime(torch.tensor(case.sigma)).tolist()]
+    regimes = [schedule.regimes[i] for i in schedule.regime_index(torch.tensor(case.sigma)).tolist()]
     windows = torch.tensor([regime.window_in_tiles(plan.layout.tiles) for regime in regimes])
     granularities = [0 if regime.granularity == "head" else regime.granularity for regime in regimes]
     arrays = {
@@ -151,9 +151,9 @@ def _with_tie(x: np.ndarray, amax: float, tie: float) -> np.ndarray:
 
 def _build_tables(plan: Plan, windows: Tensor) -> Arrays:
     """Order, windows, masks and block lists."""
-    layout, bm = plan.layout, plan.block_mask
+    layout, bm = plan.layout, plan.oracle_block_mask
     b, h, slot = torch.arange(len(windows)), torch.zeros(1, dtype=torch.int64), torch.arange(layout.slots)
-    mask = sliding_tile_mask(layout, windows)(b[:, None, None], h, slot[:, None], slot)
+    mask = sliding_tile_mask_mod(layout, windows)(b[:, None, None], h, slot[:, None], slot)
     mask = mask.expand(len(windows), layout.slots, layout.slots)
     lists = {
         "partial": _as_lists(bm.kv_num_blocks, bm.kv_indices),
@@ -194,7 +194,7 @@ def _build_codes(inputs: Arrays, plan: Plan, groups: Tensor, scale_format: str) 
         else:
             amax = tile_amax(x, layout)
             scale = scale_of(pool_amax(amax, groups), scale_format)
-            at_slots = tile_scales(x, layout, groups, scale_format)
+            at_slots = slot_scales(x, layout, groups, scale_format)
         bits = quantize(x, at_slots, torch.float8_e4m3fn).view(torch.uint8)
         arrays |= {
             f"{name}_amax": amax.numpy(), f"{name}_scale_{scale_format}": scale.numpy(),
@@ -248,7 +248,7 @@ def _build_schedule() -> Arrays:
         arrays |= {
             f"{name}_bounds": np.array(schedule.bounds),
             f"{name}_extents": np.array([[_share(extent) for extent in regime.window] for regime in schedule.regimes]),
-            f"{name}_regime": schedule.regime(sigma).numpy(),
+            f"{name}_regime": schedule.regime_index(sigma).numpy(),
             f"{name}_windows": np.array([schedule.windows(axes) for axes in tiles], np.int32),
         }
     return arrays

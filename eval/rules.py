@@ -77,7 +77,7 @@ def draw_regimes(axes: Axes) -> None:
     """Noise level of each of 50 steps, and the regime that it meets."""
     schedule = preset("fps")
     sigma = sampling_levels(50, schedule.shift)[:-1]
-    regime = schedule.regime(sigma)
+    regime = schedule.regime_index(sigma)
     for i, (name, color) in enumerate(zip(("early", "middle", "late"), ("#9cc3d5", ORANGE, BLUE), strict=True)):
         steps = (regime == i).nonzero().flatten()
         label = f"{name}: steps {steps[0]} to {steps[-1]}, W window {schedule.regimes[i].window[2]:g}, granularity "

@@ -54,7 +54,7 @@ def build_scheduler(sampler: Sampler, steps: int, shift: float) -> Any:
 
 def list_regimes(attention: FPSAttention, scheduler: Any) -> list[int]:
     """The index of the regime in force at each step."""
-    return attention.step_schedule.regime(scheduler.timesteps / TIMESTEPS).tolist()
+    return attention.step_schedule.regime_index(scheduler.timesteps / TIMESTEPS).tolist()
 
 
 def mean_density(attention: FPSAttention, grid: tuple[int, int, int], scheduler: Any) -> float:

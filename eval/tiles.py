@@ -14,7 +14,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from fps_flex import TileLayout, block_mask, density
+from fps_flex import TileLayout, density, sliding_tile_block_mask
 from fps_flex.masks import as_windows, tile_mask
 
 Triple = tuple[int, int, int]
@@ -53,7 +53,7 @@ def draw_window(axes: Axes, layout: TileLayout, window: Triple, queries: tuple[T
 
 def draw_blocks(axes: Axes, layout: TileLayout, window: Triple) -> None:
     """Which blocks of the score matrix a kernel skips, masks or computes in full."""
-    bm = block_mask(layout, window)
+    bm = sliding_tile_block_mask(layout, window)
     kinds = torch.zeros(bm.kv_indices.shape[-2:], dtype=torch.int64)
     for kind, counts, indices in (
         (1, bm.kv_num_blocks, bm.kv_indices),

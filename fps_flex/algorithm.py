@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -11,24 +10,24 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from .engines import FLOAT8, Chosen, attend, compiled
-from .mods import ScoreMod, dequantize, dequantize_heads
-from .quant import ScaleFormat, channel_scales, quantize, realize, snap, tile_scales
+from .compile import compiled, in_order_of_linears, materialize, slots_innermost
+from .engines import FLOAT8, Chosen, run
+from .quant import ScaleFormat, channel_scales, fake_quantize, quantize, slot_scales
 from .schedule import StepSchedule
+from .score_mods import ScoreMod, dequantize, dequantize_heads
 from .tiles import TileLayout, Triple
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
 
-Rounding = Callable[[Tensor, Tensor], Tensor]
-
 
 @dataclass(frozen=True)
-class Recipe:
-    """What of an attention's options shapes the computation; all that a schedule varies beyond it comes as tensors.
+class GraphKey:
+    """What of an attention's options shapes the computation: change this and it compiles anew.
 
-    quantizes: whether any regime does. some_unquantized: whether any doesn't. one_scale_a_head: whether no regime has
-    finer scales. float8: whether values are handed to the kernel in e4m3.
+    All that a schedule varies beyond it comes as tensors. quantizes: whether any regime does. some_unquantized: whether
+    any doesn't. one_scale_a_head: whether no regime has finer scales. float8: whether codes are handed to the kernel in
+    e4m3.
     """
 
     scale_format: ScaleFormat
@@ -47,7 +46,7 @@ class Recipe:
 class Meaning:
     """What of an attention decides what it computes: all but the engine, which computes the same.
 
-    schedule: with what is switched off taken out. float8: as in Recipe. The others: as in FPSAttention.
+    schedule: with what is switched off taken out. float8: as in GraphKey. The others: as in FPSAttention.
     """
 
     schedule: StepSchedule
@@ -61,106 +60,146 @@ class Meaning:
 class Plan:
     """What all layers of one forward pass share.
 
-    layout: orders tokens into slots. block_mask: of each sample's windows, complete on its own. kernel_mask: the same
-    blocks, for kernels. groups: the tiles that share a scale. quantized: whether the sample is quantised at all.
-    meaning: of the attention that made it, which no other may run.
+    layout: orders tokens into slots. oracle_block_mask: of each sample's windows, complete on its own.
+    kernel_block_mask: the same block lists, which a kernel follows, with pads alone left to mask. groups: the tiles
+    that share a scale. quantized: whether the sample is quantised at all. meaning: of the attention that made it,
+    which no other may run.
     """
 
     layout: TileLayout
-    block_mask: BlockMask
-    kernel_mask: BlockMask
+    oracle_block_mask: BlockMask
+    kernel_block_mask: BlockMask
     groups: Int[Tensor, "b tiles"]
     quantized: Bool[Tensor, " b"]
     meaning: Meaning
 
-    def mask_for(self, engine: Chosen) -> BlockMask:
-        return self.block_mask if engine == "eager" else self.kernel_mask
+    def block_mask(self, engine: Chosen) -> BlockMask:
+        return self.oracle_block_mask if engine == "eager" else self.kernel_block_mask
 
 
 @dataclass(frozen=True)
 class Coded:
-    """What an engine gets: values of q, k and v, how to make scores of them, and what is left to do to the output."""
+    """Codes of q, k and v, and their scales, fp32: of Q and K at every slot, of V a channel."""
+
+    q: Float[Tensor, "b h s d"]
+    k: Float[Tensor, "b h s d"]
+    v: Float[Tensor, "b h s d"]
+    q_scale: Float[Tensor, "b h s 1"]
+    k_scale: Float[Tensor, "b h s 1"]
+    v_scale: Float[Tensor, "b h 1 d"]
+
+
+@dataclass(frozen=True)
+class KernelCall:
+    """What an engine gets, and what is left to do to its output. softmax_scale: 1 / √d if None."""
 
     q: Float[Tensor, "b h s d"]
     k: Float[Tensor, "b h s d"]
     v: Float[Tensor, "b h s d"]
     score_mod: ScoreMod | None = None
-    scale: float | None = None
+    softmax_scale: float | None = None
     v_scale: Float[Tensor, "b h 1 d"] | None = None
 
 
-def compute(
-    recipe: Recipe, engine: Chosen, q: Tensor, k: Tensor, v: Tensor, plan: Plan, in_tile_order: bool
+def attend_slots(
+    key: GraphKey,
+    engine: Chosen,
+    q: Float[Tensor, "b h s d"],
+    k: Float[Tensor, "b h s d"],
+    v: Float[Tensor, "b h s d"],
+    plan: Plan,
 ) -> Float[Tensor, "b h s d"]:
-    """Attention over slots in tile order, or over tokens in raster order. Raises ValueError as `attend`."""
-    if in_tile_order:
-        return _attend_slots(recipe, engine, q, k, v, plan)
+    """Attention over slots in tile order. Raises ValueError for gradients through an engine that has none."""
+    call = prepare(key, q, k, v, plan)
+    out = run(engine, call.q, call.k, call.v, plan.block_mask(engine), call.score_mod, call.softmax_scale)
+    if call.v_scale is None:
+        return out
+    out = out.to(q.dtype)  # float8 does not multiply; every e4m3 value is exact in q's dtype
+    return (out * call.v_scale).to(q.dtype)
+
+
+def attend_tokens(
+    key: GraphKey,
+    engine: Chosen,
+    q: Float[Tensor, "b h n d"],
+    k: Float[Tensor, "b h n d"],
+    v: Float[Tensor, "b h n d"],
+    plan: Plan,
+) -> Float[Tensor, "b h n d"]:
+    """The same over tokens in raster order, which lie in memory as [B, N, H, D] before and after."""
     q, k, v = (plan.layout.order(x.transpose(1, 2)).transpose(1, 2) for x in (q, k, v))
-    out = _attend_slots(recipe, engine, q, k, v, plan)
+    out = attend_slots(key, engine, q, k, v, plan)
     return plan.layout.unorder(out.transpose(1, 2)).transpose(1, 2)
 
 
-compiled_compute = compiled(compute)
+compiled_attend_slots = compiled(attend_slots)
+compiled_attend_tokens = compiled(attend_tokens)
 
 
-def _attend_slots(recipe: Recipe, engine: Chosen, q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:
-    coded = encode(recipe, q, k, v, plan)
-    out = attend(coded.q, coded.k, coded.v, plan.mask_for(engine), coded.score_mod, engine, coded.scale)
-    if coded.v_scale is None:
-        return out
-    out = out.to(q.dtype)  # float8 does not multiply; every e4m3 value is exact in q's dtype
-    return (out * coded.v_scale).to(q.dtype)
+def prepare(
+    key: GraphKey, q: Float[Tensor, "b h s d"], k: Float[Tensor, "b h s d"], v: Float[Tensor, "b h s d"], plan: Plan
+) -> KernelCall:
+    """Q, K and V as they are, folded with their scales, or as codes with a score_mod: the cheapest that is exact."""
+    if not key.quantizes:
+        return KernelCall(q, k, v)
+    if not key.has_score_mod:
+        return KernelCall(*fold(key, q, k, v, plan))
+    coded = encode(key, q, k, v, plan)
+    codes_of_v = slots_innermost(coded.v) if key.float8 else coded.v
+    # the softmax's 1 / √d goes with K's scales, which saves the kernel a product a score
+    return KernelCall(coded.q, coded.k, codes_of_v, score_mod_of(key, coded), 1.0, coded.v_scale)
 
 
 def encode(
-    recipe: Recipe,
+    key: GraphKey,
     q: Float[Tensor, "b h s d"],
     k: Float[Tensor, "b h s d"],
     v: Float[Tensor, "b h s d"],
     plan: Plan,
 ) -> Coded:
-    """Put q, k, v on the e4m3 grid, with the scales in the score_mod, or in the values where they are powers of two.
-
-    The softmax's 1 / √d goes with K's scales, which saves the kernel a product a score.
-    """
-    if not recipe.quantizes:
-        return Coded(q, k, v)
-    q_scale, k_scale = (tile_scales(x, plan.layout, plan.groups, recipe.scale_format) for x in (q, k))
-    v_scale = channel_scales(v, plan.layout, recipe.scale_format)
-    pairs = (q, q_scale), (k, k_scale), (v, v_scale)
-    if not recipe.has_score_mod:
-        return Coded(*(_round(snap, x, scale, recipe, plan) for x, scale in pairs))
-
-    to_codes = partial(quantize, carrier=FLOAT8 if recipe.float8 else q.dtype)
-    codes = [_round(to_codes, x, scale, recipe, plan) for x, scale in pairs]
-    if recipe.some_unquantized:
+    """Codes and scales of q, k and v. Samples in an unquantised regime keep their values, at scales of 1."""
+    q_scale, k_scale, v_scale = find_scales(key, q, k, v, plan)
+    to_codes = partial(quantize, carrier=FLOAT8 if key.float8 else q.dtype)
+    q_codes, k_codes, v_codes = (
+        keep_unquantized(key, in_order_of_linears(to_codes, x, scale), x, plan)
+        for x, scale in ((q, q_scale), (k, k_scale), (v, v_scale))
+    )
+    if key.some_unquantized:
         quantized = plan.quantized[:, None, None, None]
-        q_scale, k_scale, v_scale = (torch.where(quantized, scale, 1.0) for _, scale in pairs)
-    k_scale = k_scale * q.shape[-1] ** -0.5
-    if recipe.one_scale_a_head:
-        score_mod = dequantize_heads(realize(q_scale[:, :, 0, 0] * k_scale[:, :, 0, 0]))
-    else:
-        q_scale = q_scale.squeeze(-1).clone()  # rounding reads the other
-        score_mod = dequantize(realize(q_scale), realize(k_scale.squeeze(-1)))
-    q, k, v = codes
-    return Coded(q, k, _slots_side_by_side(v) if recipe.float8 else v, score_mod, 1.0, v_scale)
+        q_scale, k_scale, v_scale = (torch.where(quantized, scale, 1.0) for scale in (q_scale, k_scale, v_scale))
+    return Coded(q_codes, k_codes, v_codes, q_scale, k_scale, v_scale)
 
 
-def _slots_side_by_side(v: Float[Tensor, "b h s d"]) -> Float[Tensor, "b h s d"]:
-    """In memory as [B, H, D, S], as a float8 kernel reads V.
+def fold(
+    key: GraphKey, q: Float[Tensor, "b h s d"], k: Float[Tensor, "b h s d"], v: Float[Tensor, "b h s d"], plan: Plan
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v as their codes times their scales, powers of two: the same scores and output, without a score_mod."""
+    scales = find_scales(key, q, k, v, plan)
+    folded = [
+        keep_unquantized(key, in_order_of_linears(fake_quantize, x, scale), x, plan)
+        for x, scale in zip((q, k, v), scales, strict=True)
+    ]
+    return folded[0], folded[1], folded[2]
 
-    The codes are put there once they are made, a byte each; rounding on the way would read V against its order.
-    """
-    return realize(v).mT.contiguous().mT
+
+def find_scales(
+    key: GraphKey, q: Float[Tensor, "b h s d"], k: Float[Tensor, "b h s d"], v: Float[Tensor, "b h s d"], plan: Plan
+) -> tuple[Float[Tensor, "b h s 1"], Float[Tensor, "b h s 1"], Float[Tensor, "b h 1 d"]]:
+    """Of Q and K one a tile or group of tiles, of V one a channel."""
+    q_scale, k_scale = (slot_scales(x, plan.layout, plan.groups, key.scale_format) for x in (q, k))
+    return q_scale, k_scale, channel_scales(v, plan.layout, key.scale_format)
 
 
-def _round(
-    rounding: Rounding, x: Float[Tensor, "b h s d"], scale: Float[Tensor, "b h ..."], recipe: Recipe, plan: Plan
+def keep_unquantized(
+    key: GraphKey, rounded: Float[Tensor, "b h s d"], x: Float[Tensor, "b h s d"], plan: Plan
 ) -> Float[Tensor, "b h s d"]:
-    """Samples in an unquantised regime keep their values.
+    return torch.where(plan.quantized[:, None, None, None], rounded, x) if key.some_unquantized else rounded
 
-    In memory the result lies as [B, S, H, D], which is how linear layers leave q, k and v: reads and writes then run
-    side by side.
-    """
-    rounded = rounding(x.transpose(1, 2), scale.transpose(1, 2)).transpose(1, 2)
-    return torch.where(plan.quantized[:, None, None, None], rounded, x) if recipe.some_unquantized else rounded
+
+def score_mod_of(key: GraphKey, coded: Coded) -> ScoreMod:
+    """The score_mod that multiplies Q's and K's scales back in, and 1 / √d."""
+    q_scale, k_scale = coded.q_scale, coded.k_scale * coded.q.shape[-1] ** -0.5
+    if key.one_scale_a_head:
+        return dequantize_heads(materialize(q_scale[:, :, 0, 0] * k_scale[:, :, 0, 0]))
+    q_scale = q_scale.squeeze(-1).clone()  # a mod's tensor may be no view, and the codes' division reads the other
+    return dequantize(materialize(q_scale), materialize(k_scale.squeeze(-1)))

@@ -1,24 +1,29 @@
 """FPSAttention: the one place where layout, mask, quantisation and FlexAttention meet. Start reading here.
 
 The method in three functions over a TileLayout: the mask_mod (masks.py) keeps the key tiles in a query tile's window;
-the quantiser (quant.py) puts Q, K and V on the e4m3 grid; the score_mod (mods.py) multiplies the scales back in.
+the quantiser (quant.py) makes FP8 codes of Q, K and V; the score_mod (score_mods.py) multiplies the scales back in.
 A StepSchedule (schedule.py) turns the noise level into their strength.
+
+Words: tokens are the patches of a video, in raster order; a tile is a box of them; slots are their places in tile
+order, tile after tile, where pads fill a tile's last block (tiles.py). A window says how many tiles a query tile sees
+on each axis, a granularity how many tiles share a scale; both together are a regime, which the noise level picks
+(schedule.py). Codes are e4m3 numbers, held in the carrier's dtype.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor
 
 from . import algorithm
-from .algorithm import Meaning, Plan, Recipe
+from .algorithm import GraphKey, Meaning, Plan
 from .checks import as_bool, as_fields, as_instance, as_triple, as_tuple, as_whole, one_of, show
 from .engines import FLOAT8, Chosen, Engine, check_engine, choose_engine
-from .masks import BlockMaskBank, check_blocks, kernel_mask
+from .masks import BlockLists, as_windows, block_lists, check_blocks, pad_mask_mod, window_mask_mod
 from .quant import ScaleFormat, tile_groups
 from .schedule import PRESETS, Regime, StepSchedule, preset
 from .tiles import TileLayout, Triple, plan_tile
@@ -41,7 +46,7 @@ class FPSAttention:
     quantize, sparse: switch either half off (both: dense attention).
     scale_format: "fp32" scales, as in the paper, undone in the score_mod; or "pow2", powers of two that multiply into
         the carrier exactly, so that no score_mod is needed.
-    carrier: the dtype that holds grid values: "input", the dtype of q (training), or "float8" (inference on a GPU;
+    carrier: the dtype that holds codes: "input", the dtype of q (training), or "float8" (inference on a GPU;
         the kernel then also rounds P and its output to e4m3).
     engine: see engines.py.
 
@@ -70,7 +75,7 @@ class FPSAttention:
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
-        if self.recipe.float8 and self.recipe.some_unquantized:
+        if self.graph_key.float8 and self.graph_key.some_unquantized:
             raise ValueError("the float8 carrier needs every regime of the schedule quantised: use carrier 'input'")
 
     @classmethod
@@ -86,7 +91,8 @@ class FPSAttention:
     @cached_property
     def step_schedule(self) -> StepSchedule:
         """The schedule in force: what is switched off taken out."""
-        schedule = self.schedule if self.quantize else self.schedule.without_quantization()
+        schedule = cast(StepSchedule, self.schedule)  # which __post_init__ has made of a name
+        schedule = schedule if self.quantize else schedule.without_quantization()
         return schedule if self.sparse else schedule.without_sparsity()
 
     def plan(self, grid: Triple, sigma: Float[Tensor, " b"]) -> Plan:
@@ -97,13 +103,19 @@ class FPSAttention:
         `check_sigma`.
         """
         grid = as_triple("grid", grid)
-        regime = self.step_schedule.regime(sigma)
+        regime_index = self.step_schedule.regime_index(sigma)
         if sigma.is_cuda and self.engine != "eager" and self.block % 128:
             raise ValueError(f"block is {self.block}, a GPU's kernel needs a multiple of 128 (or use engine eager)")
-        stages = _build_stages(self, grid, sigma.device)
-        layout, block_mask = stages.bank.layout, stages.bank.pick(regime)
-        kernel = kernel_mask(block_mask, layout)
-        return Plan(layout, block_mask, kernel, stages.groups[regime], stages.quantized[regime], self.meaning)
+        tables = _build_tables(self, grid, sigma.device)
+        layout, lists = tables.layout, tables.lists.pick(regime_index)
+        return Plan(
+            layout,
+            lists.block_mask(layout, window_mask_mod(layout, tables.windows[regime_index])),
+            lists.block_mask(layout, pad_mask_mod(layout)),
+            tables.groups[regime_index],
+            tables.quantized[regime_index],
+            self.meaning,
+        )
 
     def __call__(
         self, q: Float[Tensor, "b h s d"], k: Float[Tensor, "b h s d"], v: Float[Tensor, "b h s d"], plan: Plan
@@ -116,7 +128,8 @@ class FPSAttention:
         """
         self._check_plan(plan)
         _check_inputs(q, k, v, plan, plan.layout.slots, "slots", ": order tokens with plan.layout.order")
-        return self._run(q, k, v, plan, in_tile_order=True)
+        attend = algorithm.attend_slots if self._runs_inline(q) else algorithm.compiled_attend_slots
+        return attend(self.graph_key, self.engine_for(q), q, k, v, plan)
 
     def over_tokens(
         self, q: Float[Tensor, "b h n d"], k: Float[Tensor, "b h n d"], v: Float[Tensor, "b h n d"], plan: Plan
@@ -127,7 +140,8 @@ class FPSAttention:
         """
         self._check_plan(plan)
         _check_inputs(q, k, v, plan, plan.layout.tokens, "tokens")
-        return self._run(q, k, v, plan, in_tile_order=False)
+        attend = algorithm.attend_tokens if self._runs_inline(q) else algorithm.compiled_attend_tokens
+        return attend(self.graph_key, self.engine_for(q), q, k, v, plan)
 
     def _check_plan(self, plan: Plan) -> None:
         as_instance("plan", plan, Plan)
@@ -140,29 +154,26 @@ class FPSAttention:
             "plan with the attention that runs it"
         )
 
-    def _run(self, q: Tensor, k: Tensor, v: Tensor, plan: Plan, in_tile_order: bool) -> Tensor:
-        """On a GPU everything around the kernel is compiled with it; on a CPU the kernel alone can be."""
-        engine = self.engine_for(q)
-        inline = torch.compiler.is_compiling() or engine == "eager" or not q.is_cuda
-        run = algorithm.compute if inline else algorithm.compiled_compute
-        return run(self.recipe, engine, q, k, v, plan, in_tile_order)
+    def _runs_inline(self, q: Tensor) -> bool:
+        """On a GPU everything around the kernel is compiled with it; on a CPU the kernel alone can be (compile.py)."""
+        return torch.compiler.is_compiling() or self.engine == "eager" or not q.is_cuda
 
     def engine_for(self, q: Float[Tensor, "b h s d"]) -> Chosen:
         """The engine that a call with such tensors gets. Raises ValueError where none can run it."""
         if not isinstance(q, Tensor) or q.ndim != 4:
             raise ValueError(f"q is {show(q)}, expected a tensor [B, H, S, D]")
         dtype = FLOAT8 if self.carrier == "float8" else q.dtype
-        return choose_engine(self.engine, q.device, dtype, q.shape[-1], self.block, self.recipe.has_score_mod)
+        return choose_engine(self.engine, q.device, dtype, q.shape[-1], self.block, self.graph_key.has_score_mod)
 
     @cached_property
     def meaning(self) -> Meaning:
         return Meaning(self.step_schedule, self.tile, self.block, self.scale_format, self.carrier == "float8")
 
     @cached_property
-    def recipe(self) -> Recipe:
+    def graph_key(self) -> GraphKey:
         schedule = self.step_schedule
         granularities = [regime.granularity for regime in schedule.regimes]
-        return Recipe(
+        return GraphKey(
             scale_format=self.scale_format,
             float8=self.carrier == "float8",
             quantizes=schedule.quantizes,
@@ -179,8 +190,8 @@ def _schedule_from(data: object) -> str | StepSchedule:
     if isinstance(data, str):
         return data
     data = as_fields("schedule", data, _names(StepSchedule))
-    regimes = as_tuple("regimes", data["regimes"], "a list of regimes")
-    regimes = [Regime(**as_fields(f"regimes[{i}]", regime, _names(Regime))) for i, regime in enumerate(regimes)]
+    given = as_tuple("regimes", data["regimes"], "a list of regimes")
+    regimes = [Regime(**as_fields(f"regimes[{i}]", regime, _names(Regime))) for i, regime in enumerate(given)]
     return StepSchedule(**{**data, "regimes": tuple(regimes)})
 
 
@@ -194,25 +205,30 @@ def as_schedule(schedule: object) -> StepSchedule:
 
 
 @dataclass(frozen=True, eq=False)
-class _Stages:
-    """A row for each regime of a schedule, on one grid."""
+class RegimeTables:
+    """A row for each regime of a schedule, on one grid, from which every batch picks its samples' rows."""
 
-    bank: BlockMaskBank
+    layout: TileLayout
+    windows: Int[Tensor, "r 3"]
+    lists: BlockLists
     groups: Int[Tensor, "r tiles"]
     quantized: Bool[Tensor, " r"]
 
 
 @lru_cache(maxsize=16)
 @torch.inference_mode(False)  # what is kept here may meet a backward pass later
-def _build_stages(attention: FPSAttention, grid: Triple, device: torch.device) -> _Stages:
+def _build_tables(attention: FPSAttention, grid: Triple, device: torch.device) -> RegimeTables:
     schedule = attention.step_schedule
     tile = attention.tile or (grid if schedule.is_dense else plan_tile(grid, block=attention.block))
     layout = TileLayout(grid, tile, attention.block, device)
     check_blocks(layout)
     layout.build()
+    windows = as_windows(schedule.windows(layout.tiles), layout)
     granularities = [regime.granularity for regime in schedule.regimes]
-    return _Stages(
-        BlockMaskBank.build(layout, schedule.windows(layout.tiles)),
+    return RegimeTables(
+        layout,
+        windows,
+        block_lists(layout, windows),
         torch.stack([tile_groups(layout, granularity or 1) for granularity in granularities]),
         torch.tensor([granularity is not None for granularity in granularities], device=device),
     )

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from math import isfinite
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -23,11 +23,11 @@ def show(value: object) -> str:
     return line if len(line) <= 100 else f"{line[:97]}..."
 
 
-def is_whole(value: object) -> bool:
+def is_whole(value: object) -> TypeGuard[int]:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def is_real(value: object) -> bool:
+def is_real(value: object) -> TypeGuard[float]:
     """Whether a value is a finite number, whole or not."""
     try:
         return isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
@@ -87,7 +87,7 @@ def as_instance(name: str, value: object, kind: type) -> Any:
     return value
 
 
-def as_device(name: str, value: object) -> torch.device:
+def as_device(name: str, value: Any) -> torch.device:
     """One that is there."""
     try:
         device = torch.device(value)
@@ -98,7 +98,7 @@ def as_device(name: str, value: object) -> torch.device:
     return device
 
 
-def as_path(name: str, value: object) -> Path:
+def as_path(name: str, value: Any) -> Path:
     """A path that a file could have, whether there is one or not; ~ is the home folder."""
     try:
         path = Path(value).expanduser()

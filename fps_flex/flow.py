@@ -11,18 +11,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .schedule import shift_noise, unshift_noise
+
 if TYPE_CHECKING:
     from jaxtyping import Float
-
-
-def shift_noise(u: Tensor, shift: float) -> Tensor:
-    """sigma = s u / (1 + (s - 1) u): spends more steps at high noise, as long videos need."""
-    return shift * u / (1 + (shift - 1) * u)
-
-
-def unshift_noise(sigma: Tensor, shift: float) -> Tensor:
-    """The inverse of `shift_noise`."""
-    return sigma / (shift - (shift - 1) * sigma)
 
 
 def draw_noise_levels(

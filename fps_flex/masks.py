@@ -61,17 +61,18 @@ def _is_window(row: object) -> bool:
     return isinstance(row, (list, tuple)) and len(row) == 3 and all(map(is_whole, row))
 
 
-def sliding_tile_mask(layout: TileLayout, windows: Tensor | Sequence) -> MaskMod:
+def sliding_tile_mask_mod(layout: TileLayout, windows: Tensor | Sequence) -> MaskMod:
     """The mask_mod of a sliding window of tiles, complete on its own: windows, borders and pad keys.
 
     windows: tiles a query tile sees on (T, H, W); one triple for all samples, or one a sample ([B, 3]).
     Pad slots are masked as keys only, so that every row has a key and stays finite. Raises as `as_windows`.
     """
-    return _mask_mod(layout, as_windows(windows, layout))
+    return window_mask_mod(layout, as_windows(windows, layout))
 
 
-def _mask_mod(layout: TileLayout, windows: Int[Tensor, "b 3"]) -> MaskMod:
-    coords, tiles, valid = layout.coords_of_slot, layout.tile_counts, layout.valid
+def window_mask_mod(layout: TileLayout, windows: Int[Tensor, "b 3"]) -> MaskMod:
+    """`sliding_tile_mask_mod` of windows that have been checked: it never waits for a GPU."""
+    coords, tiles, valid = layout.tile_coords_of_slot, layout.tile_counts, layout.valid
     one_for_all = windows.shape[0] == 1
 
     def sliding_tile(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
@@ -84,12 +85,12 @@ def _mask_mod(layout: TileLayout, windows: Int[Tensor, "b 3"]) -> MaskMod:
     return sliding_tile
 
 
-def pad_mask(layout: TileLayout) -> MaskMod:
+def pad_mask_mod(layout: TileLayout) -> MaskMod:
     """The mask_mod of pad keys alone: all that is left to mask in the blocks that `block_lists` keeps.
 
     For kernels, which follow the block lists; evaluating the windows again in every partial block costs them up to
     three times the whole (an H100, float8), and so does loading booleans.
-    Anything that doesn't read the lists needs `sliding_tile_mask`.
+    Anything that doesn't read the lists needs `sliding_tile_mask_mod`.
     """
     holds_token = layout.holds_token
 
@@ -121,38 +122,38 @@ def density(layout: TileLayout, windows: Tensor | Sequence) -> Float[Tensor, " b
     return (kept @ tokens_of_tile) @ tokens_of_tile / layout.tokens**2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors have no one answer to ==
 class BlockLists:
-    """The eight tensors of a BlockMask for some windows, kept apart from it so that a batch can pick from them.
+    """The eight tensors of a BlockMask, a row a triple of windows, kept apart from it so that a batch can pick rows.
 
-    Each holds a row a triple of windows: [R, 1, blocks] counts or [R, 1, blocks, blocks] indices, int32. Partial
-    and full lists have the same shape and strides, which torch 2.11's kernels silently rely on.
+    [R, 1, blocks] counts or [R, 1, blocks, blocks] indices, int32, named as BlockMask's. Partial and full lists have
+    the same shape and strides, which torch 2.11's kernels silently rely on.
     """
 
-    partial: Tensor
-    partial_indices: Tensor
-    full: Tensor
-    full_indices: Tensor
-    partial_queries: Tensor
-    partial_query_indices: Tensor
-    full_queries: Tensor
-    full_query_indices: Tensor
+    kv_num_blocks: Int[Tensor, "r 1 blocks"]
+    kv_indices: Int[Tensor, "r 1 blocks blocks"]
+    full_kv_num_blocks: Int[Tensor, "r 1 blocks"]
+    full_kv_indices: Int[Tensor, "r 1 blocks blocks"]
+    q_num_blocks: Int[Tensor, "r 1 blocks"]
+    q_indices: Int[Tensor, "r 1 blocks blocks"]
+    full_q_num_blocks: Int[Tensor, "r 1 blocks"]
+    full_q_indices: Int[Tensor, "r 1 blocks blocks"]
 
-    def block_mask(self, layout: TileLayout, mask_mod: MaskMod, rows: Tensor | None = None) -> BlockMask:
-        """The BlockMask of all rows in turn, or of those picked by `rows` [B] for each sample."""
-        lists = list(vars(self).values())
-        if rows is not None:
-            lists = [x.index_select(0, rows) for x in lists]
-        return BlockMask(
-            (layout.slots, layout.slots), *lists, BLOCK_SIZE=(layout.block, layout.block), mask_mod=mask_mod
-        )
+    def pick(self, rows: Int[Tensor, " b"]) -> BlockLists:
+        """The rows of a batch's samples."""
+        return BlockLists(**{name: x.index_select(0, rows) for name, x in vars(self).items()})
+
+    def block_mask(self, layout: TileLayout, mask_mod: MaskMod) -> BlockMask:
+        """The BlockMask of all rows, each a sample's."""
+        slots, block = (layout.slots, layout.slots), (layout.block, layout.block)
+        return BlockMask(slots, **vars(self), BLOCK_SIZE=block, mask_mod=mask_mod)
 
 
 def block_lists(layout: TileLayout, windows: Int[Tensor, "r 3"]) -> BlockLists:
     """Block lists from tiles alone, without looking at any (query, key) pair.
 
     All blocks of two tiles are either kept or dropped together. A kept block is full if all its keys are tokens.
-    Raises ValueError as `check_blocks`.
+    Raises ValueError for a layout of too many blocks.
     """
     check_blocks(layout)
     tile = layout.tile_of_block
@@ -178,38 +179,11 @@ def _indices(kept: Bool[Tensor, "r rows cols"]) -> tuple[Int[Tensor, "r 1 rows"]
     return kept.sum(-1, dtype=torch.int32).unsqueeze(1), indices.to(torch.int32).unsqueeze(1).contiguous()
 
 
-def block_mask(layout: TileLayout, windows: Tensor | Sequence) -> BlockMask:
+def sliding_tile_block_mask(layout: TileLayout, windows: Tensor | Sequence) -> BlockMask:
     """The BlockMask of a sliding window of tiles, with its complete mask_mod; B is 1 or the rows of `windows`.
 
-    windows: tiles on (T, H, W), one triple or [B, 3]. Raises as `as_windows` and `check_blocks`.
+    windows: tiles on (T, H, W), one triple or [B, 3]. Raises ValueError as `as_windows`, and for a layout of too many
+    blocks.
     """
     windows = as_windows(windows, layout)
-    return block_lists(layout, windows).block_mask(layout, _mask_mod(layout, windows))
-
-
-def kernel_mask(block_mask: BlockMask, layout: TileLayout) -> BlockMask:
-    """The same block lists with `pad_mask`, for kernels; what doesn't read the lists would be nearly dense with it."""
-    bm = block_mask
-    partial = bm.kv_num_blocks, bm.kv_indices, bm.q_num_blocks, bm.q_indices
-    full = bm.full_kv_num_blocks, bm.full_kv_indices, bm.full_q_num_blocks, bm.full_q_indices
-    lists = BlockLists(*partial[:2], *full[:2], *partial[2:], *full[2:])
-    return lists.block_mask(layout, pad_mask(layout))
-
-
-@dataclass(frozen=True, eq=False)  # tensors have no one answer to ==
-class BlockMaskBank:
-    """Block lists of every regime of a schedule, from which each batch picks its own without building anything."""
-
-    layout: TileLayout
-    windows: Int[Tensor, "r 3"]
-    lists: BlockLists
-
-    @classmethod
-    def build(cls, layout: TileLayout, windows: Tensor | Sequence) -> BlockMaskBank:
-        """windows: tiles on (T, H, W), one triple a regime. Raises as `as_windows` and `check_blocks`."""
-        windows = as_windows(windows, layout)
-        return cls(layout, windows, block_lists(layout, windows))
-
-    def pick(self, regime: Int[Tensor, " b"]) -> BlockMask:
-        """The BlockMask of a batch whose samples are in the given regimes."""
-        return self.lists.block_mask(self.layout, _mask_mod(self.layout, self.windows[regime]), regime)
+    return block_lists(layout, windows).block_mask(layout, window_mask_mod(layout, windows))

@@ -1,14 +1,15 @@
-"""Tile-wise FP8: values on the e4m3 grid, their scales, and gradients that pass the rounding straight through."""
+"""Tile-wise FP8: e4m3 codes, their scales, and gradients that pass the rounding straight through."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
 from .checks import as_instance, is_whole, show
+from .compile import materialize
 from .tiles import TileLayout
 
 if TYPE_CHECKING:
@@ -41,20 +42,6 @@ def _round_up_to_pow2(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     return torch.where(x.isfinite(), bits.view(torch.float32), x)
 
 
-@torch.library.custom_op("fps_flex::touch", mutates_args=("x",), tags=(torch.Tag.flexible_layout,))
-def _touch(x: Tensor) -> None:
-    """Does nothing, which a compiler can't know. In any memory layout: x would be copied into one asked for."""
-
-
-def realize(x: Tensor) -> Tensor:
-    """x itself, which a compiler then keeps in memory where it would compute it anew for every use.
-
-    x: not a view of what others read too. FlexAttention needs it for what its mods read.
-    """
-    _touch(x)
-    return x
-
-
 class _Quantize(torch.autograd.Function):
     """Codes = round(x / scale) in the carrier dtype; backward sees only the division (straight-through)."""
 
@@ -75,15 +62,15 @@ class _Quantize(torch.autograd.Function):
 def quantize(
     x: Float[Tensor, "..."], scale: Float[Tensor, "..."], carrier: torch.dtype | None = None
 ) -> Float[Tensor, "..."]:
-    """Grid values of x: round-to-nearest-even of fp32 x / scale, by true division, clamped to ±448.
+    """Codes of x: round-to-nearest-even of fp32 x / scale, by true division, clamped to ±448 (paper, Algorithm 1).
 
-    scale: fp32, broadcasts against x, a constant to autograd. carrier: the dtype that holds the values (x's own by
+    scale: fp32, broadcasts against x, a constant to autograd. carrier: the dtype that holds the codes (x's own by
     default); every e4m3 value is exact in bfloat16 and wider. Gradients pass the rounding straight through.
     """
     return _Quantize.apply(x, scale.detach(), carrier or x.dtype)
 
 
-class _Snap(torch.autograd.Function):
+class _FakeQuantize(torch.autograd.Function):
     """Codes times scale at once; the backward sees neither (straight-through)."""
 
     @staticmethod
@@ -96,12 +83,12 @@ class _Snap(torch.autograd.Function):
         return grad, None
 
 
-def snap(x: Float[Tensor, "..."], scale: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """x moved to the grid of a power-of-two scale: quantize(x, scale) times scale, exact in x's dtype.
+def fake_quantize(x: Float[Tensor, "..."], scale: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Codes times their power-of-two scale, `quantize(x, scale) * scale`, which is exact in x's dtype.
 
     scale: fp32 powers of two, as scale_format "pow2" makes them; broadcasts against x. Gradients pass straight through.
     """
-    return _Snap.apply(x, scale.detach())
+    return _FakeQuantize.apply(x, scale.detach())
 
 
 def _invert_pow2(scale: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -115,6 +102,7 @@ def tile_amax(x: Float[Tensor, "b h s d"], layout: TileLayout) -> Float[Tensor, 
     of_slot = of_slot.masked_fill(~layout.valid[:, None], 0.0)
     of_block = rearrange(of_slot, "b (blocks slot) h -> b h 1 blocks slot", slot=layout.block).amax(-1)
     tiles = torch.arange(layout.coords_of_tile.shape[1], device=x.device)
+    # every block against every tile: a scatter by tile would add atomics to the graph, and its order isn't fixed
     return of_block.masked_fill(layout.tile_of_block != tiles[:, None], 0.0).amax(-1)
 
 
@@ -124,17 +112,17 @@ def tile_groups(layout: TileLayout, granularity: Granularity) -> Int[Tensor, " t
     granularity: tiles per axis in a group (1: each tile its own scale, 2: groups of 2x2x2, ...), or "head": all.
     Raises ValueError for anything else.
     """
-    granularity = check_granularity(granularity)
+    each = check_granularity(granularity)
     as_instance("layout", layout, TileLayout)
-    if granularity == "head":
+    if isinstance(each, str):
         return torch.zeros_like(layout.coords_of_tile[0], dtype=torch.int64)
-    granularity = min(granularity, max(layout.tiles))  # larger ones are one group all the same, but may not fit int64
-    t, h, w = layout.coords_of_tile.long() // granularity
-    _, groups_h, groups_w = (-(-n // granularity) for n in layout.tiles)
+    side = min(each, max(layout.tiles))  # larger ones are one group all the same, but may not fit int64
+    t, h, w = layout.coords_of_tile.long() // side
+    _, groups_h, groups_w = (-(-n // side) for n in layout.tiles)
     return (t * groups_h + h) * groups_w + w
 
 
-def check_granularity(granularity: object) -> Granularity:
+def check_granularity(granularity: Any) -> Granularity:
     """The granularity in Python's own types. Raises ValueError unless it is tiles from 1 up, or "head"."""
     if isinstance(granularity, str) and granularity == "head":
         return "head"
@@ -149,14 +137,14 @@ def pool_amax(amax: Float[Tensor, "b h tiles"], groups: Int[Tensor, "b tiles"]) 
     return amax.unsqueeze(2).masked_fill(other, 0.0).amax(-1)
 
 
-def tile_scales(
+def slot_scales(
     x: Float[Tensor, "b h s d"],
     layout: TileLayout,
     groups: Int[Tensor, "b tiles"],
     scale_format: ScaleFormat = "fp32",
 ) -> Float[Tensor, "b h s 1"]:
     """The scale of Q or K at every slot (paper, Algorithm 1): one a tile, shared in its group. fp32."""
-    scale = realize(scale_of(pool_amax(tile_amax(x, layout), groups), scale_format))
+    scale = materialize(scale_of(pool_amax(tile_amax(x, layout), groups), scale_format))
     return scale[..., layout.tile_of_slot].unsqueeze(-1)
 
 
@@ -166,4 +154,4 @@ def channel_scales(
     """The scale of each channel of V, pads left out. fp32."""
     tokens = x.detach().abs().masked_fill(~layout.valid[:, None], 0.0)
     of_block = rearrange(tokens, "b h (blocks slot) d -> b blocks slot h d", slot=layout.block).amax(2)
-    return realize(scale_of(of_block.amax(1).unsqueeze(2), scale_format))
+    return materialize(scale_of(of_block.amax(1).unsqueeze(2), scale_format))

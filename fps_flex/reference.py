@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from .masks import MaskMod
-from .mods import ScoreMod
 from .quant import E4M3_MAX, round_e4m3
+from .score_mods import ScoreMod
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -24,22 +24,22 @@ def reference_attention(
     v: Float[Tensor, "b h s d"],
     mask_mod: MaskMod,
     score_mod: ScoreMod | None = None,
-    scale: float | None = None,
+    softmax_scale: float | None = None,
     p: Precision = "fp32",
 ) -> Float[Tensor, "b h s d"]:
-    """softmax(score_mod(scale q kᵀ)) v over the keys that mask_mod keeps, as FlexAttention defines it.
+    """softmax(score_mod(softmax_scale q kᵀ)) v over the keys that mask_mod keeps, as FlexAttention defines it.
 
-    scale: 1 / √d if None. p: how exp(score - its row's largest), which is P before its division by its sum, meets v:
-    exact; rounded to e4m3 as the float8 carrier's kernel does; or scaled by 448 first, as the paper does. The sum is
-    of the unrounded values.
+    softmax_scale: 1 / √d if None. p: how exp(score - its row's largest), which is P before its division by its sum,
+    meets v: exact; rounded to e4m3 as the float8 carrier's kernel does; or scaled by 448 first, as the paper does. The
+    sum is of the unrounded values.
     Computes in fp32 (fp64 if given), whatever autocast says, and holds all [B, H, S, S] scores. Returns q's dtype.
     """
     with torch.autocast(q.device.type, enabled=False):
         compute = torch.float64 if q.dtype == torch.float64 else torch.float32
         b, h, i, j = (torch.arange(n, device=q.device) for n in (*q.shape[:3], k.shape[2]))
         index = b[:, None, None, None], h[:, None, None], i[:, None], j
-        scale = q.shape[-1] ** -0.5 if scale is None else scale
-        scores = torch.einsum("bhqd,bhkd->bhqk", q.to(compute) * scale, k.to(compute))
+        softmax_scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
+        scores = torch.einsum("bhqd,bhkd->bhqk", q.to(compute) * softmax_scale, k.to(compute))
         if score_mod is not None:
             scores = score_mod(scores, *index)
         scores = scores.masked_fill(~mask_mod(*index), float("-inf"))

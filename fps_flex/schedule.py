@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .checks import as_instance, as_real, as_triple, as_tuple, is_real, is_whole, one_of, show
-from .flow import unshift_noise
 from .quant import Granularity, check_granularity
 from .tiles import Triple
 
@@ -22,6 +21,16 @@ Window = tuple[Extent, Extent, Extent]
 WHOLE: Window = (None, None, None)
 
 ON_BOUND = 1e-5  # how far rounding may move a sigma, or a progress
+
+
+def shift_noise(u: Tensor, shift: float) -> Tensor:
+    """sigma = s u / (1 + (s - 1) u): spends more steps at high noise, as long videos need."""
+    return shift * u / (1 + (shift - 1) * u)
+
+
+def unshift_noise(sigma: Tensor, shift: float) -> Tensor:
+    """The inverse of `shift_noise`."""
+    return sigma / (shift - (shift - 1) * sigma)
 
 
 @dataclass(frozen=True)
@@ -61,7 +70,7 @@ def _as_window(window: object) -> Window:
     return t, h, w
 
 
-def _is_extent(extent: object) -> bool:
+def _is_extent(extent: Any) -> bool:
     if extent is None or is_whole(extent):
         return extent is None or extent >= 1
     return is_real(extent) and 0 < float(extent) < 1
@@ -130,17 +139,17 @@ class StepSchedule:
         check_sigma(sigma)
         return 1 - unshift_noise(sigma.double(), self.shift)
 
-    def regime(self, sigma: Float[Tensor, " b"]) -> Int[Tensor, " b"]:
+    def regime_index(self, sigma: Float[Tensor, " b"]) -> Int[Tensor, " b"]:
         """The index of the regime in force at each noise level; a bound belongs to the regime it begins.
 
         A sampler of 50 steps would meet bounds like 0.3 exactly, were sigma not rounded: ON_BOUND below counts as on.
         Raises ValueError as `check_sigma`.
         """
         progress = self.progress(sigma)
-        regime = torch.zeros_like(sigma, dtype=torch.int64)
+        index = torch.zeros_like(sigma, dtype=torch.int64)
         for bound in self.bounds:
-            regime = regime + (progress >= bound - ON_BOUND)
-        return regime
+            index = index + (progress >= bound - ON_BOUND)
+        return index
 
     def windows(self, tiles: Triple) -> list[Triple]:
         """Each regime's window on axes of so many tiles."""

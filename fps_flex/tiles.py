@@ -130,7 +130,7 @@ class TileLayout:
         return torch.stack(torch.unravel_index(index, self.tiles)).to(torch.int32).to(self.device)
 
     @cached_property
-    def coords_of_slot(self) -> Int[Tensor, "3 slots"]:
+    def tile_coords_of_slot(self) -> Int[Tensor, "3 slots"]:
         """The position of each slot's tile on the axes (T, H, W), in tiles."""
         return self.coords_of_tile[:, self.tile_of_slot].contiguous()
 
@@ -149,7 +149,7 @@ class TileLayout:
             "tile_of_slot",
             "tile_of_block",
             "coords_of_tile",
-            "coords_of_slot",
+            "tile_coords_of_slot",
             "tile_counts",
         ):
             getattr(self, name)

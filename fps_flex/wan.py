@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .attention import FPSAttention
 from .checks import as_real, as_triple, as_whole
-from .engines import compiled
+from .compile import compiled
 from .rope import Rope, ordered_rope, rotate
 from .tiles import Triple
 

@@ -4,8 +4,8 @@ import oracle
 import torch
 from cases import plain_errors, relative_error
 
-from fps_flex import TileLayout, block_mask, dequantize
-from fps_flex.engines import attend
+from fps_flex import TileLayout, dequantize, sliding_tile_block_mask
+from fps_flex.engines import run
 
 TOLERATED = 2  # times the error of plain dense attention in the same dtype
 
@@ -38,7 +38,7 @@ def compare_with_loop(case, dtype, device="cpu", engine="eager", pads=0.0):
     leaves = [x.to(device, dtype).requires_grad_() for x in (q, k, v)]
     slots = [layout.order(x, dim=2).masked_fill(~layout.valid[:, None], pads) for x in leaves]
     score_mod = dequantize(*(s.to(device)[..., layout.tile_of_slot] for s in (q_scale, k_scale)))
-    out = attend(*slots, block_mask(layout, case.windows), score_mod, engine)
+    out = run(engine, *slots, sliding_tile_block_mask(layout, case.windows), score_mod)
     got = with_gradients(layout.unorder(out, dim=2), leaves, dtype)
 
     values = [q * q_scale[..., tile_of_token(case)][..., None], k * k_scale[..., tile_of_token(case)][..., None], v]

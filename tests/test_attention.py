@@ -9,9 +9,9 @@ from cases import CASES, plain_errors, relative_error
 from compare import TOLERATED, compare_with_loop, tile_of_token, with_gradients
 
 from fps_flex import FPSAttention, Regime, StepSchedule, TileLayout, dequantize
-from fps_flex.algorithm import encode
-from fps_flex.engines import attend
-from fps_flex.quant import channel_scales, quantize, tile_scales
+from fps_flex.algorithm import prepare
+from fps_flex.engines import run as run_engine
+from fps_flex.quant import channel_scales, quantize, slot_scales
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -113,13 +113,13 @@ def test_power_of_two_scales_in_the_carrier_equal_the_score_mod(dtype):
     raw = [layout.order(x.to(dtype), dim=2) for x in case.qkv(layout.tokens)]
 
     codes, scales = [], []
-    for x, of in zip(raw, (tile_scales, tile_scales, channel_scales), strict=True):
-        scale = of(x, layout, *([plan.groups] if of is tile_scales else []), "pow2")
+    for x, of in zip(raw, (slot_scales, slot_scales, channel_scales), strict=True):
+        scale = of(x, layout, *([plan.groups] if of is slot_scales else []), "pow2")
         codes.append(quantize(x, scale))
         scales.append(scale)
         # exact: no product of a code and its scale is rounded
         assert torch.equal((codes[-1] * scale.to(dtype)).double(), codes[-1].double() * scale.double())
-    by_score_mod = attend(*codes, plan.block_mask, dequantize(scales[0].squeeze(-1), scales[1].squeeze(-1)), "eager")
+    by_score_mod = run_engine("eager", *codes, plan.oracle_block_mask, dequantize(*(x.squeeze(-1) for x in scales[:2])))
     by_score_mod = (by_score_mod * scales[2]).to(dtype)
     assert relative_error(folded(*raw, plan), by_score_mod) <= TOLERATED * plain_errors(*raw, dtype)[0]
 
@@ -128,7 +128,7 @@ def test_the_float8_carrier_holds_the_same_codes_with_vs_slots_side_by_side():
     plain, float8 = FPSAttention(tile=(2, 2, 2), block=8), FPSAttention(tile=(2, 2, 2), block=8, carrier="float8")
     plan = plain.plan((3, 4, 5), torch.tensor([0.9, 0.3]))
     q, k, v = (plan.layout.order(torch.randn(2, 3, 60, 4), dim=2) for _ in range(3))
-    expected, got = (encode(attention.recipe, q, k, v, plan) for attention in (plain, float8))
+    expected, got = (prepare(attention.graph_key, q, k, v, plan) for attention in (plain, float8))
     for name in "qkv":
         codes = getattr(got, name)
         assert codes.dtype == torch.float8_e4m3fn and torch.equal(codes.float(), getattr(expected, name))

@@ -44,7 +44,7 @@ def test_model_measures_stock_and_ours_and_adds_up_a_video(tmp_path):
     assert [row["model"] for row in rows] == ["stock"] + ["sdpa, bf16"] * 2 + ["fps, bf16"] * 4
     early, middle, late, video = rows[3:]
     assert [row["regime"] for row in rows[3:]] == ["early", "middle", "late", "50 steps x 2"]
-    counts = FPSAttention("fps").step_schedule.regime(
+    counts = FPSAttention("fps").step_schedule.regime_index(
         torch.linspace(1, 0, 51)[:-1] * 5 / (1 + 4 * torch.linspace(1, 0, 51)[:-1])
     )
     expected = 2 * sum((counts == i).sum().item() * row["step_seconds"] for i, row in enumerate((early, middle, late)))

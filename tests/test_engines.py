@@ -9,18 +9,20 @@ from torch.nn.attention.flex_attention import flex_attention
 from fps_flex import (
     WAN_TINY,
     FPSAttention,
+    Plan,
     Regime,
     StepSchedule,
     TileLayout,
     Wan,
     algorithm,
-    attention,
-    block_mask,
+    compile,
     dequantize,
     engines,
+    sliding_tile_block_mask,
     wan,
 )
-from fps_flex.engines import attend, choose_engine
+from fps_flex.algorithm import attend_tokens
+from fps_flex.engines import choose_engine, run
 from fps_flex.reference import reference_attention
 
 OTHER = StepSchedule(regimes=(Regime((1, 2, 3), 2), Regime((2, 2, 4), 1), Regime((1, 1, 1), "head")))
@@ -48,13 +50,14 @@ def compiled(monkeypatch):
         return graph
 
     def count(function):
-        return engines.limited(torch.compile(function, fullgraph=True, dynamic=False, backend=backend))
+        return compile.limited(torch.compile(function, fullgraph=True, dynamic=False, backend=backend))
 
     torch._dynamo.reset()
     monkeypatch.setattr(engines, "_compiled_flex_attention", count(flex_attention))
-    monkeypatch.setattr(algorithm, "compiled_compute", count(algorithm.compute))
+    monkeypatch.setattr(algorithm, "compiled_attend_slots", count(algorithm.attend_slots))
+    monkeypatch.setattr(algorithm, "compiled_attend_tokens", count(attend_tokens))
     monkeypatch.setattr(wan, "_compiled_run", count(wan._run))
-    monkeypatch.setattr(attention, "kernel_mask", lambda block_mask, layout: block_mask)
+    monkeypatch.setattr(Plan, "block_mask", lambda plan, engine: plan.oracle_block_mask)
     yield graphs
     torch._dynamo.reset()
 
@@ -90,7 +93,7 @@ def test_all_that_is_around_the_kernel_is_one_graph_for_every_mix_of_regimes(com
         for sigma in ([0.99, 0.99], [0.99, 0.5], [0.1, 0.7]):
             plan = ours.plan((4, 4, 7), torch.tensor(sigma))
             x = [torch.randn(2, 2, plan.layout.tokens, 8) for _ in range(3)]
-            got = algorithm.compiled_compute(ours.recipe, "triton", *x, plan, False)
+            got = algorithm.compiled_attend_tokens(ours.graph_key, "triton", *x, plan)
             torch.testing.assert_close(got, oracle.over_tokens(*x, plan))
     assert len(compiled) == 1
 
@@ -101,12 +104,12 @@ def test_gradients_through_the_one_graph_are_the_oracles(options, dtype):
     """Traced with its backward, as AOTAutograd does it for a GPU; the oracle takes the kernel's place."""
     ours = FPSAttention(engine="eager", tile=(2, 2, 2), block=8, **options)
     plan = ours.plan((4, 4, 7), torch.tensor([0.99, 0.5]))
-    one_graph = torch.compile(algorithm.compute, fullgraph=True, dynamic=False, backend="aot_eager")
+    one_graph = torch.compile(attend_tokens, fullgraph=True, dynamic=False, backend="aot_eager")
     values = torch.randn(3, 2, 2, 112, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
     results = []
-    for compute in (algorithm.compute, one_graph):
+    for attend in (attend_tokens, one_graph):
         leaves = [x.clone().requires_grad_() for x in values]
-        out = compute(ours.recipe, "eager", *leaves, plan, False)
+        out = attend(ours.graph_key, "eager", *leaves, plan)
         results.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
     for got, expected in zip(*results, strict=True):
         assert expected.abs().max() > 0.1
@@ -137,19 +140,19 @@ def test_twelve_grids_one_after_the_other(compiled):
 
 
 def test_past_the_recompile_limit_it_raises_and_is_not_dense(compiled, monkeypatch):
-    monkeypatch.setattr(engines, "RECOMPILE_LIMIT", 2)
+    monkeypatch.setattr(compile, "RECOMPILE_LIMIT", 2)
     with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
         for width in range(2, 20, 4):
             layout = TileLayout((2, 2, width), (2, 2, 2), 8)
-            attend(*qkv(1, layout), block_mask(layout, (1, 1, 1)), engine="triton")
+            run("triton", *qkv(1, layout), sliding_tile_block_mask(layout, (1, 1, 1)))
 
 
 def test_the_compiled_cpu_kernel_equals_the_oracle():
     layout = TileLayout((4, 6, 7), (2, 3, 3), 32)
     q, k, v = qkv(2, layout, dim=16)
-    bm = block_mask(layout, [(1, 2, 1), (2, 1, 2)])
+    bm = sliding_tile_block_mask(layout, [(1, 2, 1), (2, 1, 2)])
     score_mod = dequantize(*(torch.rand(2, 2, layout.slots) + 0.5 for _ in range(2)))
-    got = attend(q, k, v, bm, score_mod, engine="triton")
+    got = run("triton", q, k, v, bm, score_mod)
     torch.testing.assert_close(got, reference_attention(q, k, v, bm.mask_mod, score_mod))
 
 
@@ -162,27 +165,27 @@ def test_block_lists_with_pads_masked_alone_are_the_whole_mask_to_a_kernel():
     x = [torch.randn(2, 2, plan.layout.tokens, 16) for _ in range(3)]
     expected = oracle.over_tokens(*x, plan)
     torch.testing.assert_close(kernel.over_tokens(*x, plan), expected)
-    without_lists = oracle.over_tokens(*x, replace(plan, block_mask=plan.kernel_mask))
+    without_lists = oracle.over_tokens(*x, replace(plan, oracle_block_mask=plan.kernel_block_mask))
     assert (without_lists - expected).abs().max() > 0.1
 
 
 def test_the_oracle_ignores_autocast():
     layout = TileLayout((2, 4, 4), (2, 2, 2), 8)
     q, k, v = qkv(1, layout)
-    bm = block_mask(layout, (1, 2, 2))
+    bm = sliding_tile_block_mask(layout, (1, 2, 2))
     with torch.autocast("cpu", torch.bfloat16):
-        inside = attend(q, k, v, bm, engine="eager")
-    assert inside.dtype == torch.float32 and torch.equal(inside, attend(q, k, v, bm, engine="eager"))
+        inside = run("eager", q, k, v, bm)
+    assert inside.dtype == torch.float32 and torch.equal(inside, run("eager", q, k, v, bm))
 
 
 def test_what_an_engine_can_not_do_is_named():
     layout = TileLayout((2, 2, 2), (2, 2, 2), 8)
     q, k, v = qkv(1, layout)
-    bm = block_mask(layout, (1, 1, 1))
+    bm = sliding_tile_block_mask(layout, (1, 1, 1))
     with pytest.raises(ValueError, match="engine is 'cudnn', expected auto, eager, triton or flash"):
-        attend(q, k, v, bm, engine="cudnn")
+        choose_engine("cudnn", CPU, torch.float32, 8, 8, False)
     with pytest.raises(ValueError, match="the triton engine has no gradients on a CPU"):
-        attend(q.requires_grad_(), k, v, bm, engine="triton")
+        run("triton", q.requires_grad_(), k, v, bm)
 
 
 BF16, FLOAT8 = torch.bfloat16, torch.float8_e4m3fn

@@ -11,7 +11,7 @@ import torch
 
 from eval.fidelity import describe_attention, plan_rows
 from fps_flex import FPSAttention, Regime, StepSchedule, TileLayout, Wan, WanConfig, preset, schedule
-from fps_flex.attention import _build_stages
+from fps_flex.attention import _build_tables
 from fps_flex.export import export
 from fps_flex.weights import SETTINGS, open_weights, read_settings
 
@@ -23,13 +23,13 @@ ONE = StepSchedule((), (Regime((1, 1, 1)),))
 
 def kept_pairs(schedule):
     """Pairs of blocks in the lists of a plan."""
-    mask = FPSAttention(schedule, **SMALL).plan(GRID, torch.tensor([0.5])).block_mask
+    mask = FPSAttention(schedule, **SMALL).plan(GRID, torch.tensor([0.5])).oracle_block_mask
     return (mask.kv_num_blocks + mask.full_kv_num_blocks).sum().item()
 
 
 @pytest.mark.parametrize("order", [(FULL, ONE), (ONE, FULL)], ids=["full-first", "one-first"])
 def test_full_windows_and_windows_of_one_tile_keep_their_own_masks(order):
-    _build_stages.cache_clear()
+    _build_tables.cache_clear()
     kept = {schedule: kept_pairs(schedule) for schedule in order}
     assert len(kept) == 2 and kept[FULL] == 576 and kept[ONE] == 24
     assert not ONE.is_dense and FULL.is_dense
@@ -91,7 +91,7 @@ def computed(attention):
     return repr((
         [schedule.windows(tiles) for tiles in GRIDS], [regime.granularity for regime in schedule.regimes],
         schedule.bounds, schedule.shift, schedule.is_dense, schedule.quantizes, attention.tile, attention.block,
-        attention.scale_format, attention.carrier, attention.recipe,
+        attention.scale_format, attention.carrier, attention.graph_key,
     ))  # fmt: skip
 
 

@@ -271,7 +271,7 @@ def test_tiny_has_many_tiles_is_sparse_and_meets_every_regime():
     regimes = tuple(Regime(**regime) for regime in options["regimes"])
     schedule = StepSchedule(tuple(options["bounds"]), regimes, options["shift"])
     layout = TileLayout((5, 8, 8), model["attention"]["tile"], model["attention"]["block"])
-    drawn = schedule.regime(draw_noise_levels(20_000, model["shift"], generator=torch.Generator().manual_seed(0)))
+    drawn = schedule.regime_index(draw_noise_levels(20_000, model["shift"], generator=torch.Generator().manual_seed(0)))
     shares = drawn.bincount(minlength=3) / len(drawn)
     assert layout.tiles == (5, 2, 2) and shares.min() > 0.2
     assert shares.double() @ density(layout, schedule.windows(layout.tiles)) < 0.5

@@ -30,7 +30,7 @@ def test_training_levels_are_logit_normal():
 def test_validation_levels_meet_every_regime(count):
     for name in ("fps", "sta"):
         schedule = preset(name)
-        regimes = schedule.regime(spread_noise_levels(count, schedule.shift))
+        regimes = schedule.regime_index(spread_noise_levels(count, schedule.shift))
         assert set(regimes.tolist()) == set(range(len(schedule.regimes)))
 
 

@@ -13,10 +13,11 @@ from compare import TOLERATED, compare_with_loop
 
 from eval.bench.sizes import random_wan
 from fps_flex import WAN_1_3B, FPSAttention, Regime, StepSchedule, Wan, WanConfig
-from fps_flex.algorithm import encode
-from fps_flex.engines import attend, compiled, flash_is_installed
+from fps_flex.algorithm import prepare
+from fps_flex.compile import compiled
+from fps_flex.engines import flash_is_installed, run
 from fps_flex.linears import quantize_linears
-from fps_flex.quant import channel_scales, quantize, snap, tile_scales
+from fps_flex.quant import channel_scales, fake_quantize, quantize, slot_scales
 from fps_flex.wan import Residual
 
 pytestmark = pytest.mark.gpu
@@ -92,13 +93,13 @@ def test_quantising_on_the_gpu_gives_the_cpus_scales_and_codes():
     x = ordered(plan, 3, 2, 128)[0]
 
     def round_all(x, plan):
-        tile, channel = tile_scales(x, plan.layout, plan.groups), channel_scales(x, plan.layout)
-        power = tile_scales(x, plan.layout, plan.groups, "pow2")
-        return tile, channel, power, quantize(x, tile), quantize(x, channel), snap(x, power)
+        tile, channel = slot_scales(x, plan.layout, plan.groups), channel_scales(x, plan.layout)
+        power = slot_scales(x, plan.layout, plan.groups, "pow2")
+        return tile, channel, power, quantize(x, tile), quantize(x, channel), fake_quantize(x, power)
 
     expected = round_all(x.cpu(), cpu_plan)
-    for run in (round_all, compiled(round_all)):
-        assert all(torch.equal(a.cpu(), b) for a, b in zip(run(x, plan), expected, strict=True))
+    for rounded in (round_all, compiled(round_all)):
+        assert all(torch.equal(a.cpu(), b) for a, b in zip(rounded(x, plan), expected, strict=True))
 
 
 def test_the_float8_carrier_stays_within_what_e4m3_rounding_allows():
@@ -109,14 +110,15 @@ def test_the_float8_carrier_stays_within_what_e4m3_rounding_allows():
     sigma = torch.tensor(FPS_SIGMA, device="cuda")
     attention = FPSAttention(tile=(4, 6, 6), carrier="float8", engine="triton")
     plan = attention.plan((9, 12, 20), sigma)
-    coded = encode(attention.recipe, *ordered(plan, 3, 2, 128), plan)
-    got = attend(coded.q, coded.k, coded.v, plan.kernel_mask, coded.score_mod, "triton", coded.scale).double()
+    coded = prepare(attention.graph_key, *ordered(plan, 3, 2, 128), plan)
+    inputs = coded.q, coded.k, coded.v
+    got = run("triton", *inputs, plan.kernel_block_mask, coded.score_mod, coded.softmax_scale).double()
 
     q, k, v = (x.double() for x in (coded.q, coded.k, coded.v))
     index = [torch.arange(n, device="cuda") for n in (*q.shape[:3], q.shape[2])]
     index = (index[0][:, None, None, None], index[1][:, None, None], index[2][:, None], index[3])
-    scores = coded.score_mod(q @ k.mT * coded.scale, *index)
-    scores = scores.masked_fill(~plan.block_mask.mask_mod(*index), -torch.inf)
+    scores = coded.score_mod(q @ k.mT * coded.softmax_scale, *index)
+    scores = scores.masked_fill(~plan.oracle_block_mask.mask_mod(*index), -torch.inf)
     weights = (scores - scores.amax(-1, keepdim=True)).exp()
     total = weights.sum(-1, keepdim=True)
     exact = weights @ v / total

@@ -5,8 +5,10 @@ import pytest
 import torch
 from attn_gym.masks.sta import generate_sta_mask_mod_3d
 from cases import CASES
+from torch.nn.attention.flex_attention import noop_mask
 
-from fps_flex import BlockMaskBank, TileLayout, block_mask, density, sliding_tile_mask
+from fps_flex import TileLayout, density, sliding_tile_block_mask, sliding_tile_mask_mod
+from fps_flex.masks import block_lists
 
 
 def dense_mask(mask_mod, batch, slots):
@@ -52,29 +54,28 @@ def assert_lists_fit(mask, bm, block):
 def test_mask_mod_and_block_lists_equal_the_loop_over_tiles(case):
     layout = TileLayout(case.grid, case.tile, case.block)
     expected = expected_mask(case)
-    mask_mod = sliding_tile_mask(layout, case.windows)
+    mask_mod = sliding_tile_mask_mod(layout, case.windows)
     assert torch.equal(dense_mask(mask_mod, len(case.windows), layout.slots), expected)
 
-    bm = block_mask(layout, case.windows)
+    bm = sliding_tile_block_mask(layout, case.windows)
     assert torch.equal(dense_mask(bm.mask_mod, len(case.windows), layout.slots), expected)
     assert_lists_fit(expected, bm, case.block)
 
-    one = block_mask(layout, case.windows[0])
+    one = sliding_tile_block_mask(layout, case.windows[0])
     assert torch.equal(dense_mask(one.mask_mod, 2, layout.slots), expected[:1].expand(2, -1, -1))
     assert_lists_fit(expected[:1], one, case.block)
 
 
 @pytest.mark.parametrize("case", CASES[:16], ids=lambda case: f"case{case.seed}")
-def test_the_bank_picks_the_same_lists(case):
+def test_a_batch_picks_the_same_lists(case):
     layout = TileLayout(case.grid, case.tile, case.block)
-    bank = BlockMaskBank.build(layout, case.windows)
-    regime = torch.arange(5) % len(case.windows)
-    picked, built = bank.pick(regime), block_mask(layout, [case.windows[i] for i in regime.tolist()])
+    windows = torch.tensor(case.windows, dtype=torch.int32)
+    rows = torch.arange(5) % len(windows)
+    picked = block_lists(layout, windows).pick(rows).block_mask(layout, noop_mask)
+    built = sliding_tile_block_mask(layout, windows[rows])
     for name in built._TENSOR_ATTRS:
         expected, got = getattr(built, name, None), getattr(picked, name, None)
         assert (got is None and expected is None) or torch.equal(got, expected), name
-    dense = [dense_mask(x.mask_mod, 5, layout.slots) for x in (picked, built)]
-    assert torch.equal(*dense)
 
 
 @pytest.mark.parametrize("window", [(1, 1, 1), (3, 3, 3), (3, 1, 5), (2, 2, 2), (1, 4, 2), (3, 4, 5)])
@@ -83,7 +84,7 @@ def test_equals_attention_gyms_sliding_tile_mask_on_grids_that_divide(window):
     layout = TileLayout(grid, tile, block=8)
     kernel = tuple(w * t for w, t in zip(window, tile, strict=True))
     theirs = dense_mask(generate_sta_mask_mod_3d(grid, kernel, tile), 1, layout.slots)
-    assert torch.equal(dense_mask(sliding_tile_mask(layout, window), 1, layout.slots), theirs)
+    assert torch.equal(dense_mask(sliding_tile_mask_mod(layout, window), 1, layout.slots), theirs)
 
 
 @pytest.mark.parametrize("case", CASES[:24], ids=lambda case: f"case{case.seed}")
@@ -96,8 +97,8 @@ def test_density_counts_token_pairs(case):
 def test_partial_and_full_lists_have_one_shape_and_stride_and_no_shared_tensor():
     layout = TileLayout((5, 5, 5), (2, 2, 2), 16)
     for bm in (
-        block_mask(layout, [(1, 2, 3), (3, 1, 1)]),
-        BlockMaskBank.build(layout, (1, 2, 3)).pick(torch.zeros(3).long()),
+        block_lists(layout, torch.tensor([(1, 2, 3), (3, 1, 1)])),
+        block_lists(layout, torch.tensor([(1, 2, 3)])).pick(torch.zeros(3).long()),
     ):
         for partial, full in ((bm.kv_num_blocks, bm.full_kv_num_blocks), (bm.kv_indices, bm.full_kv_indices)):
             assert partial.shape == full.shape and partial.stride() == full.stride()
@@ -109,7 +110,7 @@ def test_720p_is_built_in_half_a_second_and_20_megabytes():
     for _ in range(3):
         start = time.perf_counter()
         layout = TileLayout((21, 45, 80), (6, 8, 8))
-        bm = block_mask(layout, (3, 3, 3))
+        bm = sliding_tile_block_mask(layout, (3, 3, 3))
         seconds.append(time.perf_counter() - start)
     assert min(seconds) < 0.5
     tensors = [x for x in (*vars(layout).values(), *vars(bm).values()) if isinstance(x, torch.Tensor)]
@@ -128,6 +129,6 @@ def test_720p_is_built_in_half_a_second_and_20_megabytes():
 )
 def test_bad_windows_are_named(windows, message):
     layout = TileLayout((4, 4, 4), (2, 2, 2), 8)
-    for make in (sliding_tile_mask, block_mask, BlockMaskBank.build, density):
+    for make in (sliding_tile_mask_mod, sliding_tile_block_mask, density):
         with pytest.raises(ValueError, match=message):
             make(layout, windows)

@@ -5,7 +5,7 @@ import torch
 from cases import CASES
 
 from fps_flex import TileLayout
-from fps_flex.quant import channel_scales, quantize, round_e4m3, scale_of, tile_groups, tile_scales
+from fps_flex.quant import channel_scales, quantize, round_e4m3, scale_of, slot_scales, tile_groups
 
 FORMATS = ["fp32", "pow2"]
 
@@ -38,7 +38,7 @@ def test_tiles_equal_the_independent_implementation_bit_for_bit(case, scale_form
     codes, scales = oracle.quantize_tiles(x.numpy(), case.grid, case.tile, case.granularities, scale_format)
 
     slots = layout.order(x, dim=2)
-    scale = tile_scales(slots, layout, groups_of(layout, case.granularities), scale_format)
+    scale = slot_scales(slots, layout, groups_of(layout, case.granularities), scale_format)
     assert same_bits(scale.squeeze(-1), scales[..., layout.tile_of_slot.numpy()])
     assert same_bits(layout.unorder(quantize(slots, scale), dim=2), codes)
 
@@ -62,7 +62,7 @@ def test_pads_change_no_scale(scale_format):
     x = layout.order(torch.randn(2, 2, layout.tokens, 4), dim=2)
     padded = x.masked_fill(~layout.valid[:, None], 1e4)
     groups = groups_of(layout, (1, "head"))
-    assert torch.equal(tile_scales(x, layout, groups, scale_format), tile_scales(padded, layout, groups, scale_format))
+    assert torch.equal(slot_scales(x, layout, groups, scale_format), slot_scales(padded, layout, groups, scale_format))
     assert torch.equal(channel_scales(x, layout, scale_format), channel_scales(padded, layout, scale_format))
 
 

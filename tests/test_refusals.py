@@ -12,18 +12,17 @@ import torch
 from safetensors.torch import save_file
 
 from fps_flex import (
-    BlockMaskBank,
     FPSAttention,
     Plan,
     Regime,
     StepSchedule,
     TileLayout,
     WanConfig,
-    block_mask,
     density,
     plan_tile,
     preset,
-    sliding_tile_mask,
+    sliding_tile_block_mask,
+    sliding_tile_mask_mod,
 )
 from fps_flex.export import export
 from fps_flex.files import open_files, read_training_checkpoint
@@ -143,10 +142,11 @@ def test_regimes_schedules_and_granularities():
         assert refused(tile_groups, ["layout"], layout=junk, granularity=1) is None
         for name in ("bounds", "regimes", "shift"):
             schedule = refused(StepSchedule, [name, "regimes"], **{name: junk})
-            assert schedule is None or schedule.regime(torch.tensor([1.0, 0.0])).tolist() == [0, len(schedule.bounds)]
+            ends = torch.tensor([1.0, 0.0])
+            assert schedule is None or schedule.regime_index(ends).tolist() == [0, len(schedule.bounds)]
         schedule = refused(preset, ["schedule"], name=junk)
         assert schedule is None or junk == "fps"
-        regime = refused(StepSchedule().regime, ["sigma"], sigma=junk)
+        regime = refused(StepSchedule().regime_index, ["sigma"], sigma=junk)
         assert regime is None or junk.shape == regime.shape and ((junk >= 0) & (junk <= 1)).all()
         refused(StepSchedule().progress, ["sigma"], sigma=junk)
 
@@ -170,7 +170,7 @@ def test_layouts_and_planned_tiles():
 def test_windows_in_tiles():
     layout = TileLayout(GRID, **SMALL)
     for junk in JUNK:
-        for make in (as_windows, density, block_mask, sliding_tile_mask, BlockMaskBank.build):
+        for make in (as_windows, density, sliding_tile_block_mask, sliding_tile_mask_mod):
             made = refused(make, ["windows"], windows=junk, layout=layout)
             assert make is not as_windows or made is None or made.dtype == torch.int32 and (made >= 1).all()
             assert refused(make, ["layout"], windows=(1, 1, 1), layout=junk) is None
@@ -227,14 +227,14 @@ def test_a_grid_too_large_for_any_memory_is_refused_before_it_is_built():
     ids=str,
 )
 def test_a_bad_sigma_is_named(sigma, message):
-    for call in (FPSAttention(**SMALL).plan, lambda grid, sigma: StepSchedule().regime(sigma)):
+    for call in (FPSAttention(**SMALL).plan, lambda grid, sigma: StepSchedule().regime_index(sigma)):
         with pytest.raises(ValueError, match=message):
             call(GRID, sigma)
 
 
 def test_sigma_may_be_off_its_ends_by_rounding():
     """As shifted levels are: 3.3 * 1 / (1 + 2.3 * 1) in fp32."""
-    assert StepSchedule().regime(torch.tensor([1 + 1.2e-7, -1.2e-7])).tolist() == [0, 2]
+    assert StepSchedule().regime_index(torch.tensor([1 + 1.2e-7, -1.2e-7])).tolist() == [0, 2]
 
 
 @pytest.mark.parametrize(

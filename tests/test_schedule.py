@@ -30,13 +30,13 @@ def test_presets_on_720p(name, windows, granularities):
 def test_regimes_follow_progress_and_a_bound_belongs_to_what_it_begins():
     schedule = StepSchedule(bounds=(0.25, 0.75), shift=1.0)
     progress = torch.tensor([0.0, 0.125, 0.25, 0.5, 0.75, 1.0])
-    assert schedule.regime(1 - progress).tolist() == [0, 0, 1, 1, 2, 2]
+    assert schedule.regime_index(1 - progress).tolist() == [0, 0, 1, 1, 2, 2]
 
 
 def test_a_sampler_that_meets_the_bounds_exactly_starts_their_regimes_there():
     for shift in (1.0, 3.0, 5.0, 8.0):
         schedule = replace(preset("fps"), shift=shift)
-        assert schedule.regime(sampling_levels(50, shift)[:-1]).tolist() == [0] * 15 + [1] * 20 + [2] * 15
+        assert schedule.regime_index(sampling_levels(50, shift)[:-1]).tolist() == [0] * 15 + [1] * 20 + [2] * 15
 
 
 def test_the_same_noise_level_meets_the_same_regime_whatever_the_samplers_shift():
@@ -44,8 +44,8 @@ def test_the_same_noise_level_meets_the_same_regime_whatever_the_samplers_shift(
     u = torch.linspace(0.01, 0.99, 50)
     torch.testing.assert_close(schedule.progress(shift_noise(u, 5.0)).float(), 1 - u)
     sigma = shift_noise(u, 3.0)
-    assert torch.equal(schedule.regime(sigma), schedule.regime(sigma.clone()))
-    assert not torch.equal(schedule.regime(sigma), schedule.regime(shift_noise(u, 5.0)))
+    assert torch.equal(schedule.regime_index(sigma), schedule.regime_index(sigma.clone()))
+    assert not torch.equal(schedule.regime_index(sigma), schedule.regime_index(shift_noise(u, 5.0)))
 
 
 def test_windows_are_tiles_or_fractions_and_at_least_one_tile():

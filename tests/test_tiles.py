@@ -26,7 +26,7 @@ def test_slots_equal_the_loop_over_tiles(case):
         for _ in range(-(-len(oracle.tokens_of(position, case.grid, case.tile)) // case.block) * case.block)
     ]
     assert layout.tile_of_slot.tolist() == owners
-    assert torch.equal(layout.coords_of_slot.long(), positions[:, owners])
+    assert torch.equal(layout.tile_coords_of_slot.long(), positions[:, owners])
 
 
 @pytest.mark.parametrize("case", CASES[:12], ids=lambda case: f"case{case.seed}")

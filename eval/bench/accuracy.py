@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fps_flex import FPSAttention, Regime, StepSchedule
-from fps_flex.algorithm import encode
+from fps_flex.algorithm import prepare
 from fps_flex.quant import ScaleFormat
 from fps_flex.reference import Precision, reference_attention
 from train.console import check_writable
@@ -84,9 +84,10 @@ def _quantised(
     regime = Regime(granularity=granularity)
     attention = FPSAttention(StepSchedule((), (regime,)), tile, scale_format=scales)
     plan = attention.plan(grid, torch.full((1,), 0.5, device=q.device))
-    coded = encode(attention.recipe, *(plan.layout.order(x, dim=2) for x in (q, k, v)), plan)
-    out = reference_attention(coded.q, coded.k, coded.v, plan.block_mask.mask_mod, coded.score_mod, coded.scale, p)
-    return plan.layout.unorder(out if coded.v_scale is None else out * coded.v_scale, dim=2)
+    call = prepare(attention.graph_key, *(plan.layout.order(x, dim=2) for x in (q, k, v)), plan)
+    mask_mod = plan.oracle_block_mask.mask_mod
+    out = reference_attention(call.q, call.k, call.v, mask_mod, call.score_mod, call.softmax_scale, p)
+    return plan.layout.unorder(out if call.v_scale is None else out * call.v_scale, dim=2)
 
 
 def _inputs(name: str, grid: Triple, heads: int, dim: int, seed: int, device: torch.device) -> tuple[Tensor, ...]:

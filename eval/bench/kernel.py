@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from fps_flex import FPSAttention, Regime, StepSchedule, density
-from fps_flex.algorithm import encode
-from fps_flex.engines import attend
+from fps_flex.algorithm import prepare
+from fps_flex.engines import run
 from fps_flex.masks import as_windows, tile_mask
 from train.console import check_writable
 from train.whole import write_text
@@ -161,7 +161,7 @@ class Bench:
     def _case(self, name: str, attention: FPSAttention, window: Triple) -> Case:
         plan = attention.plan(self.grid, torch.full((1,), 0.5, device=self.device))
         layout = plan.layout
-        blocks = (plan.kernel_mask.kv_num_blocks + plan.kernel_mask.full_kv_num_blocks).sum().item()
+        blocks = (plan.kernel_block_mask.kv_num_blocks + plan.kernel_block_mask.full_kv_num_blocks).sum().item()
         pairs = blocks * self.block**2
         facts = {
             "density": density(layout, window).item(),
@@ -174,15 +174,15 @@ class Bench:
         def module(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return attention.over_tokens(q, k, v, plan)
 
-        def prepare() -> Work:
+        def kernel_alone() -> Work:
             with torch.no_grad():
-                coded = encode(attention.recipe, *(layout.order(x, dim=2) for x in (self.q, self.k, self.v)), plan)
-            mask = plan.mask_for(facts["engine"])
+                call = prepare(attention.graph_key, *(layout.order(x, dim=2) for x in (self.q, self.k, self.v)), plan)
+            block_mask = plan.block_mask(facts["engine"])
 
             def alone(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-                return attend(q, k, v, mask, coded.score_mod, facts["engine"], coded.scale)
+                return run(facts["engine"], q, k, v, block_mask, call.score_mod, call.softmax_scale)
 
-            return self._call(alone, coded.q, coded.k, coded.v, layout.order(self.grad, dim=2))
+            return self._call(alone, call.q, call.k, call.v, layout.order(self.grad, dim=2))
 
         def check() -> float:
             tiles = layout.tile_of_slot[-1].item() + 1
@@ -191,7 +191,7 @@ class Bench:
                 return relative_error(module(self.q, self.k, self.v)[:, :, rows], expected)
 
         work = self._call(module, self.q, self.k, self.v, self.grad)
-        return Case(name, work, self.pair * pairs, facts, prepare, check, window)
+        return Case(name, work, self.pair * pairs, facts, kernel_alone, check, window)
 
     def _call(self, attention: Callable, q: Tensor, k: Tensor, v: Tensor, grad: Tensor) -> Work:
         def forward() -> Tensor:

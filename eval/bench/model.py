@@ -134,7 +134,7 @@ class _Bench:
 def _whole_video(name: str, attention: FPSAttention, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The sum over the regimes in force at each step; its step_seconds are the mean, to compare with the others."""
     seconds = {regime_at(attention, SIGMAS.get(row["regime"], 0.8)): row["step_seconds"] for row in rows}
-    regimes = attention.step_schedule.regime(sampling_levels(STEPS, SHIFT)[:-1]).tolist()
+    regimes = attention.step_schedule.regime_index(sampling_levels(STEPS, SHIFT)[:-1]).tolist()
     total = PASSES * sum(seconds[regime] for regime in regimes)
     mean = total / (PASSES * STEPS)
     regime = f"{STEPS} steps x {PASSES}"

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fps_flex.engines import compiled, flash_is_installed
+from fps_flex.compile import compiled
+from fps_flex.engines import flash_is_installed
 
 Dense = Callable[[Tensor, Tensor, Tensor], Tensor]
 

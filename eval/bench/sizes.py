@@ -52,7 +52,7 @@ def densities(attention: FPSAttention, grid: Triple) -> list[float]:
 
 
 def regime_at(attention: FPSAttention, sigma: float) -> int:
-    return attention.step_schedule.regime(torch.tensor([sigma])).item()
+    return attention.step_schedule.regime_index(torch.tensor([sigma])).item()
 
 
 def random_wan(config: WanConfig, attention: FPSAttention, device: torch.device) -> Wan:

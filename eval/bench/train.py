@@ -108,7 +108,7 @@ def measure_training(
     trainer.fit(module, DataLoader(_Latents((config.channels, *latents))))
     seconds = clock.seconds[warmup:]
     tokens = grid[0] * grid[1] * grid[2]
-    regimes = [attention.step_schedule.regime(sigma).item() for sigma in clock.sigmas[warmup:]]
+    regimes = [attention.step_schedule.regime_index(sigma).item() for sigma in clock.sigmas[warmup:]]
     return {
         "schedule": name,
         "regimes_drawn": regimes,

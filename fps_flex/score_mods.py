@@ -1,4 +1,4 @@
-"""The score_mod that undoes the quantisation of Q and K inside the attention kernel."""
+"""The score_mods that undo the quantisation of Q and K inside the attention kernel: FlexAttention's score_mod."""
 
 from __future__ import annotations
 
