@@ -39,7 +39,7 @@ def save(path, config, **said):
     said = {
         "wan": asdict(config), "attention": asdict(OWN), "noise_levels": [0.0, 1.0], "codec": PixelCodec().spec(),
         "text": ByteText().spec(), "clip": {"frames": 2, "height": 32, "width": 32, "fps": 8.0},
-        "residual": "fp32", "shift": 3.0, "step": 7, **said,
+        "residual": "fp32", "shift": 3.0, "step": 7, "run_id": "0123456789abcdef", **said,
     }  # fmt: skip
     weights = {f"model.{name}": tensor for name, tensor in Wan(config, OWN).state_dict().items()}
     torch.save({"state_dict": weights, "fps_flex": said}, path)

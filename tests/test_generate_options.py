@@ -42,6 +42,7 @@ BAD = {
     "attention.engine": ["cudnn", "7"],
     "linears": ["fp8", "fp8-ffn", "int8", "null"],
     "residual": ["bf16", "7"],
+    "lossless": ["maybe", "7", "null"],
     "encoders": ["nowhere", "", "README.md"],
     "low_noise": ["nowhere", "", "README.md"],
     "boundary": ["0", "1", "-0.5", ".nan", "0.5", "half"],
@@ -85,7 +86,7 @@ def refuse(wan_folder, tmp_path, capsys):
 
 @pytest.mark.parametrize("option", BAD)
 def test_each_option_refuses_what_it_cannot_mean(refuse, monkeypatch, option):
-    monkeypatch.setattr("eval.videos._encode", None)  # nothing is encoded, and no transformer loaded, before
+    monkeypatch.setattr("eval.videos.encode_prompts", None)  # nothing is encoded, and no transformer loaded, before
     monkeypatch.setattr("eval.models.fill", None)
     for value in BAD[option]:
         line = refuse(option, value)
