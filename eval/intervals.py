@@ -4,7 +4,8 @@ Scores that can't leave bounds, such as shares of yes, get the interval of Korn 
 24): as wide as t's, but as lopsided as that of a share near its bound is (Clopper and Pearson's).
 
 The videos of a prompt are alike, so what is drawn independently is the prompt. A bootstrap over few prompts is too
-narrow: its 95 % interval held the mean in half of the cases with two prompts (tests/test_intervals.py simulates both).
+narrow: its 95 % interval held the mean in half of the cases with two prompts. tests/eval/test_intervals.py simulates
+both.
 """
 
 from __future__ import annotations

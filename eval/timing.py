@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from train.whole import write_text
+from train.common.atomic import write_text
 
 from .machine import name_device
 from .markdown import head_of, line

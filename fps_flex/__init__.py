@@ -6,11 +6,9 @@ from .schedule import Regime, StepSchedule, preset
 from .score_mods import dequantize
 from .tiles import TileLayout, plan_tile
 from .version import __version__
-from .wan import WAN_1_3B, WAN_14B, WAN_TINY, Wan, WanConfig
 
 __all__ = [
-    "WAN_14B", "WAN_1_3B", "WAN_TINY",
-    "FPSAttention", "Plan", "Regime", "StepSchedule", "TileLayout", "Wan", "WanConfig",
+    "FPSAttention", "Plan", "Regime", "StepSchedule", "TileLayout",
     "__version__",
     "density", "dequantize", "plan_tile", "preset", "sliding_tile_block_mask", "sliding_tile_mask_mod",
 ]  # fmt: skip

@@ -111,6 +111,14 @@ def as_path(name: str, value: Any) -> Path:
     return path
 
 
+def at_home(path: str | Path) -> Path:
+    """A path whose ~ is the user's home, or another user's; as it is where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def as_fields(name: str, value: object, fields: Sequence[str]) -> dict[str, Any]:
     """A dict with exactly these keys."""
     if not isinstance(value, dict):
@@ -121,3 +129,27 @@ def as_fields(name: str, value: object, fields: Sequence[str]) -> dict[str, Any]
         has = f"has an unknown {', '.join(map(show, unknown))}" if unknown else ""
         raise ValueError(f"{name} {' and '.join(filter(None, (lacks, has)))}: expected exactly {', '.join(fields)}")
     return value
+
+
+def require(
+    option: str,
+    value: float,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+) -> None:
+    """Raises ValueError unless the value is a finite number within the bounds, of which None is none."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    finite = number and isfinite(value)
+    inside = finite and (
+        (least is None or value >= least)
+        and (above is None or value > above)
+        and (most is None or value <= most)
+        and (below is None or value < below)
+    )
+    if not inside:
+        bounds = ((least, "at least"), (above, "more than"), (most, "at most"), (below, "less than"))
+        wanted = " and ".join(f"{words} {bound:g}" for bound, words in bounds if bound is not None)
+        kind = "" if finite and wanted else "a finite number" if number else "a number"
+        raise ValueError(f"{option} is {value!r}, expected {', '.join(filter(None, (kind, wanted)))}")

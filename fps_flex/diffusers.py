@@ -27,12 +27,12 @@ from torch import Tensor
 
 from .attention import FPSAttention, Plan
 from .checks import show
-from .rope import rotate
-from .save_hook import SaveConfig
 from .schedule import StepSchedule
 from .tiles import Triple
-from .wan import WanConfig
-from .weights import read_saved_settings
+from .wan.model import WanConfig
+from .wan.rope import rotate
+from .wan.save_hook import SaveConfig
+from .wan.weights import read_saved_settings
 
 if TYPE_CHECKING:
     from diffusers import WanTransformer3DModel

@@ -22,7 +22,7 @@ def cache_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def pipeline():
     """A tiny stock WanPipeline of random weights; not to be changed."""
-    from tiny_wan import tiny_pipeline
+    from tests.helpers.tiny_wan import tiny_pipeline
 
     return tiny_pipeline()
 
@@ -38,6 +38,6 @@ def wan_folder(pipeline, tmp_path_factory):
 @pytest.fixture(scope="session")
 def suite(tmp_path_factory):
     """VBench's suite in small; not to be changed."""
-    from vbench_suite import write_suite
+    from tests.helpers.vbench_suite import write_suite
 
     return write_suite(tmp_path_factory.mktemp("suite") / "VBench_full_info.json")

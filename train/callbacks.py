@@ -13,12 +13,13 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 
-from .console import one_line
+from fps_flex.checks import require
+
+from .common.console import one_line
+from .common.pictures import draw_contact_sheet, draw_loss_curve, side_by_side
+from .common.videos import write_video
 from .module import FlowModule
-from .pictures import draw_contact_sheet, draw_loss_curve, side_by_side
-from .ranges import require
 from .stopping import Stopped, StopRequest
-from .videos import write_video
 
 logger = logging.getLogger(__name__)
 

@@ -20,14 +20,14 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
-from fps_flex.files import read_training_checkpoint
+from fps_flex.checks import require
+from fps_flex.wan.files import read_training_checkpoint
 
-from .console import one_line
+from .common.atomic import beside
+from .common.console import one_line
 from .module import NotFinite
 from .peers import Peers
-from .ranges import require
 from .stopping import Stopped, StopRequest
-from .whole import beside
 
 if TYPE_CHECKING:
     from .module import FlowModule

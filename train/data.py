@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from fps_flex.checks import require
+
 from .cached import CachedClips, read_empty_text
 from .folder import VideoFolder, scan_folder
 from .index import Index, is_prepared, read_index
 from .order import HeldOut, Passes, Pick
-from .ranges import require
 from .shapes import MovingShapes
 from .split import hold_out
 from .stopping import obey_parent_alone, signals_blocked

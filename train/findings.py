@@ -23,11 +23,11 @@ import av
 from rich.console import Console
 from rich.progress import Progress
 
-from .caches import cache_file
-from .faults import is_passing
+from .common.atomic import beside
+from .common.caches import cache_file
+from .common.faults import is_passing
+from .common.videos import ClipError, probe
 from .left_out import speaks
-from .videos import ClipError, probe
-from .whole import beside
 
 logger = logging.getLogger(__name__)
 

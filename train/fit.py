@@ -26,14 +26,14 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
 from fps_flex import density
-from fps_flex.files import read_training_checkpoint
+from fps_flex.wan.files import read_training_checkpoint
 
 from .callbacks import AverageWeights, LogFirstValidation, LossCurve, Progress, SampleVideo, read_losses
 from .checkpoints import Checkpoints, SaveError
-from .console import check_no_empty, check_schedule_parts, check_writable, one_line, stop
+from .common.console import check_no_empty, check_schedule_parts, check_writable, one_line, stop
+from .common.lock import locked
 from .data import VideoData
 from .index import check_encoders
-from .lock import locked
 from .module import FlowModule, NotFinite
 from .peers import exit_code
 from .rehearsal import rehearse

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .caches import cache_file
+from .common.caches import cache_file
+from .common.videos import ClipError, read_clip
 from .findings import Finding, look_at
 from .left_out import LeftOut, speaks, tell_left_out
 from .listing import is_image
 from .order import Pick, as_pick, chance_of
 from .sources import read_rows
-from .videos import ClipError, read_clip
 
 logger = logging.getLogger(__name__)
 

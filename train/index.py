@@ -16,14 +16,13 @@ from typing import Any
 
 from torch import Tensor
 
-from fps_flex.checks import as_bool, as_fields, as_instance, as_real, as_triple, as_whole
+from fps_flex.checks import Triple, as_bool, as_fields, as_instance, as_real, as_triple, as_whole
+from fps_flex.wan.codecs import Codec, TextEncoder
 
-from .codecs import Codec, TextEncoder
-from .whole import write_text
+from .common.atomic import write_text
 
 INDEX = "index.json"
 EMPTY_PROMPT = "empty_prompt.safetensors"
-Triple = tuple[int, int, int]
 Shape = tuple[int, ...]
 TEXTS = ("name", "shard", "prompt", "content")
 
@@ -205,17 +204,17 @@ def _check_shapes(index: Index, codec: Codec, text: TextEncoder) -> None:
 def comparable(spec: dict[str, Any]) -> str:
     """What of an encoder must be alike, as text: not where its files lie, nor the type that it computes in."""
     options = {**_options(spec), "path": None, "dtype": None}
-    return json.dumps([spec.get("class_path"), options], sort_keys=True)
+    return json.dumps([spec.get("kind"), options], sort_keys=True)
 
 
 def _options(spec: dict[str, Any]) -> dict[str, Any]:
-    said = spec.get("init_args")
-    return said if isinstance(said, dict) else {"init_args": said}
+    said = spec.get("options")
+    return said if isinstance(said, dict) else {"options": said}
 
 
 def _brief(spec: dict[str, Any]) -> str:
     options = ", ".join(f"{name} {value}" for name, value in _options(spec).items())
-    return f"{str(spec.get('class_path')).rpartition('.')[2]} ({options})"
+    return f"{spec.get('kind')} ({options})"
 
 
 def _more(names: list[str]) -> str:

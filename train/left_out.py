@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from .whole import write_text
+from .common.atomic import write_text
 
 NAMED = 20
 KINDS = 8

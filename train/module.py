@@ -12,15 +12,16 @@ import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from fps_flex import FPSAttention, Plan, Wan, WanConfig
-from fps_flex.experts import ALL, Levels, as_levels
-from fps_flex.flow import add_noise, draw_noise_levels, euler_sample, flow_loss, spread_noise_levels
-from fps_flex.wan import Residual
-from fps_flex.weights import build_empty, fill, open_weights
+from fps_flex import FPSAttention, Plan
+from fps_flex.checks import require
+from fps_flex.wan import Wan, WanConfig
+from fps_flex.wan.codecs import Codec, TextEncoder
+from fps_flex.wan.experts import ALL, Levels, as_levels
+from fps_flex.wan.flow import add_noise, draw_noise_levels, euler_sample, flow_loss, spread_noise_levels
+from fps_flex.wan.model import Residual
+from fps_flex.wan.weights import build_empty, fill, open_weights
 
-from .codecs import Codec, TextEncoder
 from .order import PADDING, chance_of
-from .ranges import require
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float

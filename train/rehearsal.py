@@ -7,10 +7,10 @@ from dataclasses import replace
 import lightning as L
 import torch
 
-from fps_flex import Wan
 from fps_flex.tiles import Triple
+from fps_flex.wan import Wan
 
-from .console import one_line
+from .common.console import one_line
 from .module import FlowModule
 
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fps_flex.casting import check_finite
 from fps_flex.checks import is_whole, show
+from fps_flex.wan.casting import check_finite
 
 if TYPE_CHECKING:
     from .data import VideoData

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fps_flex.checks import as_path
-from fps_flex.files import read_training_checkpoint
+from fps_flex.wan.files import read_training_checkpoint
 
 from .checkpoints import BEST, INTERRUPTED, LAST, RESUMABLE, checkpoint_folder, trained_steps
 from .data import VideoData

@@ -6,7 +6,7 @@ import logging
 import os
 from pathlib import Path
 
-from .caches import cache_file
+from .common.caches import cache_file
 from .entries import Row, check_text
 from .left_out import LeftOut, tell_left_out
 from .listing import is_image, is_video, list_files

@@ -15,7 +15,7 @@ from lightning.pytorch.loops import _FitLoop, _TrainingEpochLoop
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from .ranges import require
+from fps_flex.checks import require
 
 Precision = Literal["32-true", "bf16-mixed"]
 STRATEGIES = ("auto", "ddp")

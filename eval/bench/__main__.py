@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import warnings
 
-from train.console import run_command, speaking_plainly
+from train.common.console import run_command, speaking_plainly
 
 from .accuracy import accuracy
 from .data import data

@@ -13,7 +13,7 @@ from fps_flex import FPSAttention, Regime, StepSchedule
 from fps_flex.algorithm import prepare
 from fps_flex.quant import ScaleFormat
 from fps_flex.reference import Precision, reference_attention
-from train.console import check_writable
+from train.common.console import check_writable
 
 from ..markdown import head_of
 from ..timing import find_device, line_of, write_json

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 import torch
 from safetensors.torch import save_file
 
-from train.console import check_writable
+from train.common.console import check_writable
 from train.data import VideoData
 from train.index import EMPTY_PROMPT, CachedClip, Index, write_index
 

@@ -16,8 +16,8 @@ from fps_flex import FPSAttention, Regime, StepSchedule, density
 from fps_flex.algorithm import prepare
 from fps_flex.engines import run
 from fps_flex.masks import as_windows, tile_mask
-from train.console import check_writable
-from train.whole import write_text
+from train.common.atomic import write_text
+from train.common.console import check_writable
 
 from ..markdown import head_of
 from ..timing import clock, find_device, forget_peak, line_of, peak_gb, write_json

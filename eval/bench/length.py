@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import linear_regression
 from typing import Any
 
-from train.console import check_writable
+from train.common.console import check_writable
 
 from ..markdown import head_of
 from ..timing import clock, find_device, line_of, write_json

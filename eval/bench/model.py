@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from fps_flex import FPSAttention, preset
-from fps_flex.flow import sampling_levels
-from fps_flex.linears import Linears, check_linears, quantize_linears
 from fps_flex.quant import ScaleFormat
-from train.console import check_writable
+from fps_flex.wan.flow import sampling_levels
+from fps_flex.wan.linears import Linears, check_linears, quantize_linears
+from train.common.console import check_writable
 
 from ..markdown import head_of
 from ..timing import clock, find_device, forget_peak, line_of, peak_gb, write_json

@@ -9,7 +9,7 @@ import torch
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as torch_profile
 
-from train.console import check_writable
+from train.common.console import check_writable
 
 from ..markdown import head_of
 from ..timing import find_device, line_of, write_json

@@ -10,12 +10,13 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from fps_flex import FPSAttention, Wan, WanConfig
-from fps_flex.names import to_diffusers
+from fps_flex import FPSAttention
 from fps_flex.quant import ScaleFormat
-from fps_flex.wan import Residual
-from fps_flex.weights import build_empty, fill
-from train.console import check_writable
+from fps_flex.wan import Wan, WanConfig
+from fps_flex.wan.keys import to_diffusers
+from fps_flex.wan.model import Residual
+from fps_flex.wan.weights import build_empty, fill
+from train.common.console import check_writable
 
 from ..timing import clock, find_device, forget_peak, peak_gb, tabulate
 from .exact import relative_error

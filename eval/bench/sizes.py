@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fps_flex import WAN_1_3B, WAN_14B, WAN_TINY, FPSAttention, Plan, Wan, WanConfig, density
-from fps_flex.weights import fill
+from fps_flex import FPSAttention, Plan, density
+from fps_flex.wan import WAN_1_3B, WAN_14B, WAN_TINY, Wan, WanConfig
+from fps_flex.wan.weights import fill
 
 Triple = tuple[int, int, int]
 Size = Literal["tiny", "1.3B", "14B"]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fps_flex import WanConfig
+from fps_flex.wan import WanConfig
 
 if TYPE_CHECKING:
     from diffusers import WanTransformer3DModel

@@ -17,10 +17,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from fps_flex import FPSAttention
 from fps_flex.quant import ScaleFormat
-from fps_flex.wan import Residual
+from fps_flex.wan.codecs import Codec, TextEncoder
+from fps_flex.wan.model import Residual
 from train.callbacks import AverageWeights
-from train.codecs import Codec, TextEncoder
-from train.console import check_writable
+from train.common.console import check_writable
 from train.module import FlowModule
 
 from ..timing import find_device, forget_peak, peak_gb, report, wait

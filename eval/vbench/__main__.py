@@ -16,9 +16,9 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser
 
-from train.console import check_schedule_parts, speaking_plainly
-from train.prepare.records import place
-from train.whole import at_home
+from fps_flex.checks import at_home
+from train.common.console import check_schedule_parts, speaking_plainly
+from train.common.work import place
 
 from . import preflight, stages
 from .fetch import weights_command

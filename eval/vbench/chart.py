@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from train.pictures import save_figure
+from train.common.pictures import save_figure
 
 from .aggregate import normalise
 from .paired import Difference

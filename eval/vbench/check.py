@@ -14,9 +14,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from train.videos import ClipError, open_video
+from train.common.videos import ClipError, open_video
 
-from ..models import Clip
+from ..generate.models import Clip
 from .plan import fold
 from .reading import NoFile, read_json, shape, write_json
 from .suite import FLICKER, SEEDS, Plan

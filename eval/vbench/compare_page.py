@@ -7,17 +7,10 @@ from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 
-from train.videos import ClipError
+from train.common.videos import ClipError
 
 from .compare import Run
-from .compare_report import (
-    TOTALS_CAPTION,
-    Found,
-    explain_pair,
-    explain_totals,
-    tabulate_differences,
-    tabulate_totals,
-)
+from .compare_report import TOTALS_CAPTION, Found, explain_pair, explain_totals, tabulate_differences, tabulate_totals
 from .document import embed, quote_prompt, write_page
 from .losses import Loss, find_losses
 from .paired import Difference

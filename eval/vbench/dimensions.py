@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from train.videos import ClipError
+from train.common.videos import ClipError
 
 from . import flicker
 from .cache import Cache, hash_file, hash_text

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from shlex import quote
 
-from train.console import check_writable
-from train.whole import at_home
+from fps_flex.checks import at_home
+from train.common.console import check_writable
 
 from .official import open_scorer
 from .plan import choose_dimensions

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from train.videos import ClipError, open_video
+from train.common.videos import ClipError, open_video
 
 if TYPE_CHECKING:
     from jaxtyping import UInt8

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
-from ..prompts import read_lines
+from ..generate.prompts import read_lines
 from .suite import DIMENSIONS, FLICKER, FLICKER_SEEDS, SEEDS, Entry, Plan, Planned, digest_suite, load_suite
 
 UNSAFE = re.compile(r"[/\\\x00-\x1f\x7f]|^\.")

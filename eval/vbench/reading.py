@@ -17,7 +17,7 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from fps_flex.checks import is_real, is_whole, show
-from train.whole import write_text
+from train.common.atomic import write_text
 
 LARGEST = 1 << 28  # bytes of a file, and of all that a zip holds: ten times what VBench writes
 DEEPEST = 50  # lists and objects in each other

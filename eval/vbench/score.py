@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from train.console import check_writable
+from train.common.console import check_writable
 
 from .dimensions import Scoring
 from .official import Device, open_scorer

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch.distributed as dist
 
-from train.console import check_writable
-from train.prepare.records import place, wait_for_all
+from train.common.console import check_writable
+from train.common.work import place, wait_for_all
 
-from ..generate import settle
-from ..records import open_records
-from ..videos import Job, draw_contacts, make_videos
+from ..generate.command import settle
+from ..generate.jobs import Job
+from ..generate.records import open_records
+from ..generate.videos import draw_contacts, make_videos
 from .chart import draw_scores
 from .check import Findings, check_videos, describe_findings, write_findings
 from .compare import compare_runs, open_runs

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from train.videos import ClipError
+from train.common.videos import ClipError
 
 from . import flicker
 from .cache import hash_file

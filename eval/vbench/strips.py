@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from PIL import Image
 
-from train.videos import ClipError, probe, sample_frames
+from train.common.videos import ClipError, probe, sample_frames
 
 from .document import embed, to_url
 from .suite import Plan, Planned

@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from ..models import Clip
+from ..generate.models import Clip
 from .reading import NoFile, is_zip, open_zip, parse_json, read_bytes, read_zipped, shape, write_json
 
 INFO = "VBench_full_info.json"

@@ -13,17 +13,20 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from ..codecs import Codec, TextEncoder
-from ..console import check_writable, run_command, speaking_plainly, stop
+from fps_flex.wan.codecs import Codec, TextEncoder
+
+from ..common.atomic import write_json
+from ..common.console import check_writable, run_command, speaking_plainly, stop
+from ..common.lock import locked
+from ..common.work import place, wait_for_all
 from ..entries import Row
-from ..lock import locked
 from ..sources import read_rows
 from .cut import cut
 from .encode import encode
 from .encoded import Encoded
 from .judge import Limits, judge, measure
 from .pack import choose_held_out, pack
-from .records import Clip, Source, place, wait_for_all, write_json
+from .records import Clip, Source
 from .scan import name_captions, scan
 from .scorers import Scorer
 from .settings import CONFIG, Settings, Stage, as_folder, check_moved, compare, read_settings, scorers_differ

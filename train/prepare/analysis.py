@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from ..boxes import Box
+from ..common.boxes import Box
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, UInt8, UInt64

@@ -6,8 +6,10 @@ import hashlib
 from dataclasses import asdict
 from pathlib import Path
 
-from ..videos import ClipError
-from .records import Clip, Source, for_each, is_lasting, read_clips, why_unreadable, write_json
+from ..common.atomic import write_json
+from ..common.videos import ClipError
+from ..common.work import for_each
+from .records import Clip, Source, is_lasting, read_clips, why_unreadable
 from .scenes import find_scenes
 
 

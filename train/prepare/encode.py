@@ -11,11 +11,12 @@ from torch import Tensor
 from fps_flex.checks import is_finite
 
 from ..cached import trim_text
+from ..common.videos import ClipError, read_clip
+from ..common.work import for_each, place
 from ..index import EMPTY_PROMPT
-from ..videos import ClipError, read_clip
 from .encoded import Encoded, save_whole
 from .pack import form_batches
-from .records import Clip, for_each, place, why_unreadable
+from .records import Clip, why_unreadable
 from .settings import Settings
 from .standardise import find_mp4, read_pixels
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..common.atomic import beside, write_json
 from ..index import is_prepared, parse_index, read_shapes, read_tensors
-from ..whole import beside
-from .records import NOW, Clip, read_json, write_json
+from .records import NOW, Clip, read_json
 from .standardise import find_mp4
 
 logger = logging.getLogger(__name__)

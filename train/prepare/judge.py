@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..boxes import WHOLE, Box
-from ..ranges import require
-from ..videos import ClipError, sample_frames
+from fps_flex.checks import require
+
+from ..common.atomic import write_json
+from ..common.boxes import WHOLE, Box
+from ..common.videos import ClipError, sample_frames
+from ..common.work import for_each
 from .analysis import color_spread, find_borders, find_near, motion, perceptual_hash
-from .records import Clip, Source, for_each, is_lasting, read_clips, why_unreadable, write_json
+from .records import Clip, Source, is_lasting, read_clips, why_unreadable
 from .scorers import Scorer
 from .subtitles import find_subtitles
 

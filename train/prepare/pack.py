@@ -9,10 +9,11 @@ from collections import defaultdict
 from collections.abc import Hashable
 from pathlib import Path
 
+from ..common.work import for_each, place, wait_for_all
 from ..index import CachedClip, Index, read_shapes, write_index
 from ..split import find_sources
 from .encoded import Encoded, names_of, save_whole
-from .records import Clip, for_each, place, wait_for_all
+from .records import Clip
 from .settings import Settings
 
 SHARD_CLIPS = 128  # about 1 GB of 480p latents and text states

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch.distributed as dist
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-from ..boxes import WHOLE, Box
-from ..faults import ClipError, is_passing
-from ..whole import write_text
+from ..common.boxes import WHOLE, Box
+from ..common.faults import ClipError, is_passing
 
 Item = TypeVar("Item")
 PATIENCE = timedelta(days=365)
@@ -78,42 +70,6 @@ class Clip:
 def read_clip_record(said: dict[str, Any]) -> Clip:
     tuples = {name: tuple(said[name]) for name in ("notes", "reasons")}
     return Clip(**{**said, **tuples, "box": Box(**said["box"]), "size": said["size"] and tuple(said["size"])})
-
-
-def place() -> tuple[int, int]:
-    """This process's rank and how many there are, under torchrun."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-
-
-def wait_for_all() -> None:
-    """Until every process is here, however long the slowest takes; torchrun ends all of them when one fails."""
-    if place()[1] > 1:
-        if not dist.is_initialized():
-            dist.init_process_group("gloo", timeout=PATIENCE)
-        dist.barrier()
-
-
-def for_each(title: str, items: list[Item], done: Callable[[Item], bool], work: Callable[[Item], None]) -> None:
-    """Do the work that isn't done yet, shared out to the processes; returns when all of them are through."""
-    rank, world = place()
-    todo = [item for item in items[rank::world] if not done(item)]
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=rank > 0 or not todo) as progress:
-        bar = progress.add_task(title, total=len(todo))
-        gc.freeze()  # what is there already needn't be looked through below
-        for item in todo:
-            work(item)
-            gc.collect()  # decoders lie in reference cycles: without this they pile up
-            progress.advance(bar)
-    wait_for_all()
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
-
-
-def write_lines(path: Path, values: Iterable[Any]) -> None:
-    write_text(path, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values))
 
 
 NOW = "unreadable now"  # which the next start tries again

@@ -7,11 +7,13 @@ import logging
 from dataclasses import asdict
 from pathlib import Path
 
+from ..common.atomic import write_json
+from ..common.faults import is_passing
+from ..common.videos import ClipError, probe
+from ..common.work import for_each, place
 from ..entries import Row
-from ..faults import is_passing
 from ..listing import is_image
-from ..videos import ClipError, probe
-from .records import Source, for_each, place, read_source, write_json
+from .records import Source, read_source
 
 NEVER = -1
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..videos import probe, sample_frames
+from ..common.videos import probe, sample_frames
 
 SIDE = 256  # pixels of the longer side of the frames that are compared
 TICKS = 1_000_000  # a second, of the times that the detector is given

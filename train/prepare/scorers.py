@@ -6,14 +6,13 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 
 from fps_flex.checks import is_finite
-
-from ..codecs import Fixed
+from fps_flex.wan.codecs import Fixed
 
 if TYPE_CHECKING:
     from jaxtyping import UInt8
@@ -40,6 +39,8 @@ class ClipAesthetic(Scorer):
 
     Raises ValueError when either is missing.
     """
+
+    kind: ClassVar[str] = "clip-aesthetic"
 
     clip: str
     head: str

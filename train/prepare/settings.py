@@ -9,9 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ..codecs import Codec, TextEncoder
+from fps_flex.checks import require
+from fps_flex.wan.codecs import Codec, TextEncoder
+
 from ..index import comparable
-from ..ranges import require
 from .judge import Limits
 from .records import read_json, read_source
 from .scan import make_key, stamp
@@ -157,6 +158,6 @@ def _list_changes(name: str, held: Any, now: Any) -> list[str]:
 def _identities(specs: Any) -> str:
     """Of scorers, without their minima; what is no list of them, as it is."""
     try:
-        return json.dumps([{**spec, "init_args": {**spec["init_args"], "minimum": None}} for spec in specs or []])
+        return json.dumps([{**spec, "options": {**spec["options"], "minimum": None}} for spec in specs or []])
     except (TypeError, KeyError):
         return json.dumps(specs)

@@ -10,11 +10,13 @@ from math import lcm, log
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..boxes import WHOLE
-from ..codecs import Codec
-from ..videos import ClipError, read_clip, write_video
-from ..whole import write_text
-from .records import Clip, Source, for_each, read_json, write_json
+from fps_flex.wan.codecs import Codec
+
+from ..common.atomic import write_json, write_text
+from ..common.boxes import WHOLE
+from ..common.videos import ClipError, read_clip, write_video
+from ..common.work import for_each
+from .records import Clip, Source, read_json
 
 if TYPE_CHECKING:
     from jaxtyping import UInt8

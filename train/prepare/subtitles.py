@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import cv2
 import numpy as np
 
-from ..boxes import Box
+from ..common.boxes import Box
 from .analysis import grey_of
 
 if TYPE_CHECKING:

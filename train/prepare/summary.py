@@ -11,13 +11,15 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from fps_flex.wan.codecs import Codec
+
 from ..cached import CachedClips
-from ..codecs import Codec
+from ..common.atomic import write_lines
+from ..common.pictures import draw_contact_sheet, save_figure
+from ..common.videos import ClipError
 from ..index import read_index
-from ..pictures import draw_contact_sheet, save_figure
-from ..videos import ClipError
 from .judge import Limits
-from .records import Clip, Source, write_lines
+from .records import Clip, Source
 from .standardise import read_pixels
 
 SHOWN = 12

@@ -1,0 +1,1 @@
+"""How far FPS attention moves videos."""

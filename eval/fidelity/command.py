@@ -1,0 +1,196 @@
+"""How far FPS attention moves videos from those of dense attention: the same prompts and seeds, or two folders.
+
+python -m eval.fidelity models --checkpoint DENSE --trained FPS.ckpt --prompts FILE --out fidelity
+torchrun --nproc-per-node 8 -m eval.fidelity models ...
+python -m eval.fidelity folders --reference FOLDER --candidate FOLDER --out fidelity
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from fps_flex import FPSAttention
+from fps_flex.checks import at_home
+from fps_flex.schedule import preset_of
+from train.common.console import check_writable, run_command, speaking_plainly
+
+from ..generate.attention import AttentionChanges
+from ..generate.command import plan_jobs, read_prompts, settle
+from ..generate.jobs import Settings
+from ..generate.models import TextToVideo, trained_attention
+from ..generate.records import open_records
+from ..generate.sampling import build_scheduler, mean_density
+from ..generate.videos import make_videos
+from .pairs import Row, Video, pair_folders
+from .report import write_report
+from .summary import read_record
+
+REFERENCE = "dense"
+
+
+def models(
+    checkpoint: str,
+    out: Path,
+    trained: str | None = None,
+    prompt: str | None = None,
+    prompts: Path | None = None,
+    count: int = 1,
+    seed: int = 0,
+    attention: AttentionChanges | None = None,
+    **options: Any,
+) -> None:
+    """Make videos with dense, quantised, sparse and joint attention and with a model trained for it, and compare.
+
+    What is left out is taken from `trained` where that is given, else from `checkpoint`, and is the same for all rows.
+
+    Args:
+        checkpoint: as eval.generate's; its weights make all rows but the last.
+        out: folder for the videos of each row and for the report; a run that was stopped goes on where it was.
+        trained: a checkpoint that was trained with FPS attention, for the row joint-trained.
+        prompt: what to show.
+        prompts: a text file with a prompt a line, in place of `prompt`.
+        count: videos of each prompt.
+        seed: of each prompt's first video; its next one has the next.
+        attention: to compare with dense attention: options in place of those of training.
+        options: of `settle`.
+    """
+    out, prompts = at_home(out), prompts and at_home(prompts)
+    jobs = plan_jobs(read_prompts(prompt, prompts), count, seed)
+    source, settings = settle(checkpoint=trained or checkpoint, attention=attention, **options)
+    facts = {"negative_prompt": settings.negative_prompt, "shift": settings.shift, **asdict(settings.clip)}
+    shared = {**options, **facts, "residual": settings.residual}
+    planned = [
+        (name, {**shared, "checkpoint": weights, "attention": how})
+        for name, weights, how in plan_rows(checkpoint, trained, source.attention)
+    ]
+    opened = [settle(**settled) for _, settled in planned]  # whatever doesn't fit is said before the first video
+    if trained and any(model.low for model, _ in opened):
+        raise ValueError("a trained model of two experts can't be compared here: make its videos, and compare folders")
+    rows = [
+        describe_row(name, out / name, *model_and_settings)
+        for (name, _), model_and_settings in zip(planned, opened, strict=True)
+    ]
+    notes = note_on_weights(opened[0][0], trained is not None)
+    kept = [open_records(*pair, row.folder) for pair, row in zip(opened, rows, strict=True)]
+    for records in kept:  # what is in the way of the last row is said before the first
+        records.check_all(jobs)
+    check_writable(out, "--out")
+    finished = not any(records.count_missing(jobs) for records in kept)
+    complete = True
+    for row, (_, settled) in zip(rows, planned, strict=True):
+        print(f"{row.name}: {row.attention}; {row.weights}", flush=True)
+        complete &= make_videos(*settle(**settled), jobs, row.folder)
+    if not complete or finished and int(os.environ.get("RANK", 0)) > 0:
+        print(
+            "the last process to finish its videos writes the report, or the first one where all are there", flush=True
+        )
+        return
+    names = ("sampler", "steps", "guidance", *(("boundary", "low_noise_guidance") if settings.low_noise else ()))
+    facts = {**{name: getattr(settings, name) for name in names}, **facts}
+    videos = [Video(job.name, job.prompt, f"{job.prompt[:80]} (seed {job.seed})") for job in jobs]
+    write_report(out, rows, videos, facts, notes)
+
+
+def folders(reference: Path, candidate: Path, out: Path) -> None:
+    """Compare the mp4s of one folder with those of the same names in another.
+
+    Videos that can't be read are left out and named. Of records beside the videos, as eval.generate writes them, the
+    report shows what they say of weights and machine.
+
+    Args:
+        reference: folder of what the others are compared with.
+        candidate: folder of what is compared.
+        out: folder for the report.
+    """
+    reference, candidate, out = map(at_home, (reference, candidate, out))
+    rows = [Row("reference", reference), Row("candidate", candidate)]
+    named = [Video(name, name, name) for name in pair_folders(reference, candidate)]
+    videos = [replace(video, prompt=_prompt(rows[0], video)) for video in named]
+    check_writable(out, "--out")
+    write_report(out, rows, videos, {}, [])
+
+
+def _prompt(row: Row, video: Video) -> str:
+    """What a record beside a video says, so that videos of one prompt count as alike; else the video's name."""
+    prompt = read_record(row, video).get("prompt")
+    return prompt if isinstance(prompt, str) else video.name
+
+
+def plan_rows(checkpoint: str, trained: str | None, attention: FPSAttention) -> list[tuple[str, str, FPSAttention]]:
+    """(row, checkpoint, attention); what would be the same as an earlier row is left out.
+
+    Raises ValueError where there is nothing to compare with dense attention.
+    """
+    if attention.step_schedule.is_dense:
+        raise ValueError(
+            "the checkpoint's attention is dense, there is nothing to compare it with: name one with "
+            "--attention.schedule fps --attention.tile [7,9,6], or a checkpoint trained with it with --trained"
+        )
+    plain = replace(attention, carrier="input")
+    rows = {
+        REFERENCE: replace(plain, schedule="dense", tile=None),
+        "quantised": replace(attention, sparse=False),
+        "sparse": replace(plain, quantize=False),
+        "joint": attention,
+    }
+    planned, schedules = [], []
+    for name, how in rows.items():
+        if how.step_schedule.regimes not in schedules and not (name != REFERENCE and how.step_schedule.is_dense):
+            planned.append((name, checkpoint, how))
+            schedules.append(how.step_schedule.regimes)
+    return planned + ([("joint-trained", trained, attention)] if trained else [])
+
+
+def describe_row(name: str, folder: Path, model: TextToVideo, settings: Settings) -> Row:
+    scheduler = build_scheduler(settings.sampler, settings.steps, settings.shift)
+    mean = mean_density(model.attention, model.grid(settings.clip.size), scheduler)
+    return Row(name, folder, describe_weights(model), describe_attention(model.attention), mean)
+
+
+def describe_weights(model: TextToVideo) -> str:
+    if trained_attention(model.weights) is None:
+        return "released, trained with dense attention"
+    steps = "exported" if model.step is None else f"trained for {model.step} steps"
+    return (
+        f"{steps} {'for' if model.step is None else 'with'} {'dense' if was_trained_dense(model) else 'FPS'} attention"
+    )
+
+
+def was_trained_dense(model: TextToVideo) -> bool:
+    attention = trained_attention(model.weights)
+    return attention is None or attention.step_schedule.is_dense
+
+
+def describe_attention(attention: FPSAttention) -> str:
+    schedule = attention.step_schedule
+    if schedule.is_dense:
+        return "dense"
+    parts = ["FP8"] * schedule.quantizes + ["windows"] * schedule.is_sparse
+    name = preset_of(attention.schedule)
+    return " and ".join(parts) + (f" of {name}" if name else "")
+
+
+def note_on_weights(model: TextToVideo, with_trained: bool) -> list[str]:
+    """What the numbers of these weights don't say. model: that of all rows but joint-trained."""
+    notes = []
+    if not was_trained_dense(model):
+        were = "were saved for FPS attention. If they were" if model.step is None else "were themselves"
+        notes.append(
+            f"These weights {were} trained with FPS attention: no row is training-free, and dense attention is not "
+            "what they were trained for."
+        )
+    if with_trained:
+        notes.append(
+            "joint-trained has other weights than dense: its numbers say how far training moved the videos, not how "
+            "good they are. Quality after training is a question for VBench."
+        )
+    return notes
+
+
+def command(args: list[str] | None = None) -> None:
+    """args: the command line, without the command; by default this process's own."""
+    with speaking_plainly("stopped; the same command goes on with what is missing"):
+        run_command([models, folders], args, as_positional=False, description=__doc__.splitlines()[0])

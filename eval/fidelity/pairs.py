@@ -1,0 +1,135 @@
+"""Videos that can be compared frame by frame: those of one folder a row, looked at before anything is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from train.common.faults import ClipError
+from train.common.streams import open_video
+from train.common.videos import probe
+
+from .similarity import read_frames
+
+SAME_RATE = 0.002  # relative; 24 and 24/1.001 frames a second are the same pictures
+NAMED = 5  # of many
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to make the videos, which lie in `folder`. density: of its attention, mean over the sampler's steps."""
+
+    name: str
+    folder: Path
+    weights: str | None = None
+    attention: str | None = None
+    density: float | None = None
+
+    def file(self, video: Video) -> Path:
+        return self.folder / f"{video.name}.mp4"
+
+
+@dataclass(frozen=True)
+class Video:
+    """One video of every row: name.mp4. prompt: it was made of; where nothing says that, the name."""
+
+    name: str
+    prompt: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Look:
+    """A video's rows and columns of pixels, frames a second, and frames by its packets."""
+
+    height: int
+    width: int
+    fps: float
+    frames: int
+
+
+def pair_folders(reference: Path, candidate: Path) -> list[str]:
+    """Names, less .mp4, that both folders have. Raises ValueError where they don't pair."""
+    names = []
+    for folder in (reference, candidate):
+        if not folder.is_dir():
+            raise ValueError(f"{folder} is no folder: expected one with mp4s")
+        names.append({path.stem for path in folder.glob("*.mp4") if not path.name.startswith(".")})
+        if not names[-1]:
+            raise ValueError(f"{folder} holds no .mp4")
+    alone = [(folder, sorted(here - there)) for folder, here, there in
+             ((reference, *names), (candidate, *reversed(names))) if here - there]  # fmt: skip
+    if alone:
+        said = "; ".join(f"only {folder} has {some([f'{name}.mp4' for name in found])}" for folder, found in alone)
+        raise ValueError(f"the folders don't pair: {said}; expected the same names in both")
+    odd = [ascii(name) for name in names[0] if name.encode(errors="replace").decode() != name]
+    if odd:
+        raise ValueError(f"{reference} and {candidate} have names that aren't UTF-8: {some(odd)}; rename them")
+    return sorted(names[0])
+
+
+def look_at(rows: list[Row], videos: list[Video]) -> tuple[dict[Video, Look], dict[str, str]]:
+    """The reference of each video that every row can be compared with, and why the others are left out, by name.
+
+    Raises ValueError for videos of different sizes, rates or lengths, and where none is left.
+    """
+    looks: dict[Video, Look] = {}
+    left_out: dict[str, str] = {}
+    misfits: list[str] = []
+    for video in videos:
+        try:
+            reference, *others = (look(row.file(video)) for row in rows)
+            found = [say for row, other in zip(rows[1:], others, strict=True)
+                     for say in _misfits(row.file(video), other, rows[0].file(video), reference)]  # fmt: skip
+        except ClipError as error:
+            left_out[video.name] = str(error)
+            continue
+        looks[video] = reference
+        misfits += found
+    if misfits:
+        raise ValueError(f"{some(misfits, '; ')}: expected the same size, rate and number of frames")
+    if not looks:
+        raise nothing_left(left_out)
+    return looks, left_out
+
+
+def look(path: Path) -> Look:
+    """Raises ClipError for what can't be read, and where packets are missing."""
+    found = probe(path)
+    with open_video(path) as (container, stream):
+        listed = stream.frames
+        frames = sum(packet.size > 0 and not packet.is_corrupt for packet in container.demux(stream))
+    if frames < listed:
+        raise ClipError(f"{path}: is cut short: it holds {frames} of {listed} frames")
+    return Look(found.height, found.width, found.fps, frames)
+
+
+def _misfits(ours: Path, candidate: Look, theirs: Path, reference: Look) -> Iterator[str]:
+    """In what two videos differ. Frames are counted by decoding them where the packets differ. Raises ClipError."""
+    if (candidate.height, candidate.width) != (reference.height, reference.width):
+        sizes = (f"{each.height}x{each.width}" for each in (candidate, reference))
+        yield "{} is {} (rows x columns), {} {}".format(*_with(ours, theirs, sizes))
+    if abs(candidate.fps / reference.fps - 1) > SAME_RATE:
+        rates = (f"{each.fps:.6g}" for each in (candidate, reference))
+        yield "{} has {} frames a second, {} {}".format(*_with(ours, theirs, rates))
+    if candidate.frames != reference.frames:
+        lengths = [sum(1 for _ in read_frames(path)) for path in (ours, theirs)]
+        if lengths[0] != lengths[1]:
+            yield "{} has {} frames, {} {}".format(*_with(ours, theirs, lengths))
+
+
+def _with(ours: Path, theirs: Path, values: Iterator[str] | list[int]) -> tuple[object, ...]:
+    mine, other = values
+    return ours, mine, theirs, other
+
+
+def some(things: list[str], between: str = ", ") -> str:
+    """The first of many, and how many more there are."""
+    more = len(things) - NAMED
+    return between.join(islice(things, NAMED)) + (f" and {more} more" if more > 0 else "")
+
+
+def nothing_left(left_out: dict[str, str]) -> ValueError:
+    return ValueError(f"no video can be compared: {some([*left_out.values()], '; ')}")

@@ -1,0 +1,186 @@
+"""Rows of videos compared with the first row, told in JSON, Markdown and a side-by-side sheet."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from train.common.atomic import write_text
+
+from ..markdown import table
+from .pairs import Row, Video
+from .scores import measure
+from .sheet import AMPLIFIED, draw_side_by_side
+from .similarity import NAMES
+from .summary import EQUAL, summarise
+
+COLUMNS = {"psnr": "PSNR (dB)", "psnr_of_frames": "mean of frames' PSNR (dB)", **NAMES}
+SHOWN = [name for name in COLUMNS if name != "mse"]
+
+
+def write_report(out: Path, rows: list[Row], videos: list[Video], facts: dict[str, Any], notes: list[str]) -> None:
+    """Compare every row with the first one; writes fidelity.json, fidelity.md and side-by-side.png.
+
+    facts: settings that all rows share. A video that can't be read in one row is left out of all, and named.
+    Raises ValueError for videos that can't be compared, and where none is left.
+    """
+    scores = measure(out, rows, videos)
+    record = {
+        "command": f"python -m eval.fidelity {shlex.join(sys.argv[1:])}",
+        "versions": {name: version(name) for name in ("torch", "torchmetrics", "av")},
+        "settings": facts,
+        "left_out": scores.left_out,
+        "not_measured": scores.not_measured,
+        "notes": notes,
+        "rows": [summarise(row, scores.of.get(row.name), scores.videos) for row in rows],
+    }
+    text = render(record)
+    draw_side_by_side(out / "side-by-side.png", rows, scores, record["rows"])
+    write_text(out / "fidelity.json", json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(out / "fidelity.md", text)
+    print(text)
+
+
+def render(record: dict[str, Any]) -> str:
+    """The report in Markdown."""
+    notes = [*_explain(record), *record["notes"]]
+    parts = [
+        "# How far the videos are from the reference",
+        f"`{record['command']}`",
+        _tell_rows(record["rows"]),
+        "\n".join(f"- {note}" for note in notes),
+        "![Side by side](side-by-side.png)",
+        _tell_making(record["rows"]),
+        _tell_left_out(record["left_out"]),
+        "## Each video",
+        _tell_videos(record["rows"][1:]),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _tell_rows(rows: list[dict[str, Any]]) -> str:
+    reference, *others = rows
+    measures = [name for name in SHOWN if name in others[0]["total"]]
+    about = [name for name in ("weights", "attention") if name in reference]
+    about += ["density"] if any(_density(row) for row in rows) else []
+
+    def tell(row: dict[str, Any]) -> list[str]:
+        told = [cell(_density(row)) if name == "density" else row[name] for name in about]
+        if row is reference:
+            return [row["name"], *told, *["reference"] * len(measures), ""]
+        return [row["name"], *told, *(_mean(row, name) for name in measures), _equal(row)]
+
+    head = ["row", *about, *(COLUMNS[name] for name in measures), "equal frames"]
+    return table(head, map(tell, rows))
+
+
+def _density(row: dict[str, Any]) -> float | None:
+    return row.get("density", row["made"].get("density"))
+
+
+def _mean(row: dict[str, Any], measure: str) -> str:
+    found = row["total"][measure]
+    between = f" [{', '.join(map(cell, found['interval']))}]" if found["interval"] else ""
+    return cell(found["mean"]) + _mark(row, measure) + between
+
+
+def _mark(counted: dict[str, Any], measure: str) -> str:
+    return "*" if measure == "psnr_of_frames" and counted["equal_frames"] else ""
+
+
+def _equal(counted: dict[str, Any]) -> str:
+    return f"{counted['equal_frames']} of {counted['frames']}"
+
+
+def cell(value: str | float | None) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else f"{value:.2f}" if abs(value) >= 10 else f"{value:.3f}"
+
+
+def _tell_making(rows: list[dict[str, Any]]) -> str:
+    """Of each row by its videos' records; nothing where there are none."""
+    known = [name for name in ("fingerprints", "device", "commit", "seconds", "peak_gb")
+             if any(name in row["made"] for row in rows)]  # fmt: skip
+    if not known:
+        return ""
+    head = {"fingerprints": "weights' fingerprints", "seconds": "seconds a video", "peak_gb": "peak memory (GB)"}
+    told = [[row["name"], *(_tell_made(row["made"].get(name)) for name in known)] for row in rows]
+    return "## How the videos were made\n\n" + table(["row", *(head.get(name, name) for name in known)], told)
+
+
+def _tell_made(value: Any) -> str:
+    """A number, or every value that a row's records give, digests cut to their first 12 digits."""
+    if not isinstance(value, list):
+        return cell(value)
+    told = ("; ".join(f"{name}: {x}" for name, x in part.items()) if isinstance(part, dict) else part for part in value)
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]+\b", r"\1", " / ".join(told))
+
+
+def _tell_left_out(left_out: dict[str, str]) -> str:
+    if not left_out:
+        return ""
+    return f"## Left out: {len(left_out)}\n\n" + table(["video", "why"], left_out.items())
+
+
+def _tell_videos(others: list[dict[str, Any]]) -> str:
+    measures = [*(name for name in SHOWN if name in others[0]["total"]), "worst_psnr"]
+    lines = [
+        [video["name"], row["name"], _equal(video), *(cell(video[name]) + _mark(video, name) for name in measures)]
+        for videos in zip(*(row["videos"] for row in others), strict=True)
+        for row, video in zip(others, videos, strict=True)
+    ]
+    head = ["video", "row", "equal frames", *(COLUMNS.get(name, "PSNR of the worst frame") for name in measures)]
+    return table(head, lines)
+
+
+def _explain(record: dict[str, Any]) -> list[str]:
+    others = record["rows"][1:]
+    said = [_count(others, record["settings"]), _explain_psnr(others), _explain_files(record["rows"])]
+    said += [f"In the picture, below each strip: its difference to the reference, x {AMPLIFIED}."]
+    if record["settings"]:
+        settings = ", ".join(f"{name} {json.dumps(x, ensure_ascii=False)}" for name, x in record["settings"].items())
+        said.append(f"All rows: {settings}.")
+    if record["left_out"]:
+        said.append(f"Left out of all rows, since they can't be read in one: {len(record['left_out'])}, named below.")
+    missing = "; ".join(f"{NAMES[name]} ({reason})" for name, reason in record["not_measured"].items())
+    return said + ([f"Not measured: {missing}."] if missing else [])
+
+
+def _count(others: list[dict[str, Any]], settings: dict[str, Any]) -> str:
+    totals = [row["total"][name] for row in others for name in SHOWN if name in row["total"]]
+    one = totals[0]
+    prompts = "1 prompt" if one["prompts"] == 1 else f"{one['prompts']} prompts"
+    said = f"Videos a row: {one['videos']}, of {prompts}"
+    said += ". " if settings else "; one whose prompt no record says counts as of a prompt of its own. "
+    shown = sum(found["interval"] is not None for found in totals)
+    if not shown:
+        return said + "No confidence interval: that needs two prompts or more."
+    return (
+        f"{said}In brackets 95 % confidence intervals over prompts, by Student's t, lopsided near a bound. {shown} are "
+        f"shown at once, so by chance about {shown / 20:.2g} of them miss; nothing here is a verdict."
+    )
+
+
+def _explain_psnr(others: list[dict[str, Any]]) -> str:
+    said = (
+        "PSNR is that of the mean squared error over a video's frames, and then over videos, so that bad ones count "
+        "most; its interval is that of the error, in dB. Other numbers are means over frames, then over videos."
+    )
+    equal = any(row["equal_frames"] for row in others)
+    return said + (f" *: among the frames are equal ones, which count as {EQUAL:g} dB." if equal else "")
+
+
+def _explain_files(rows: list[dict[str, Any]]) -> str:
+    said = "Measured between the files as they are, in RGB from 0 to 1, SSIM and MS-SSIM where their windows fit."
+    if all(row["made"]["lossless"] for row in rows):
+        return f"{said} The files are lossless."
+    return (
+        f"{said} H.264 at crf 18 adds differences of its own: videos that were 60 dB apart come out of it 33 dB (of "
+        "32x32 pixels) to 44 dB apart (smooth ones at 480p). To see finer ones, make the videos with --lossless."
+    )

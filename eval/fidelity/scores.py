@@ -1,0 +1,100 @@
+"""What the metrics say of each frame of each row's videos, kept so that the same files are measured once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+
+from train.common.atomic import write_text
+from train.common.faults import ClipError
+
+from ..timing import find_device
+from .pairs import Row, Video, look_at, nothing_left
+from .similarity import BOUNDS, Metric, compare, find_metrics
+
+Frames = dict[str, list[float]]  # {metric: a number a frame}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """of: {row: {video: numbers}} of the videos that all rows could be measured on.
+
+    left_out: why other videos are not among them. not_measured: why metrics are not.
+    """
+
+    of: dict[str, dict[str, Frames]]
+    videos: list[Video]
+    left_out: dict[str, str]
+    not_measured: dict[str, str]
+
+
+def measure(out: Path, rows: list[Row], videos: list[Video]) -> Scores:
+    """Every row against the first, by all metrics that the smallest video allows.
+
+    What was measured of the same files before is read from out/scores.
+    Raises ValueError as `look_at`, and where no video can be measured.
+    """
+    looks, left_out = look_at(rows, videos)
+    sides = [(look.height, look.width) for look in looks.values()]
+    metrics, not_measured = find_metrics(*map(min, zip(*sides, strict=True)))
+    of: dict[str, dict[str, Frames]] = {row.name: {} for row in rows[1:]}
+    kept = []
+    for video in track([*looks], "measuring", console=Console(stderr=True), transient=True):
+        try:
+            found = {row.name: _measure(out, row, rows[0], video, metrics) for row in rows[1:]}
+        except ClipError as error:
+            left_out[video.name] = str(error)
+            continue
+        kept.append(video)
+        for name, frames in found.items():
+            of[name][video.name] = frames
+    if not kept:
+        raise nothing_left(left_out)
+    return Scores(of, kept, left_out, not_measured)
+
+
+def _measure(out: Path, row: Row, reference: Row, video: Video, metrics: dict[str, Metric]) -> Frames:
+    """Raises ClipError for what can't be decoded, and numbers that aren't finite."""
+    ours, theirs = row.file(video), reference.file(video)
+    file = out / "scores" / row.name / f"{video.name}.json"
+    key = {"candidate": _hash(ours), "reference": _hash(theirs), "metrics": list(metrics)}
+    found = _read(file, key)
+    if found is None:
+        found = compare(ours, theirs, metrics, find_device())
+        write_text(file, json.dumps({**key, "frames": found}, allow_nan=False) + "\n")
+    return found
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read(file: Path, key: dict[str, Any]) -> Frames | None:
+    """What was measured before; None where that is missing, broken or of other files."""
+    try:
+        said = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    is_ours = isinstance(said, dict) and {name: said.get(name) for name in key} == key
+    return said["frames"] if is_ours and _is_whole(said.get("frames"), key["metrics"]) else None
+
+
+def _is_whole(found: object, metrics: list[str]) -> bool:
+    """Whether these are numbers of every frame by every metric."""
+    if not isinstance(found, dict) or list(found) != metrics:
+        return False
+    if not all(isinstance(numbers, list) and numbers for numbers in found.values()):
+        return False
+    return len({len(numbers) for numbers in found.values()}) == 1 and all(
+        type(x) is float and isfinite(x) and BOUNDS[name][0] <= x <= BOUNDS[name][1]
+        for name, numbers in found.items()
+        for x in numbers
+    )

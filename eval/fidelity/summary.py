@@ -1,0 +1,114 @@
+"""Numbers of a report: of each video over its frames, and of each row over its videos, with intervals over prompts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from math import log10
+from statistics import fmean
+from typing import Any
+
+from fps_flex.checks import is_real
+
+from ..intervals import Sample, estimate
+from .pairs import Row, Video
+from .scores import Frames
+from .similarity import BOUNDS
+
+EQUAL = 100.0  # dB, in place of infinity and of more
+
+
+def to_db(error: float) -> float:
+    """PSNR of a mean squared error of values from 0 to 1, at most 100 dB."""
+    return min(EQUAL, -10 * log10(error)) if error else EQUAL
+
+
+def summarise(row: Row, scores: dict[str, Frames] | None, videos: list[Video]) -> dict[str, Any]:
+    """A row as plain data. scores: of its videos by name; None for the reference."""
+    said = {name: value for name, value in asdict(row).items() if value is not None} | {"folder": str(row.folder)}
+    said |= {"made": describe_making(row, videos)}
+    if scores is None:
+        return said
+    of_video = [{"name": video.name, **_of_video(scores[video.name])} for video in videos]
+    counts = {name: sum(video[name] for video in of_video) for name in ("frames", "equal_frames")}
+    return said | counts | {"total": total(of_video, [video.prompt for video in videos]), "videos": of_video}
+
+
+def _of_video(frames: Frames) -> dict[str, Any]:
+    """psnr: of the error over all frames. psnr_of_frames: mean over frames, of which the equal ones count 100 dB."""
+    by_frame = [to_db(error) for error in frames["mse"]]
+    return {
+        "frames": len(by_frame),
+        "equal_frames": frames["mse"].count(0.0),
+        "mse": fmean(frames["mse"]),
+        "psnr": to_db(fmean(frames["mse"])),
+        "psnr_of_frames": fmean(by_frame),
+        "worst_psnr": min(by_frame),
+        **{name: fmean(numbers) for name, numbers in frames.items() if name != "mse"},
+    }
+
+
+def total(of_video: list[dict[str, Any]], prompts: list[str]) -> dict[str, Any]:
+    """Of a row, for each measure {mean, interval, prompts, videos}.
+
+    psnr is that of the error's mean over videos, and its interval that of the error: in dB the order turns round.
+    """
+
+    def over(name: str, bounds: tuple[float, float]) -> dict[str, Any]:
+        values: dict[str, list[float]] = {}
+        for prompt, numbers in zip(prompts, of_video, strict=True):
+            values.setdefault(prompt, []).append(numbers[name])
+        found = estimate(Sample(values, *bounds))
+        interval = None if found.low is None else [found.low, found.high]
+        return {"mean": found.mean, "interval": interval, "prompts": found.prompts, "videos": found.values}
+
+    error = over("mse", BOUNDS["mse"])
+    worst_first = error["interval"] and [to_db(max(0.0, x)) for x in reversed(error["interval"])]
+    return {
+        "mse": error,
+        "psnr": {**error, "mean": to_db(error["mean"]), "interval": worst_first},
+        "psnr_of_frames": over("psnr_of_frames", (0.0, EQUAL)),
+        **{name: over(name, bounds) for name, bounds in BOUNDS.items() if name != "mse" and name in of_video[0]},
+    }
+
+
+def describe_making(row: Row, videos: list[Video]) -> dict[str, Any]:
+    """What the records beside a row's videos say of how they were made; each value that any of them says.
+
+    fingerprints: of weights. seconds: mean of a video. peak_gb: the most. lossless: whether all files are.
+    """
+    records = [read_record(row, video) for video in videos]
+    machines = [_part(record, "machine") for record in records]
+    prints = [{k: v for k, v in _part(record, "fingerprints").items() if isinstance(v, str)} for record in records]
+
+    def numbers(name: str) -> list[float]:
+        return [float(record[name]) for record in records if is_real(record.get(name))]
+
+    said = {
+        "fingerprints": _each(prints),
+        **{name: _each(machine.get(name) for machine in machines) for name in ("device", "commit")},
+        **{name: fmean(found) for name in ("density", "seconds") if (found := numbers(name))},
+        "peak_gb": max(numbers("peak_gb"), default=None),
+        "lossless": all(record.get("lossless") is True for record in records),
+    }
+    return {name: value for name, value in said.items() if value not in (None, [])}
+
+
+def _each(values: Iterable[Any]) -> list[Any]:
+    """Every text, or dict of texts, once."""
+    found = [value for value in values if value and isinstance(value, (str, dict))]
+    return [value for i, value in enumerate(found) if value not in found[:i]]
+
+
+def read_record(row: Row, video: Video) -> dict[str, Any]:
+    """What eval.generate wrote beside a video; empty where there is none, or something else."""
+    try:
+        said = json.loads(row.file(video).with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def _part(record: dict[str, Any], name: str) -> dict[str, Any]:
+    return part if isinstance(part := record.get(name), dict) else {}

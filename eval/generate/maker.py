@@ -1,0 +1,66 @@
+"""What makes the videos of a run: a text encoder before, then one or two transformers and a codec."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from fps_flex.wan import Wan
+
+from .models import TextToVideo
+from .sampling import LowNoise, build_scheduler, sample_latents
+from .states import TextStates
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from .jobs import Job, Settings
+
+
+@dataclass(frozen=True)
+class Maker:
+    """All that turns jobs into pixels, in memory but for the text states."""
+
+    model: TextToVideo
+    settings: Settings
+    states: TextStates
+    device: torch.device
+    wan: Wan
+    low: LowNoise | None
+
+    def make(self, job: Job, after_step: Callable[[], None]) -> Float[Tensor, "3 f h w"]:
+        """Pixels in -1 to 1. The noise depends on the seed alone, whatever the device. Raises ValueError for NaN."""
+        settings, codec = self.settings, self.model.codec
+        shape = (1, codec.channels, *codec.latent_size(settings.clip.size))
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(job.seed)).to(self.device)
+        text, no_text = (self.states[prompt].to(self.device) for prompt in (job.prompt, settings.negative_prompt))
+        scheduler = build_scheduler(settings.sampler, settings.steps, settings.shift)
+        latents = sample_latents(self.wan, scheduler, noise, text, no_text, settings.guidance, after_step, self.low)
+        video = codec.decode(latents)[0].clamp(-1, 1)
+        if video.isnan().any():
+            raise ValueError(
+                "the codec gives pixels that aren't finite: look at its weights, and at guidance and shift"
+            )
+        return video
+
+
+def load_maker(model: TextToVideo, settings: Settings, states: TextStates, device: torch.device) -> Maker:
+    """The transformer, or both of two experts, on the device. Raises ValueError where `linears` can't be had."""
+    wan = model.load(device, settings.linears, settings.residual)
+    second = model.load_low(device, settings.linears, settings.residual)
+    low = second and LowNoise(second, settings.boundary, settings.low_noise_guidance)
+    return Maker(model, settings, states, device, wan, low)
+
+
+def encode_prompts(model: TextToVideo, prompts: list[str], device: torch.device, folder: Path) -> TextStates:
+    """States of each prompt, on the disk of a folder; the encoder goes before the transformer comes."""
+    states = TextStates(folder)
+    for prompt in prompts:
+        states.add(prompt, model.text([prompt], device))
+    model.text.unload()
+    return states

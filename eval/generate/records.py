@@ -1,0 +1,162 @@
+"""The record of a video, the JSON beside it: what made it, and whether that is what would make it now."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import cache
+from hashlib import file_digest
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fps_flex.checks import show
+from train.common.atomic import write_text
+
+from ..machine import find_commit, name_device
+from .changes import find_other_weights
+from .models import TextToVideo, describe, find_fingerprints
+from .sampling import build_scheduler, list_regimes, mean_density
+
+if TYPE_CHECKING:
+    from .jobs import Job, Settings
+
+ELSEWHERE = "move it away, or choose another --out"
+
+
+@dataclass(frozen=True)
+class Records:
+    """Videos in a folder, and their records in that or another. shared: what all records say of these settings."""
+
+    videos: Path
+    folder: Path
+    shared: dict[str, Any]
+
+    def video(self, job: Job) -> Path:
+        return self.videos / f"{job.name}.mp4"
+
+    def file(self, job: Job) -> Path:
+        return self.folder / f"{job.name}.json"
+
+    def say(self, job: Job) -> dict[str, Any]:
+        return {**asdict(job), **self.shared}
+
+    def write(self, job: Job, video: Path, seconds: float, peak_gb: float) -> None:
+        """video: where it lies before it takes its place, which comes after: so none is ever without its record."""
+        made = {"seconds": round(seconds, 3), "peak_gb": round(peak_gb, 3), "sha256": digest_file(video)}
+        for path in (self.file(job), self.video(job)):
+            if path.is_dir():
+                path.rmdir()
+        write_text(self.file(job), json.dumps({**self.say(job), **made}, indent=1, ensure_ascii=False) + "\n")
+
+    def why(self, job: Job) -> str | None:
+        """Why a video has to be made: what is wrong with it, or nothing where it isn't there; None where it is whole.
+
+        Raises ValueError as `check`.
+        """
+        reason, video = self.check(job), self.video(job)
+        if reason is None and digest_file(video) != read_record(self.file(job), self.say(job))["sha256"]:
+            return f"{video} is broken: it is made again"
+        return reason
+
+    def check(self, job: Job) -> str | None:
+        """As `why`, by the record alone.
+
+        Raises ValueError where making it would write over what isn't ours, or was made with other settings.
+        """
+        video, file = self.video(job), self.file(job)
+        for path in (video, file):
+            _check_replaceable(path)
+        is_there = os.path.lexists(video)  # looked at first: another process may just be writing both
+        if not os.path.lexists(file):
+            if is_there:
+                raise ValueError(f"{video} has no record that says what made it ({file}): {ELSEWHERE}")
+            return ""
+        made = read_record(file, self.say(job))
+        if made is None:
+            return f"{file} is broken: its video is made again"
+        if not is_there:
+            return ""
+        if other := find_other_weights(video, made, self.say(job)):
+            return f"{video} was made with other weights than {' and '.join(other)} has now: it is made again"
+        return None
+
+    def check_all(self, jobs: Iterable[Job]) -> None:
+        """Raises ValueError as `check`."""
+        for job in jobs:
+            self.check(job)
+
+    def count_missing(self, jobs: Iterable[Job]) -> int:
+        """Videos that are not there whole and as these settings make them."""
+        return sum(not self._has(job) for job in jobs)
+
+    def _has(self, job: Job) -> bool:
+        try:
+            return self.why(job) is None
+        except ValueError:
+            return False
+
+
+def open_records(model: TextToVideo, settings: Settings, out: Path, folder: Path | None = None) -> Records:
+    """folder: of the records; None puts them beside the videos. Raises ValueError for broken encoders."""
+    scheduler = build_scheduler(settings.sampler, settings.steps, settings.shift)
+    versions = {name: version(name) for name in ("torch", "diffusers")}
+    shared = {
+        **asdict(settings),
+        **describe(model),
+        "regimes": list_regimes(model.attention, scheduler),
+        "density": mean_density(model.attention, model.grid(settings.clip.size), scheduler),
+        "fingerprints": find_fingerprints(model),
+        "versions": versions,
+        "machine": {"device": name_device(), "commit": find_commit(), "versions": versions},
+    }
+    return Records(out, folder or out, json.loads(json.dumps(shared)))
+
+
+def read_record(file: Path, expected: dict[str, Any]) -> dict[str, Any] | None:
+    """None for one that was cut or emptied. Raises ValueError for a file that is no record of a video.
+
+    expected: what a record holds, at least.
+    """
+    try:
+        text = file.read_bytes().decode(errors="replace").strip("\0 \r\n\t") if file.is_file() else ""
+        said = json.loads(text) if text else None
+    except OSError as error:
+        raise ValueError(f"{file} can't be read ({error.strerror}): {ELSEWHERE}") from None
+    except (ValueError, RecursionError):
+        said = None if text.startswith("{") else text
+    if not said:
+        return None
+    if not isinstance(said, dict):
+        raise ValueError(f"{file} is no record of a video, it holds {show(said)}: {ELSEWHERE}")
+    lacking = [name for name in (*expected, "sha256") if name not in said]
+    if lacking:
+        raise ValueError(f"{file} is no record of a video that this version made, it lacks {lacking[0]}: {ELSEWHERE}")
+    return said
+
+
+def digest_file(path: Path) -> str | None:
+    """Of a file's bytes; None where there is no file. Raises ValueError for one that can't be read."""
+    try:
+        stat = path.stat()
+        return _digest(path, stat.st_size, stat.st_mtime_ns) if path.is_file() else None
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ValueError(f"{path} can't be read ({error.strerror}): {ELSEWHERE}") from None
+
+
+@cache
+def _digest(path: Path, size: int, modified: int) -> str:
+    """size, modified: one that was written since is read again."""
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
+def _check_replaceable(path: Path) -> None:
+    """Raises ValueError for what is neither a file nor an empty folder."""
+    is_empty = path.is_dir() and not path.is_symlink() and not any(path.iterdir())
+    if path.exists() and not path.is_file() and not is_empty:
+        raise ValueError(f"{path} is no file: {ELSEWHERE}")

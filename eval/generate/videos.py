@@ -1,0 +1,192 @@
+"""Making the videos of a run: shared out to processes, resumable, each with its settings beside it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from fps_flex.checks import show
+from fps_flex.wan.linears import check_linears
+from train.common.console import check_writable, one_line
+from train.common.faults import ClipError
+from train.common.pictures import draw_contact_sheet
+from train.common.videos import encode_video, read_clip, unfinished
+
+from ..timing import peak_gb
+from .jobs import Job, Settings
+from .maker import Maker, encode_prompts, load_maker
+from .models import Clip, TextToVideo
+from .records import Records, open_records
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+SHOWN = 10  # lines about videos that are made again
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def memory_in_a_line() -> Iterator[None]:
+    """Host memory that is full raises what a GPU's does. Raises torch.OutOfMemoryError."""
+    allocator = "DefaultCPUAllocator: "
+    try:
+        yield
+    except RuntimeError as error:
+        if allocator not in str(error):
+            raise
+        what = str(error).partition(allocator)[2].splitlines()[0]
+        raise torch.OutOfMemoryError(f"{what}: make smaller or shorter videos") from None
+    except MemoryError:
+        raise torch.OutOfMemoryError("the memory is full: make smaller or shorter videos") from None
+
+
+@memory_in_a_line()
+def make_videos(
+    model: TextToVideo, settings: Settings, jobs: list[Job], out: Path, records: Path | None = None
+) -> bool:
+    """Make what is missing of this process's share of the jobs; returns whether the videos of all jobs are there.
+
+    Under torchrun the jobs are dealt out to the processes, one to a GPU, which holds both of two experts. Files appear
+    whole or not at all.
+    records: folder of the JSON of each video's settings; None puts them beside the videos.
+    Videos that are broken, or of weights that lay where others lie now, are made again. Raises ValueError when a folder
+    can't be written, or holds videos made with other settings or what is no video of such a run, for encoders that
+    can't be loaded, and as `check_linears`; torch.OutOfMemoryError when the memory is full.
+    """
+    device = _device()
+    check_linears(settings.linears, device)
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    kept = open_records(model, settings, out, records)
+    for record in (kept.shared, *({"prompt": prompt} for prompt in {job.prompt for job in jobs})):
+        _check_text(record)
+    folders = (out, kept.folder)
+    made = [path for folder in folders for path in (folder, *folder.parents) if not os.path.exists(path)]
+    for folder in folders:
+        check_writable(folder, "--out")
+    with _removed_if_refused(made):
+        todo = _find_todo(kept, jobs, jobs[rank::world])
+        if todo:
+            model.codec.load()
+            prompts = sorted({job.prompt for job in todo} | {settings.negative_prompt})
+            states = encode_prompts(model, prompts, device, kept.folder)
+    if todo:
+        _make_all(load_maker(model, settings, states, device), kept, todo, rank, world)
+    return kept.count_missing(jobs) == 0
+
+
+def _find_todo(kept: Records, jobs: list[Job], mine: list[Job]) -> list[Job]:
+    """Those of this process's jobs whose videos are missing, or have to be made again, which is said.
+
+    Raises ValueError where a video of any process would be written over what isn't ours.
+    """
+    kept.check_all(jobs)
+    reasons = {job: kept.why(job) for job in mine}
+    todo = [job for job in mine if reasons[job] is not None]
+    if len(todo) < len(mine):
+        print(f"{len(mine) - len(todo)} of {len(mine)} videos are there already", flush=True)
+    said = [reasons[job] for job in todo if reasons[job]]
+    for line in said[:SHOWN]:
+        print(line, flush=True)
+    if len(said) > SHOWN:
+        print(f"and {len(said) - SHOWN:,} more videos are made again for such reasons", flush=True)
+    return todo
+
+
+def _make_all(maker: Maker, kept: Records, todo: list[Job], rank: int, world: int) -> None:
+    with _progress(enabled=rank == 0) as progress:
+        bar = progress.add_task("steps", total=len(todo) * maker.settings.steps)
+        for job in todo:
+            started = time.perf_counter()
+            if maker.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(maker.device)
+            _keep(kept, job, maker.make(job, lambda: progress.advance(bar)), maker, started)
+            progress.console.print(f"wrote {kept.video(job)}", soft_wrap=True, highlight=False, markup=False)
+            if job is todo[0] and len(todo) > 1 and rank == 0:
+                line = _say_what_is_left(time.perf_counter() - started, len(todo) - 1, world, maker.device)
+                progress.console.print(line, soft_wrap=True, highlight=False)
+
+
+def _keep(kept: Records, job: Job, video: Float[Tensor, "3 f h w"], maker: Maker, started: float) -> None:
+    """The record comes first: a stop in between leaves one without its video, which is then missing.
+
+    Raises ValueError where they can't be written.
+    """
+    path, settings = kept.video(job), maker.settings
+    try:
+        with unfinished(path) as aside:
+            encode_video(aside, video, settings.clip.fps, settings.lossless)
+            kept.write(job, aside, time.perf_counter() - started, peak_gb(maker.device))
+            aside.replace(path)
+    except OSError as error:
+        raise ValueError(f"{path} can't be written ({error.strerror or error}): make room") from None
+
+
+@contextmanager
+def _removed_if_refused(folders: list[Path]) -> Iterator[None]:
+    """Folders that a ValueError leaves empty."""
+    try:
+        yield
+    except ValueError:
+        for folder in folders:
+            with suppress(OSError):  # it isn't empty, or another process has removed it
+                folder.rmdir()
+        raise
+
+
+def _say_what_is_left(seconds: float, more: int, world: int, device: torch.device) -> str:
+    """more: videos of this process, of `world` that have about as many."""
+    hours, kind = seconds * more / 3600, "GPU" if device.type == "cuda" else "CPU"
+    total = f"the first video took {seconds:.1f} s: about {hours * world:.2g} {kind}-hours to go"
+    return total if world == 1 else f"{total}, {hours:.2g} h on {world} of them"
+
+
+def _check_text(record: dict[str, Any]) -> None:
+    """Raises ValueError for what can't be written as text: bytes of a command line that are no UTF-8."""
+    for name, value in record.items():
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{name} is {show(value)}, expected text in UTF-8") from None
+
+
+@memory_in_a_line()
+def draw_contacts(path: Path, folder: Path, jobs: list[Job], clip: Clip) -> None:
+    """A contact sheet of the jobs' videos; those that can't be read are left out, and what fails costs the sheet."""
+    videos, captions = [], []
+    for job in jobs:
+        try:
+            videos.append(read_clip(folder / f"{job.name}.mp4", clip.frames, clip.fps, clip.height, clip.width))
+            captions.append(f"{job.prompt[:80]} (seed {job.seed})")
+        except (ClipError, OSError) as error:
+            logger.warning("%s leaves out a video (%s)", path, one_line(error))
+    try:
+        draw_contact_sheet(path, torch.stack(videos).float() / 127.5 - 1, captions)
+    except Exception as error:
+        logger.warning("%s was not drawn (%s); the videos are there", path, one_line(error))
+
+
+def _device() -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    torch.cuda.set_device(device)
+    return device
+
+
+def _progress(enabled: bool) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
+        TimeRemainingColumn(), console=Console(stderr=True), disable=not enabled,
+    )  # fmt: skip

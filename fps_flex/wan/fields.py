@@ -1,0 +1,134 @@
+"""What a checkpoint of train.fit holds for its readers, and of what type each part is."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from math import isnan
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checks import as_bool, as_fields, as_real, as_tuple, as_whole, one_of, show
+from .experts import as_levels
+from .model import WanConfig
+
+NEEDED = ("wan", "attention", "noise_levels")
+FRAMES, SIDE, RATE = 100_000, 65_536, 1000  # more frames, pixels a side and frames a second no clip here has
+
+
+def check_checkpoint(held: object) -> None:
+    """Raises ValueError for what lacks the model's weights, sizes, attention or noise levels, for weights that are no
+    plain tensors under names of their own, and for any field of another type.
+
+    Which of the other fields are there is for their readers to ask.
+    """
+    if not isinstance(held, dict) or not {"state_dict", "fps_flex"} <= set(held):
+        raise ValueError("it lacks state_dict or fps_flex")
+    for name in ("state_dict", "current_model_state"):
+        _check_state(f"its {name}", held.get(name, {}))
+    said = held["fps_flex"]
+    lacking = [name for name in NEEDED if not isinstance(said, dict) or name not in said]
+    if lacking:
+        raise ValueError(f"it lacks {' and '.join(f'fps_flex.{name}' for name in lacking)}")
+    _check_fields(said)
+
+
+def _check_state(name: str, state: object) -> None:
+    if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
+        raise ValueError(f"{name} is no dict of tensors")
+    if not all(isinstance(key, str) and key.isprintable() for key in state):
+        raise ValueError(f"{name} has a key that is no name")
+    for key, tensor in state.items():
+        if tensor.layout != torch.strided or tensor.is_meta:
+            raise ValueError(f"{name} holds {key} without its values, or sparse: expected plain tensors")
+        if (twin := key.removeprefix("model.")) != key and twin in state:
+            raise ValueError(f"{name} holds {key} and {twin}, which are both {twin}: save one model in a file")
+
+
+def _check_fields(said: dict[str, Any]) -> None:
+    for name in ("wan", "attention"):
+        if not isinstance(said[name], dict):
+            raise ValueError(f"its fps_flex.{name} is a {type(said[name]).__name__}, expected a dict")
+    as_fields("its fps_flex.wan", said["wan"], [field.name for field in fields(WanConfig)])
+    check_said("its fps_flex", said)
+
+
+def check_said(where: str, said: dict[str, Any]) -> None:
+    """where: what the fields are of, for the errors. Raises ValueError for one of another type."""
+    for name, check in _CHECKS.items():
+        if name in said:
+            check(f"{where}.{name}", said[name])
+
+
+def _check_step(name: str, value: object) -> None:
+    as_whole(name, value, least=0)
+
+
+def _check_run_id(name: str, value: object) -> None:
+    if not (isinstance(value, str) and re.fullmatch("[0-9a-f]{16}", value)):
+        raise ValueError(f"{name} is {show(value)}, expected 16 digits and letters from a to f")
+
+
+def _check_shift(name: str, value: object) -> None:
+    if as_real(name, value) <= 0:
+        raise ValueError(f"{name} is {show(value)}, expected a number above 0")
+
+
+def _check_residual(name: str, value: object) -> None:
+    one_of(name, value, ("compute", "fp32"))
+
+
+def _check_score(name: str, value: object) -> None:
+    """Infinite where nothing was validated yet."""
+    if not isinstance(value, float) or isnan(value):
+        raise ValueError(f"{name} is {show(value)}, expected a loss")
+
+
+def _check_coder(name: str, value: object) -> None:
+    parts = as_fields(name, value, ("kind", "options"))
+    if not isinstance(parts["kind"], str):
+        raise ValueError(f"{name}.kind is {show(parts['kind'])}, expected the name of a codec or text encoder")
+    _check_options(f"{name}.options", parts["options"])
+
+
+def _check_clip(name: str, value: object) -> None:
+    parts = as_fields(name, value, ("frames", "height", "width", "fps"))
+    for part, most in (("frames", FRAMES), ("height", SIDE), ("width", SIDE)):
+        if as_whole(f"{name}.{part}", parts[part]) > most:
+            raise ValueError(f"{name}.{part} is {parts[part]}, expected at most {most}")
+    if not 0 < as_real(f"{name}.fps", parts["fps"]) <= RATE:
+        raise ValueError(f"{name}.fps is {parts['fps']}, expected a number above 0 and up to {RATE}")
+
+
+def _check_options(name: str, value: object) -> None:
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise ValueError(f"{name} is {show(value)}, expected a dict of names")
+
+
+def _check_position(name: str, value: object) -> None:
+    parts = as_fields(name, value, ("step", "taken", "validated"))
+    as_whole(f"{name}.step", parts["step"], least=0)
+    as_bool(f"{name}.validated", parts["validated"])
+    taken = as_tuple(f"{name}.taken", parts["taken"], "a list of how many clips were taken")
+    for count in taken:
+        as_whole(f"{name}.taken", count, least=0)
+    if not taken:
+        raise ValueError(f"{name}.taken is empty, expected how many clips were taken")
+
+
+_CHECKS = {
+    "run_id": _check_run_id,
+    "step": _check_step,
+    "text_length": as_whole,
+    "shift": _check_shift,
+    "residual": _check_residual,
+    "val_loss": _check_score,
+    "codec": _check_coder,
+    "text": _check_coder,
+    "clip": _check_clip,
+    "noise_levels": as_levels,
+    "options": _check_options,
+    "position": _check_position,
+}

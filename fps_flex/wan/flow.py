@@ -1,0 +1,90 @@
+"""Rectified flow: noise levels, the straight path from video to noise, its velocity, and an Euler sampler.
+
+The noise level sigma runs from 0 (video) to 1 (noise); u is sigma before the shift, so progress of denoising = 1 - u.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..schedule import shift_noise, unshift_noise
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+
+def draw_noise_levels(
+    count: int,
+    shift: float,
+    mean: float = 0.0,
+    std: float = 1.0,
+    generator: torch.Generator | None = None,
+    within: tuple[float, float] = (0.0, 1.0),
+) -> Float[Tensor, " b"]:
+    """sigma for training: u ~ sigmoid(Normal(mean, std)), shifted (paper, Table 8: logit-normal, sample_shift).
+
+    within: the lowest and the highest level; others are left out, and the rest is as likely as before to each other.
+    """
+    z = torch.randn(count, generator=generator)
+    if within == (0.0, 1.0):
+        return shift_noise((mean + std * z).sigmoid(), shift)
+    return _levels_at(torch.special.ndtr(z.double()), shift, mean, std, within)
+
+
+def spread_noise_levels(
+    count: int, shift: float, mean: float = 0.0, std: float = 1.0, within: tuple[float, float] = (0.0, 1.0)
+) -> Float[Tensor, " b"]:
+    """sigma for validation: the `count` mid-quantiles of the levels that training draws, in ascending order."""
+    quantiles = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    return _levels_at(quantiles, shift, mean, std, within)
+
+
+def _levels_at(
+    quantiles: Float[Tensor, " b"], shift: float, mean: float, std: float, within: tuple[float, float]
+) -> Float[Tensor, " b"]:
+    """sigma at quantiles (fp64) of the levels that training draws within the lowest and the highest."""
+    u = unshift_noise(torch.tensor(within, dtype=torch.float64), shift).clamp(0, 1)  # which rounding leaves
+    lowest, highest = torch.special.ndtr((u.logit() - mean) / std)
+    z = torch.special.ndtri(lowest + quantiles * (highest - lowest))
+    return shift_noise((mean + std * z).sigmoid(), shift).clamp(*within).float()
+
+
+def add_noise(
+    latents: Float[Tensor, "b c f h w"], noise: Float[Tensor, "b c f h w"], sigma: Float[Tensor, " b"]
+) -> Float[Tensor, "b c f h w"]:
+    """x_sigma = (1 - sigma) x_0 + sigma noise."""
+    sigma = sigma.view(-1, 1, 1, 1, 1)
+    return (1 - sigma) * latents + sigma * noise
+
+
+def flow_loss(
+    velocity: Float[Tensor, "b c f h w"], latents: Float[Tensor, "b c f h w"], noise: Float[Tensor, "b c f h w"]
+) -> Float[Tensor, " b"]:
+    """Mean squared error of each sample against the path's velocity, noise - x_0; unweighted, in fp32."""
+    return (velocity.float() - (noise.float() - latents.float())).square().mean(dim=(1, 2, 3, 4))
+
+
+def sampling_levels(steps: int, shift: float, device: torch.device | str = "cpu") -> Float[Tensor, " steps+1"]:
+    """sigma of each step and the 0 that ends them, evenly spaced before the shift. Raises ValueError below 1 step."""
+    if steps < 1:
+        raise ValueError(f"steps is {steps}, expected at least 1")
+    return shift_noise(torch.linspace(1, 0, steps + 1, device=device), shift)
+
+
+@torch.no_grad()
+def euler_sample(
+    velocity: Callable[[Tensor, Tensor], Tensor], noise: Float[Tensor, "b c f h w"], steps: int, shift: float
+) -> Iterator[Float[Tensor, "b c f h w"]]:
+    """Follow velocity(x, sigma [B]) from noise to video with Euler steps; yields x after each step.
+
+    x is kept in fp32. Raises ValueError below 1 step.
+    """
+    x = noise.float()
+    levels = sampling_levels(steps, shift, noise.device)
+    for sigma, next_sigma in zip(levels[:-1], levels[1:], strict=True):
+        x = x + (next_sigma - sigma) * velocity(x, sigma.expand(len(x))).float()
+        yield x

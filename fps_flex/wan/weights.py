@@ -1,0 +1,276 @@
+"""Wan's weights: official, diffusers, ComfyUI's and trained here -> model.py."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from ..attention import FPSAttention
+from ..checks import as_device, as_fields, as_instance, as_path, one_of, show
+from .casting import check_finite, keeps_fp32
+from .experts import ALL, Levels, as_levels, levels_of
+from .fields import check_said
+from .files import Shape, Spec, TensorFiles, open_files, read_training_checkpoint
+from .fingerprint import digest_held, held_in_file, held_in_memory
+from .fp8_files import FLOAT8, READABLE, without_scales
+from .hub import local
+from .keys import official_names, unwrap
+from .model import Wan, WanConfig
+from .recognise import what_channels, what_names
+from .sizes import infer_config
+
+SETTINGS = "fps_flex.json"  # beside exported weights: the attention and the noise levels that they are for
+RELEASED = {"noise_levels"}  # all that it says of an expert of a release
+MADE_WITH = ("residual", "shift", "clip", "text_length")  # of those settings, what may be left unsaid
+
+Which = Literal["average", "live"]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A transformer's weights: found and checked, but not read yet.
+
+    config: its sizes. specs: of its tensors, by their official names. read: gives a tensor by its official name.
+    trained: what a checkpoint of train.fit says about the attention, the codecs and the clips it was trained with;
+    None for other weights. settings: what of that goes along when it is exported: the sizes, the attention, the noise
+    levels, and what videos are made with. noise_levels: the lowest and the highest that they are for. files: they lie
+    in as safetensors; None where `read` costs no memory.
+    """
+
+    config: WanConfig
+    specs: dict[str, Spec]
+    read: Callable[[str], Tensor]
+    trained: dict[str, Any] | None = None
+    settings: dict[str, Any] | None = None
+    noise_levels: Levels = ALL
+    files: TensorFiles | None = None
+
+    def fingerprint(self) -> str:
+        """The same for a copy elsewhere, another for other weights: a digest as of `digest_held`.
+
+        Of a checkpoint of train.fit also the run, which goes on when it is resumed, and the step.
+        """
+        if self.files:
+            held = {name: x for file in set(self.files.where.values()) for name, x in held_in_file(file).items()}
+        else:
+            held = {name: held_in_memory(tensor) for name, tensor in self.stream()}
+        said = self.trained or {}
+        of_run = "".join(f"{name} {said[key]}, " for name, key in (("run", "run_id"), ("step", "step")) if key in said)
+        return f"{of_run}weights {digest_held(held)}"
+
+    def stream(self) -> Iterator[tuple[str, Tensor]]:
+        """Each tensor with its official name."""
+        return ((name, self.read(name)) for name in self.specs)
+
+
+def open_weights(path: str | Path, which: Which = "average") -> Weights:
+    """path: safetensors in the official or in the diffusers naming, also as ComfyUI has them (a file, an index of
+    shards, or a folder with either or with all shards), hf: and the name of a release that has them, or a .ckpt of
+    train.fit, of which `which` picks the weights.
+
+    Raises ValueError for what is missing, broken, quantised, a pickle or another model, for tensors that are not
+    exactly a text-to-video Wan transformer's, and for another `which`, or the live weights of anything but a .ckpt.
+    """
+    path = local(path)
+    one_of("which", which, get_args(Which))
+    if path.suffix == ".ckpt":
+        return _open_trained(path, which)
+    if which == "live":
+        raise ValueError(f"{path} has no live weights beside averaged ones: only a .ckpt of train.fit does")
+    return _open_released(path)
+
+
+def load_wan(
+    path: str | Path,
+    attention: FPSAttention,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> Wan:
+    """The model on a device, tensor by tensor: the host holds at most it and one tensor more.
+
+    dtype: of the weights, except those that stay fp32; None keeps what the file has, and takes bf16 for float8.
+    Raises ValueError as `open_weights` does, and for arguments of other types.
+    """
+    as_instance("attention", attention, FPSAttention)
+    device = as_device("device", device)
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"dtype is {show(dtype)}, expected a floating-point dtype of torch, or None")
+    weights = open_weights(path)
+    model = build_empty(weights.config, attention)
+    fill(model, weights.stream(), device, dtype)
+    return model
+
+
+def read_settings(path: str | Path) -> tuple[WanConfig, FPSAttention]:
+    """The sizes of a model that was trained here, or saved with FPS attention from diffusers, and its attention.
+
+    path: a .ckpt of train.fit, or such a folder. Raises ValueError where it doesn't say them.
+    """
+    said = read_saved_settings(path)
+    return _config_from(said["wan"]), FPSAttention.from_dict(said["attention"])
+
+
+def read_saved_settings(path: str | Path) -> dict[str, Any]:
+    """What goes along when weights are saved elsewhere, as in `Weights.settings`. path, errors: as `read_settings`."""
+    path = as_path("path", path)
+    held = read_training_checkpoint(path)["fps_flex"] if path.suffix == ".ckpt" else _read_exported(path)
+    if held.keys() == RELEASED:
+        raise ValueError(f"{path} is of a release, which has no attention of its own: its {SETTINGS} says noise levels")
+    try:
+        check_said(SETTINGS, held)
+        levels = as_levels("noise_levels", held["noise_levels"]) if "noise_levels" in held else None
+        return _settings(_config_from(held["wan"]), FPSAttention.from_dict(held["attention"]), levels, held)
+    except (KeyError, ValueError) as error:
+        raise _unsaid(path, error) from None
+
+
+def _read_exported(folder: Path) -> dict[str, Any]:
+    try:
+        return as_instance(SETTINGS, json.loads((folder / SETTINGS).read_text(encoding="utf-8")), dict)
+    except OSError:
+        raise ValueError(
+            f"no {SETTINGS} in {folder}: expected a .ckpt of train.fit, or the folder that fps_flex.weights made of one"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise _unsaid(folder, error) from None
+
+
+def _unsaid(path: Path, error: Exception) -> ValueError:
+    reason = str(error) if type(error) is ValueError else repr(error)
+    return ValueError(f"{path} doesn't say its attention ({reason}): export it again from its .ckpt")
+
+
+def _config_from(data: Any) -> WanConfig:
+    """Sizes as a checkpoint says them. Raises ValueError for anything else."""
+    try:
+        return WanConfig(**as_fields("wan", data, [field.name for field in fields(WanConfig)]))
+    except (TypeError, ArithmeticError, AttributeError) as error:
+        raise ValueError(f"{error!r} for wan = {show(data)}") from None
+
+
+def build_empty(config: WanConfig, attention: FPSAttention) -> Wan:
+    """A model on the meta device, to be filled."""
+    with torch.device("meta"):
+        return Wan(config, attention)
+
+
+def fill(
+    model: Wan, tensors: Iterable[tuple[str, Tensor]], device: torch.device | str, dtype: torch.dtype | None
+) -> None:
+    """Put tensors, with their official names, in the place of a model's own; each is copied.
+
+    dtype: as for `load_wan`. Raises ValueError for a tensor of whole numbers, since quantised weights are not
+    the model's, and for values that are not finite in the dtype.
+    """
+    for name, tensor in tensors:
+        owner, _, leaf = name.rpartition(".")
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} is of {tensor.dtype}, expected floating-point weights, not quantised ones")
+        own = torch.bfloat16 if tensor.dtype in FLOAT8 else tensor.dtype
+        kept = torch.float32 if keeps_fp32(name) else dtype or own
+        made = tensor.to(device, kept, copy=True)
+        check_finite(name, made)
+        setattr(model.get_submodule(owner), leaf, nn.Parameter(made))
+
+
+def _open_released(path: Path) -> Weights:
+    files = open_files(path)
+    held = without_scales(path, files, unwrap(path, files.where))
+    specs = held.specs
+    if what := what_names(specs):
+        raise ValueError(f"{path} is {what}, expected a text-to-video Wan transformer's weights")
+    names = official_names(path, specs)
+    official = {name: specs[plain] for name, plain in names.items()}
+    shapes = {name: spec.shape for name, spec in official.items()}
+    if what := what_channels(shapes):
+        raise ValueError(f"{path} is {what}, expected a text-to-video Wan transformer's weights")
+    folder = next(iter(files.where.values())).parent
+    config = infer_config(path, shapes, folder)
+    _check_shapes(path, shapes, config)
+    settings, levels = _exported_as(config, folder) if (folder / SETTINGS).is_file() else (None, levels_of(path))
+    return Weights(config, official, lambda name: held.read(names[name]), None, settings, levels, files)
+
+
+def _exported_as(config: WanConfig, folder: Path) -> tuple[dict[str, Any] | None, Levels]:
+    """What an exported folder says beside its weights: the settings, of a released expert none, and the noise levels.
+
+    What `diffusers.install` saved doesn't know its noise levels: they are those of a release in that folder.
+    Raises ValueError where it is of other sizes, or lacks something.
+    """
+    held = _read_exported(folder)
+    try:
+        from_diffusers = "attention" in held and "noise_levels" not in held
+        levels = levels_of(folder) if from_diffusers else as_levels("noise_levels", held.get("noise_levels"))
+    except ValueError as error:
+        raise ValueError(f"{folder / SETTINGS} doesn't say its noise levels ({error}): export it again") from None
+    if held.keys() == RELEASED:
+        return None, levels
+    settings = read_saved_settings(folder)
+    said = _config_from(settings["wan"])
+    if said != config:
+        raise ValueError(f"{folder / SETTINGS} is of another model ({said}) than the weights beside it ({config})")
+    return {**settings, "noise_levels": list(levels)}, levels
+
+
+def _settings(
+    config: WanConfig, attention: FPSAttention, levels: Levels | None, said: dict[str, Any]
+) -> dict[str, Any]:
+    """What goes along with exported weights. said: by a checkpoint, or by what was exported of one."""
+    settings = {"wan": asdict(config), "attention": asdict(attention)}
+    settings |= {"noise_levels": list(levels)} if levels else {}
+    settings |= {name: said[name] for name in MADE_WITH if name in said}
+    length = said.get("text", {}).get("options", {}).get("length")
+    return settings if length is None else settings | {"text_length": length}
+
+
+def _open_trained(path: Path, which: Which) -> Weights:
+    held = read_training_checkpoint(path)
+    state = held.get("current_model_state", held["state_dict"]) if which == "live" else held["state_dict"]
+    state = {name.removeprefix("model."): tensor for name, tensor in state.items()}
+    try:
+        config = _config_from(held["fps_flex"]["wan"])
+        attention = FPSAttention.from_dict(held["fps_flex"]["attention"])
+        levels = as_levels("noise_levels", held["fps_flex"]["noise_levels"])
+    except ValueError as error:
+        raise ValueError(f"{path} is no checkpoint of this project ({error})") from None
+    _check_shapes(path, {name: tuple(tensor.shape) for name, tensor in state.items()}, config)
+    specs = {name: Spec(tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
+    quantised = [f"{name} is of {spec.dtype}" for name, spec in specs.items() if spec.dtype not in READABLE]
+    if quantised:
+        raise ValueError(f"{path}: {quantised[0]}, expected floating-point weights, not quantised ones")
+    # through the class, so that a preset's name in an older checkpoint becomes its numbers
+    settings = _settings(config, attention, levels, held["fps_flex"])
+    return Weights(config, specs, state.__getitem__, held["fps_flex"], settings, levels)
+
+
+def _check_shapes(path: Path, shapes: dict[str, Shape], config: WanConfig) -> None:
+    expected = _expected_shapes(path, config, most_layers=len(shapes))
+    wrong = [
+        *(f"unknown {name}" for name in shapes if name not in expected),
+        *(f"missing {name}" for name in expected if name not in shapes),
+        *(
+            f"{name} of shape {shapes[name]}, expected {shape}"
+            for name, shape in expected.items()
+            if shapes.get(name, shape) != shape
+        ),
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
+        raise ValueError(f"{path} is no text-to-video Wan transformer: {'; '.join(wrong[:8])}{more}")
+
+
+def _expected_shapes(path: Path, config: WanConfig, most_layers: int) -> dict[str, Shape]:
+    """Of each tensor of such a model. most_layers: more than these can't be there, and would take long to build."""
+    try:
+        if config.layers > most_layers:
+            raise ValueError(f"{config.layers} layers in {most_layers} tensors")
+        return {name: tuple(x.shape) for name, x in build_empty(config, FPSAttention()).state_dict().items()}
+    except (RuntimeError, TypeError, ValueError, ArithmeticError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} is no text-to-video Wan transformer: no model is of its sizes ({reason})") from None

@@ -1,0 +1,176 @@
+"""The bench in small, on whatever is here; and what importing the library brings along."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from eval.bench.__main__ import command
+from eval.bench.exact import exact_rows
+from eval.bench.kernel import kernel
+from eval.bench.length import exponent
+from eval.bench.model import model
+from eval.bench.pipeline import pipeline
+from eval.bench.residual import residual
+from eval.bench.train import train
+from eval.timing import clock
+from fps_flex import FPSAttention, Regime, StepSchedule
+from tests.helpers.cases import relative_error
+
+
+def read(path):
+    held = json.loads(path.read_text())
+    assert {"command", "device", "torch"} <= set(held)
+    return held["rows"]
+
+
+def test_train_measures_each_schedule(tmp_path, capsys):
+    train("tiny", layers=1, out=tmp_path / "out/bench.json", steps=2, warmup=1)
+    rows = read(tmp_path / "out/bench.json")
+    assert [row["schedule"] for row in rows] == ["sdpa", "dense", "fps, fp32 scales", "fps, pow2 scales"]
+    assert len([x for x in capsys.readouterr().out.splitlines() if x.startswith("|")]) == 6
+    for row in rows:
+        assert len(row["all_step_seconds"]) == 2 and row["step_seconds"] > 0 and row["tokens"] == 320
+        assert row["density"] == 1 if row["schedule"] in ("sdpa", "dense") else 0 < row["density"] < 1
+    assert rows[0]["speedup"] == 1
+
+
+def test_model_measures_stock_and_ours_and_adds_up_a_video(tmp_path):
+    model("tiny", ("stock", "sdpa", "fps"), layers=1, repeats=2, out=tmp_path / "model.json")
+    rows = read(tmp_path / "model.json")
+    assert [row["model"] for row in rows] == ["stock"] + ["sdpa, bf16"] * 2 + ["fps, bf16"] * 4
+    early, middle, late, video = rows[3:]
+    assert [row["regime"] for row in rows[3:]] == ["early", "middle", "late", "50 steps x 2"]
+    counts = FPSAttention("fps").step_schedule.regime_index(
+        torch.linspace(1, 0, 51)[:-1] * 5 / (1 + 4 * torch.linspace(1, 0, 51)[:-1])
+    )
+    expected = 2 * sum((counts == i).sum().item() * row["step_seconds"] for i, row in enumerate((early, middle, late)))
+    assert video["video_seconds"] == pytest.approx(expected) and rows[0]["speedup"] == 1
+
+
+def test_residual_measures_error_time_and_memory_of_each_stream(tmp_path, capsys):
+    residual("tiny", layers=2, rounds=2, repeats=1, steps=2, warmup=1, out=tmp_path / "out/residual.json")
+    rows = read(tmp_path / "out/residual.json")
+    measured = {(row["residual"], row["measured"]): row for row in rows}
+    streams = ("compute", "fp32")
+    ways = ("error, autocast", "error, bf16 weights")
+    assert list(measured) == [
+        *((stream, way) for stream in (*streams, "stock diffusers") for way in ways),
+        *((stream, what) for what in ("forward", "training step") for stream in streams),
+    ]
+    for way in ways:
+        coarse, fine, stock = (measured[stream, way]["error"] for stream in (*streams, "stock diffusers"))
+        assert 0.001 < fine < 0.8 * coarse and coarse == pytest.approx(stock, rel=0.3)
+    for what, count in (("forward", 2), ("training step", 2)):
+        coarse, fine = (measured[stream, what] for stream in streams)
+        assert all(len(row["all_step_seconds"]) == count and row["step_seconds"] > 0 for row in (coarse, fine))
+        assert fine["kept_gb"] == 2 * coarse["kept_gb"] == 2 * 320 * 128 * 4 / 1e9
+    coarse, fine = (measured[stream, "training step"] for stream in streams)
+    assert coarse["regimes_drawn"] == fine["regimes_drawn"]
+    assert capsys.readouterr().out.count("\n|") == len(rows) + 1
+
+
+def test_kernel_measures_rivals_and_ours_with_errors(tmp_path, capsys):
+    kernel("tiny", windows=((5, 2, 1), (5, 2, 2)), rounds=2, repeats=2, out=tmp_path / "kernel.json")
+    rows = read(tmp_path / "kernel.json")
+    assert [row["method"] for row in rows] == ["SDPA"] + ["sparse only", "power-of-two scales", "fp32 scales"] * 2
+    for row in rows[1:]:
+        assert row["module_ms"] > 0 and row["kernel_ms"] > 0 and row["module_speedup"] > 0
+        assert row["density"] == (0.5 if row["window"] == [5, 2, 1] else 1)
+        assert row["error"] < 1e-5 if row["method"] == "sparse only" else 0.02 < row["error"] < 0.08
+    table = (tmp_path / "kernel.md").read_text()
+    assert table.strip() in capsys.readouterr().out and table.count("\n") == 9
+    assert (tmp_path / "kernel.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_exact_rows_are_those_of_the_oracle():
+    attention = FPSAttention(StepSchedule((), (Regime((1, 2, 2), None),)), (2, 3, 3), 16)
+    plan = attention.plan((4, 7, 9), torch.tensor([0.5]))
+    q, k, v = (torch.randn(1, 2, plan.layout.tokens, 16) for _ in range(3))
+    rows, expected = exact_rows(q, k, v, plan.layout, (1, 2, 2), [0, 5, 17])
+    assert relative_error(attention.over_tokens(q, k, v, plan)[:, :, rows], expected) < 1e-5
+    assert relative_error(attention.over_tokens(q, k, v.flip(2), plan)[:, :, rows], expected) > 0.1
+
+
+def test_the_exponent_of_a_power_law():
+    rows = [{"tokens": n, "module_ms": 3 * n**1.25} for n in (100, 200, 1000)]
+    assert exponent(rows) == pytest.approx(1.25)
+
+
+def test_the_clock_calls_as_often_as_it_says():
+    calls = []
+    assert len(clock(lambda: calls.append(0), repeats=3)) == 3 and len(calls) == 4
+
+
+def test_length_profile_and_accuracy_run(tmp_path, capsys):
+    command(["length", "--size=tiny", "--tile=[1,4,4]", "--window=[5,2,1]", "--widths=[8,16]", "--repeats=2",
+             f"--out={tmp_path / 'length.json'}"])  # fmt: skip
+    assert [row["density"] for row in read(tmp_path / "length.json")] == [0.5, 0.25]
+    command(["profile", "--size=tiny", "--window=[5,2,1]", f"--out={tmp_path / 'profile.json'}"])
+    rows = read(tmp_path / "profile.json")
+    assert sum(row["share"] for row in rows) == pytest.approx(1) and rows[0]["ms"] >= rows[-1]["ms"]
+    command(["accuracy", "--grid=[4,8,8]", "--tile=[2,4,4]", f"--out={tmp_path / 'accuracy.json'}"])
+    rows = read(tmp_path / "accuracy.json")
+    errors = {
+        tuple(row[name] for name in ("inputs", "k_mean", "granularity", "scales", "p")): row["error"] for row in rows
+    }
+    assert len(errors) == 4 * 3 * 2 * 3 and all(0.01 < error < 0.5 for error in errors.values())
+    assert errors["gaussian", "kept", 1, "fp32", "fp32"] < errors["gaussian", "kept", 1, "fp32", "e4m3"]
+    assert errors["outliers", "taken off", 1, "fp32", "fp32"] < errors["outliers", "kept", 1, "fp32", "fp32"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["profile", "--size=tiny", "--window=[5,2,1]", "--method=magic"], "method is 'magic', expected one of sparse"),
+        (["kernel", "--size=9B"], "9B"),
+        (["kernel", "--size=tiny", "--rounds=0"], "rounds is 0 and repeats 5, expected at least 1"),
+        (["length", "--size=tiny", "--widths=[8]"], r"widths are \[8\], expected at least two"),
+        (
+            ["length", "--size=tiny", "--tile=[1,4,4]", "--window=[5,2,1]", "--widths=[8,16]", "--methods=[magic]"],
+            "methods are magic, expected some of sparse only",
+        ),
+        (["model", "--size=tiny", "--schedules=[stocks]"], "stocks"),
+        *[
+            ([name, "--size=tiny", "--out=/proc/none/k.json"], "/proc/none can't be written")
+            for name in ("kernel", "profile", "length", "model", "pipeline", "train", "residual", "data")
+        ],
+        (["accuracy", "--out=/proc/none/k.json"], "/proc/none can't be written"),
+        (["kernel", "--size=tiny", "--tile=[9,9,9]"], "tile .9, 9, 9. is larger than the grid"),
+        (["residual", "--size=tiny", "--parts=[]"], "parts are none"),
+        (["residual", "--size=tiny", "--schedule=stock"], "schedule is 'stock', expected one of fps"),
+        (["model", "--size=tiny", "--linears=[fp8]"], "linears fp8 need a GPU with float8"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_bad_input_gets_one_line_before_anything_is_measured(args, message, capsys):
+    if args[0] == "model" and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(SystemExit) as stopped:
+        command(args)
+    printed = capsys.readouterr()
+    assert stopped.value.code == 2 and re.search(message, printed.err.strip().splitlines()[-1])
+    assert len([line for line in printed.out.splitlines() if line.startswith("|")]) <= 2  # a table's head at most
+
+
+def test_importing_the_library_brings_torch_and_einops_only():
+    heavy = "{'lightning', 'diffusers', 'transformers', 'safetensors', 'av', 'wandb', 'matplotlib', 'jsonargparse'}"
+    code = f"import sys, fps_flex, fps_flex.weights; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_a_pipelines_steps_are_measured_before_and_after_install(tmp_path, capsys):
+    pipeline("tiny", steps=5, compiled=False, layers=1, out=tmp_path / "out/bench.json")
+    stock, fps = json.loads((tmp_path / "out/bench.json").read_text())["rows"]
+    assert (stock["attention"], stock["density"], stock["layers"]) == ("stock", 1, 1)
+    assert fps["attention"] == "fps" and 0 < fps["density"] < 1 and set(fps["regimes"]) == {0, 1, 2}
+    assert all(len(row["all_step_seconds"]) == 5 and row["step_seconds"] > 0 for row in (stock, fps))
+    assert fps["over_stock"] == stock["step_seconds"] / fps["step_seconds"]
+    for option, message in (("--attention.tile=null", "name a tile"), ("--steps=0", "expected at least 1")):
+        with pytest.raises(SystemExit) as stopped:
+            command(["pipeline", "--size=tiny", option])
+        assert stopped.value.code == 2 and message in capsys.readouterr().err

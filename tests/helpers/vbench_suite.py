@@ -1,0 +1,115 @@
+"""A small suite in the format of VBench's own, with prompts of our own, and results in the format of its scorer."""
+
+import json
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+from eval.vbench.__main__ import command
+from eval.vbench.suite import DIMENSIONS, Plan, Planned
+from train.common.videos import write_video
+
+GROUPS = {
+    ("temporal_flickering",): ["In a still frame, a lamp", "In a still frame, a stone bench"],
+    ("multiple_objects",): ["a spoon and a kettle", "a ladder and a hat"],
+    ("human_action",): ["A person is whittling", "A person is juggling"],
+    ("subject_consistency", "dynamic_degree", "motion_smoothness"): ["a fox trotting home", "a heron taking off"],
+    ("object_class",): ["a kettle", "a ladder"],
+    ("color",): ["a teal kettle", "a brown hat"],
+    ("appearance_style",): ["A quiet harbour, woodcut", "A mill in the wind, crayon"],
+    ("temporal_style",): ["A mill in the wind, zoom in", "A quiet harbour, tilt up"],
+    ("overall_consistency", "aesthetic_quality", "imaging_quality"): [
+        "a quiet harbour", "A quiet harbour, woodcut", "A quiet harbour", "Ein Café bei Nacht, close-up.",
+    ],
+    ("scene", "background_consistency"): ["boathouse", "hay barn"],
+    ("spatial_relationship",): ["a hat on the left of a kettle, front view", "a spoon under a ladder, front view"],
+}  # fmt: skip
+PROMPTS = 23  # different ones: one is in two entries
+
+
+def entries():
+    said = []
+    for dimensions, prompts in GROUPS.items():
+        for prompt in prompts:
+            entry = {"prompt_en": prompt, "dimension": list(dimensions)}
+            if dimensions == ("color",):
+                entry["auxiliary_info"] = {"color": {"color": prompt.split()[1]}}
+            said.append(entry)
+    return said
+
+
+def write_suite(path, said=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(entries() if said is None else said))
+    return path
+
+
+def write_wheel(path):
+    with zipfile.ZipFile(path, "w") as wheel:
+        wheel.writestr("vbench/__init__.py", "raise ImportError('not to be imported')")
+        wheel.writestr("vbench/VBench_full_info.json", json.dumps(entries()))
+    return path
+
+
+def official(values):
+    """{dimension: {file name: value}} as *_eval_results.json has it; the score is the mean, imaging_quality's / 100."""
+    said = {}
+    for name, videos in values.items():
+        score = sum(videos.values()) / len(videos) / (100 if name == "imaging_quality" else 1)
+        rows = [{"video_path": f"/data/videos/{file}", "video_results": value} for file, value in videos.items()]
+        said[name] = [score, rows]
+    return said
+
+
+def full_results(scale=1.0, seed=0):
+    """As the official package would write them for the whole of VBench."""
+    rng = np.random.default_rng(seed)
+    values = {}
+    for name, dimension in DIMENSIONS.items():
+        middle, spread = (70.0, 5.0) if name == "imaging_quality" else (0.6, 0.05)
+        files = [f"{name} {i}-{j}.mp4" for i in range(dimension.prompts) for j in range(5)]
+        values[name] = dict(zip(files, (scale * rng.normal(middle, spread, len(files))).tolist(), strict=True))
+    return official(values)
+
+
+def write_results(folder, said):
+    folder.mkdir(parents=True)
+    (folder / "x_eval_results.json").write_text(json.dumps(said))
+    return str(folder)
+
+
+def write_score(out, name, score, complete=True, **more):
+    (out / "scores").mkdir(parents=True, exist_ok=True)
+    said = {"dimension": name, "score": score, "videos": {}, "complete": complete, "missing": [], "filtered": None,
+            "scorer": {}, "note": "", **more}  # fmt: skip
+    (out / f"scores/{name}.json").write_text(json.dumps(said))
+
+
+def contents(folder, *names):
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+def refused(capsys, arguments):
+    """The one line in which the command refuses to go on."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        command([str(argument) for argument in arguments])
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def save(path, frames=4, size=16, fps=8):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(len(path.name))
+    write_video(path, torch.rand(3, frames, size, size) * 2 - 1, fps)
+
+
+def plan_of(*names, clip=None, folder=None, quick=None):
+    videos = tuple(
+        Planned(name, name[:-6], i, int(name[-5]), ("scene", "background_consistency")) for i, name in enumerate(names)
+    )
+    return Plan("0", ("background_consistency", "scene"), quick, videos, folder, clip=clip)

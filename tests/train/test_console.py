@@ -1,0 +1,77 @@
+"""What the commands have in common at the door."""
+
+import pytest
+import yaml
+
+from eval.fidelity.command import command as fidelity
+from eval.generate.command import command as generate
+from eval.generate.models import open_model
+from train.common.console import check_no_empty
+from train.fit import main as fit
+from train.prepare.__main__ import command as prepare
+
+
+@pytest.mark.parametrize("given", [["--model.checkpoint="], ["--model.checkpoint", ""], ["--model.checkpoint= "]])
+def test_an_option_without_its_value_is_refused(tmp_path, capsys, given):
+    """As an unset variable of the shell leaves it; random weights would be trained."""
+    with pytest.raises(SystemExit) as stopped:
+        fit(["--config=configs/tiny.yaml", f"--run={tmp_path / 'run'}", *given])
+    assert stopped.value.code == 2 and not (tmp_path / "run").exists()
+    assert "--model.checkpoint is empty" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("run", "words", "option"),
+    [
+        (generate, ["--checkpoint=x", "--prompt=a", "--out="], "--out"),
+        (generate, ["--checkpoint=", "--prompt=a", "--out=o"], "--checkpoint"),
+        (generate, ["--checkpoint=x", "--prompt=a", "--out=o", "--low_noise="], "--low_noise"),
+        (generate, ["--checkpoint=x", "--prompt=a", "--out=o", "--encoders", ""], "--encoders"),
+        (fidelity, ["models", "--checkpoint=x", "--prompt=a", "--out=o", "--trained="], "--trained"),
+        (prepare, ["--config=configs/prepare.yaml", "--source=", "--out=o"], "--source"),
+    ],
+)
+def test_in_every_command(tmp_path, monkeypatch, capsys, run, words, option):
+    with pytest.raises(SystemExit) as stopped:
+        run(words)
+    assert stopped.value.code == 2 and f"{option} is empty" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_prompt_may_be_empty_and_a_value_may_look_like_one():
+    check_no_empty(["--prompt=", "--negative_prompt", "", "--out=a=b", "--flag", "--x", "-1", "word", ""])
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "low_noise", "encoders"])
+def test_an_empty_path_of_a_configuration_is_refused_too(name):
+    with pytest.raises(ValueError, match=f"{name} is empty, expected a path"):
+        open_model(**{"checkpoint": "somewhere", name: " "})
+
+
+def test_a_printed_configuration_holds_the_parts_of_a_schedule_and_can_be_read_again(tmp_path, capsys):
+    words = ["--checkpoint=x", "--prompt=a", "--out=o", "--attention.tile=null"]
+    with pytest.raises(SystemExit):
+        generate([*words, "--attention.engine=eager", "--attention.schedule.shift=3", "--print_config"])
+    said = capsys.readouterr().out
+    assert yaml.safe_load(said)["attention"]["schedule"] == {"bounds": None, "regimes": None, "shift": 3.0}
+    (tmp_path / "own.yaml").write_text(said)
+    with pytest.raises(SystemExit):
+        generate([f"--config={tmp_path / 'own.yaml'}", "--print_config"])
+    assert yaml.safe_load(capsys.readouterr().out) == yaml.safe_load(said)
+
+
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("--attention.tile=small", 'Parser key "attention.tile": Expected a <class \'tuple\'>; '
+         "Expected a typing.Literal['trained']; Given value: small"),
+        ("--attention.schedule.regimes=7",
+         'Parser key "attention.schedule.regimes": Expected a <class \'tuple\'>; Given value: 7'),
+        ("--attention.engin=eager", 'Parser key "attention": in AttentionChanges: Option \'engin\' is not accepted'),
+        ("--attention=fps", 'Parser key "attention": expected its options: fps; Given value: fps'),
+        ("--count=x", "Parser key \"count\": Expected a <class 'int'>. Got value: x"),
+    ],
+)  # fmt: skip
+def test_the_parsers_errors_are_about_the_option(capsys, word, line):
+    with pytest.raises(SystemExit):
+        generate(["--checkpoint=x", "--prompt=a", "--out=o", word])
+    assert capsys.readouterr().err == f"error: {line}\n"

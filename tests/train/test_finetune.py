@@ -1,0 +1,188 @@
+"""Fine-tuning from released weights, and the paper's settings (Table 8): each is in the configs and does something."""
+
+import json
+import shutil
+
+import pytest
+import torch
+import yaml
+from diffusers import WanPipeline, WanTransformer3DModel
+
+from eval.fidelity.command import describe_weights
+from eval.generate.command import command as generate
+from eval.generate.models import open_model
+from fps_flex import FPSAttention
+from fps_flex.wan.convert import main as weights
+from fps_flex.wan.weights import load_wan
+from train.common.videos import read_clip
+from train.fit import main as fit
+
+QUICK = [
+    "--config=configs/tiny.yaml", "--trainer.max_steps=3", "--trainer.val_check_interval=3", "--sample.steps=3",
+    "--checkpoint.every_n_train_steps=3", "--data.val_clips=1", "--sample.count=1", "--model.val_levels=1",
+    "--data.batch_size=2", "--model.warmup_steps=1",
+]  # fmt: skip
+
+
+def run(folder, *options):
+    fit([*QUICK, f"--run={folder}", *options])
+    held = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+    live = {name: x for name, x in held["current_model_state"].items() if name.startswith("model.")}
+    average = {name: x for name, x in held["state_dict"].items() if name.startswith("model.")}
+    return live, average, (folder / "sample.mp4").read_bytes()
+
+
+def same(a, b):
+    return all(torch.equal(x, b[name]) for name, x in a.items())
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("base") / "run")
+
+
+def test_the_same_settings_give_the_same_weights_and_sample(base, tmp_path):
+    again = run(tmp_path / "run")
+    assert same(again[0], base[0]) and same(again[1], base[1]) and again[2] == base[2]
+    assert not same(base[0], base[1])
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "model.lr=1.0e-3", "model.warmup_steps=20", "model.weight_decay=1.0", "model.eps=1.0e-2", "model.shift=5.0",
+        "model.logit_mean=1.0", "model.logit_std=2.0", "model.text_dropout=1.0", "model.text.init_args.length=3",
+        "model.attention.quantize=false", "model.attention.sparse=false", "trainer.gradient_clip_val=0.01",
+    ],
+)  # fmt: skip
+def test_each_key_of_training_changes_the_weights(base, tmp_path, option):
+    assert not same(run(tmp_path / "run", f"--{option}")[0], base[0])
+
+
+def test_the_averages_decay_changes_the_average_alone(base, tmp_path):
+    live, average, _ = run(tmp_path / "run", "--ema.decay=0.5")
+    assert same(live, base[0]) and not same(average, base[1])
+
+
+@pytest.mark.parametrize("option", ["sample.steps=4", "sample.guidance=3.0"])
+def test_each_key_of_sampling_changes_the_sample_alone(base, tmp_path, option):
+    live, average, sample = run(tmp_path / "run", f"--{option}")
+    assert same(live, base[0]) and same(average, base[1]) and sample != base[2]
+
+
+def test_checkpointing_changes_nothing(base, tmp_path):
+    live, _, _ = run(tmp_path / "run", "--model.checkpointing=true")
+    assert same(live, base[0])
+
+
+TABLE_8 = {
+    "model.lr": 5e-6, "model.warmup_steps": 200, "model.weight_decay": 1e-4, "model.eps": 1e-15, "model.shift": 5.0,
+    "model.logit_mean": 0.0, "model.logit_std": 1.0, "model.text_dropout": 0.1, "model.text.init_args.length": 512,
+    "model.checkpointing": True, "model.attention.quantize": True, "model.attention.sparse": True,
+    "model.attention.schedule": "fps", "trainer.gradient_clip_val": 1.0, "ema.decay": 0.99, "sample.steps": 50,
+    "sample.guidance": 5.0, "data.frames": 81, "data.fps": 16.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "tokens"), [("1.3b-480p", (480, 832), 32_760), ("14b-720p", (720, 1280), 75_600)]
+)
+def test_the_configs_hold_the_papers_settings(name, size, tokens, capsys):
+    with pytest.raises(SystemExit):
+        fit([f"--config=configs/wan2.1-{name}.yaml", "--print_config"])
+    config = yaml.safe_load(capsys.readouterr().out)
+
+    def look_up(key):
+        value = config
+        for part in key.split("."):
+            value = value[part]
+        return value
+
+    assert {key: look_up(key) for key in TABLE_8} == TABLE_8
+    height, width = config["data"]["height"], config["data"]["width"]
+    assert (height, width) == size and 21 * (height // 16) * (width // 16) == tokens <= 75_600
+    folder = f"models/Wan2.1-T2V-{name.split('-')[0].upper()}-Diffusers"
+    assert {config["model"]["checkpoint"], look_up("model.codec.init_args.path")} == {folder}
+
+
+def small_wan(folder):
+    """Options that fit the tiny pipeline."""
+    return [
+        f"--model.checkpoint={folder}",
+        "--model.wan={dim: 48, ffn_dim: 96, heads: 2, layers: 2, text_dim: 32, freq_dim: 64, channels: 16}",
+        f"--model.codec={{class_path: fps_flex.wan.encoders.WanVAE, init_args: {{path: {folder}}}}}",
+        f"--model.text={{class_path: fps_flex.wan.encoders.UMT5Text, init_args: {{path: {folder}}}}}",
+        "--data.frames=9", "--data.height=32", "--data.width=48", "--model.attention.tile=[1,2,2]",
+    ]  # fmt: skip
+
+
+def test_from_released_weights_to_a_fine_tune_to_videos_to_stock_diffusers(wan_folder, tmp_path, pipeline):
+    live, average, _ = run(
+        tmp_path / "run", *small_wan(wan_folder), "--trainer.precision=bf16-mixed", "--model.checkpointing=true",
+        "--model.residual=fp32", "--trainer.gradient_clip_val=1.0",
+    )  # fmt: skip
+    before = load_wan(wan_folder, FPSAttention()).state_dict()
+    for name, tensor in before.items():
+        assert live[f"model.{name}"].dtype == torch.float32
+        change = (live[f"model.{name}"] - tensor).abs().max()
+        assert 0 < change < 0.02, name
+    assert not any(name.startswith(("codec", "text")) for name in live)
+
+    last = tmp_path / "run/checkpoints/last.ckpt"
+    generate([f"--checkpoint={last}", "--prompt=a red circle", "--steps=2", f"--out={tmp_path / 'videos'}"])
+    (video,) = (tmp_path / "videos").glob("*.mp4")
+    assert json.loads(video.with_suffix(".json").read_text())["residual"] == "fp32"
+    assert read_clip(video, 9, 8, 32, 48).float().std() > 0
+
+    weights(["convert", str(last), str(tmp_path / "export"), "--format", "diffusers"])
+    transformer = WanTransformer3DModel.from_pretrained(tmp_path / "export")
+    parts = {name: part for name, part in pipeline.components.items() if name not in ("transformer", "transformer_2")}
+    stock = WanPipeline(**parts, transformer=transformer)
+    assert stock("a red circle", height=32, width=48, num_frames=9, num_inference_steps=1).frames.shape[1] == 9
+    assert torch.equal(transformer.patch_embedding.weight, average["model.patch_embedding.weight"])
+
+    trained, exported = open_model(str(last)), open_model(str(tmp_path / "export"), encoders=str(wan_folder))
+    assert exported.attention == trained.attention and not exported.attention.step_schedule.is_dense
+    for name in ("clip", "shift", "residual"):
+        assert getattr(exported, name) == getattr(trained, name), name
+    assert exported.text.length == trained.text.length
+    assert describe_weights(exported) == "exported for FPS attention"
+    assert describe_weights(open_model(str(wan_folder))) == "released, trained with dense attention"
+
+
+def test_a_run_starts_from_another_runs_checkpoint(base, tmp_path):
+    fit([*QUICK, f"--run={tmp_path / 'first'}"])
+    last = tmp_path / "first/checkpoints/last.ckpt"
+    live, _, _ = run(tmp_path / "second", f"--model.checkpoint={last}", "--model.lr=0", "--model.weight_decay=0")
+    assert same(live, base[1])
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--model.checkpoint=nowhere", "no nowhere: expected a safetensors file"),
+        ("--model.wan.layers=3", "holds a transformer of layers 2, expected 3: set model.wan to what it holds"),
+        ("--data.frames=8", "clips of 8 frames, expected 4n + 1: 5 and 9 are nearest"),
+        ("--model.codec.init_args.path=nowhere", "no folder nowhere: expected a Wan2.1 in the diffusers layout"),
+        ("--model.text.init_args.path=nowhere", "no folder nowhere: expected a Wan2.1 in the diffusers layout"),
+    ],
+)
+def test_a_users_mistake_is_one_clear_line_and_exit_code_2(wan_folder, tmp_path, capsys, option, message):
+    with pytest.raises(SystemExit) as stopped:
+        fit([*QUICK, f"--run={tmp_path / 'run'}", *small_wan(wan_folder), option])
+    assert stopped.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("Seed set")]
+    assert line.startswith("error: ") and message in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_encoders_that_are_broken_are_said_before_the_run_begins(wan_folder, tmp_path, capsys):
+    for part, file in (("vae", "diffusion_pytorch_model.safetensors"), ("text_encoder", "model.safetensors")):
+        broken = tmp_path / part
+        shutil.copytree(wan_folder, broken)
+        (broken / part / file).write_bytes((broken / part / file).read_bytes()[:1000])
+        with pytest.raises(SystemExit) as stopped:
+            fit([*QUICK, f"--run={tmp_path / 'run'}", *small_wan(broken)])
+        assert stopped.value.code == 2
+        assert f"{broken / part / file} can't be read as safetensors" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,172 @@
+"""Every option of train.fit, with values that can't be meant: one line that names it, exit code 2, nothing written."""
+
+import pytest
+import yaml
+
+from train.fit import main
+
+TINY = ["--config", "configs/tiny.yaml"]
+SHORT = ["--trainer.max_steps=1", "--sample.steps=1", "--data.val_clips=1", "--model.val_levels=1"]  # should one pass
+WHOLE = ["0", "-1", "1.5"]
+SHARE = ["-0.1", "nan", "much"]
+SWITCH = ["maybe", "2", "[]"]
+ENCODER = ["nothing.Here", "7", "{class_path: fps_flex.wan.codecs.NoSuch}"]
+
+BAD = {
+    "config": ["nowhere.yaml", "README.md", ""],
+    "seed_everything": ["-1", "1.5", "18446744073709551616"],
+    "run": ["", " ", "/proc/run", "README.md"],
+    "ckpt_path": ["nowhere.ckpt", "last", "README.md"],
+    "trainer.accelerator": ["gpu", "abacus", ""],
+    "trainer.strategy": ["fsdp", "nonsense", "ddp_spawn"],
+    "trainer.devices": ["0", "-2", "many"],
+    "trainer.num_nodes": WHOLE,
+    "trainer.precision": ["16-mixed", "bf16-true", "64-true"],
+    "trainer.logger": ["nonsense", "7", "{class_path: nothing.Here}"],
+    "trainer.callbacks": ["nonsense", "7", "[{class_path: nothing.Here}]"],
+    "trainer.max_steps": ["0", "-5", "-1"],
+    "trainer.max_time": ["soon", "00:00:00:00", "-00:00:01:00"],
+    "trainer.val_check_interval": WHOLE,
+    "trainer.log_every_n_steps": WHOLE,
+    "trainer.accumulate_grad_batches": WHOLE,
+    "trainer.gradient_clip_val": ["-1", "0", "inf"],
+    "trainer.enable_progress_bar": SWITCH,
+    "trainer.deterministic": SWITCH,
+    "trainer.benchmark": SWITCH,
+    "trainer.profiler": ["nonsense", "7", "true"],
+    "trainer.detect_anomaly": SWITCH,
+    "model.wan.dim": ["0", "127", "-128"],
+    "model.wan.ffn_dim": WHOLE,
+    "model.wan.heads": ["0", "3", "-2"],
+    "model.wan.layers": WHOLE,
+    "model.wan.channels": WHOLE,
+    "model.wan.text_dim": WHOLE,
+    "model.wan.freq_dim": ["0", "-2", "63"],
+    "model.wan.patch": ["[0,2,2]", "[1,2]", "[3,2,2]"],
+    "model.wan.eps": ["0", "-1", "nan"],
+    "model.attention.schedule": ["paper", "7", "{bounds: [0.7, 0.3]}"],
+    "model.attention.schedule.bounds": ["[0.7,0.3,0.5]", "[.nan,0.5]", "[0,1]"],
+    "model.attention.schedule.regimes": ["[{window: [0,1,1]}]", "[{window: [1.0,1,1]}]", "[{granularity: tile}]"],
+    "model.attention.schedule.shift": ["0", "nan", "inf"],
+    "model.attention.tile": ["[4,4]", "[9,4,1]", "[0,4,4]"],
+    "model.attention.block": ["0", "-16", "1.5"],
+    "model.attention.quantize": SWITCH,
+    "model.attention.sparse": SWITCH,
+    "model.attention.scale_format": ["bf16", "7", "null"],
+    "model.attention.carrier": ["float8", "bf16", "null"],
+    "model.attention.engine": ["triton", "flash", "cudnn"],
+    "model.codec": ENCODER,
+    "model.codec.init_args.stride": ["[0,2,2]", "[-1,2,2]", "[2,2]"],
+    "model.text": ENCODER,
+    "model.text.init_args.dim": ["0", "-32", "31"],
+    "model.text.init_args.length": WHOLE,
+    "model.checkpoint": ["nowhere", "README.md", "configs"],
+    "model.lr": ["-1", "inf", "fast"],
+    "model.warmup_steps": ["-5", "1.5", "many"],
+    "model.weight_decay": ["-1", "nan", "inf"],
+    "model.betas": ["[0.9]", "[0.9,1.0]", "[-0.1,0.9]"],
+    "model.eps": ["0", "-1e-8", "nan"],
+    "model.shift": ["0", "-3", "inf"],
+    "model.logit_mean": ["nan", "inf", "low"],
+    "model.logit_std": ["0", "-1", "nan"],
+    "model.noise_levels": ["[0.5]", "[0.9,0.1]", "[0,1.5]", "[.nan,1]", "half"],
+    "model.text_dropout": ["1.1", *SHARE[:2]],
+    "model.val_levels": WHOLE,
+    "model.checkpointing": SWITCH,
+    "model.compiled": SWITCH,
+    "model.residual": ["bf16", "7", "fp64"],
+    "data.folder": ["nowhere", "", "README.md"],
+    "data.frames": ["0", "9", "1.5"],
+    "data.fps": ["0", "-8", "inf"],
+    "data.height": ["0", "33", "-32"],
+    "data.width": ["0", "33", "-32"],
+    "data.batch_size": WHOLE,
+    "data.workers": ["-1", "1.5", "few"],
+    "data.train_clips": WHOLE,
+    "data.val_clips": WHOLE,
+    "data.seed": ["-1", "1.5", "4294967296"],
+    "checkpoint.every_n_train_steps": WHOLE,
+    "ema.decay": ["1", *SHARE[:2]],
+    "sample.prompts": ["[]", "[7]", "['']"],
+    "sample.count": WHOLE,
+    "sample.steps": WHOLE,
+    "sample.guidance": ["-1", "nan", "inf"],
+}  # fmt: skip
+
+# of options with parts, what a line may name in their place
+PARTS = {"model.attention.schedule": ("bounds",), "model.attention.schedule.regimes": ("window", "granularity")}
+
+# what Lightning's Trainer takes, and a run here would not do, or not as it says
+NOT_MEANT = ["max_epochs=3", "gradient_clip_algorithm=value", "fast_dev_run=true", "overfit_batches=1",
+             "limit_train_batches=2", "reload_dataloaders_every_n_epochs=1", "barebones=true"]  # fmt: skip
+
+
+@pytest.fixture
+def refuse(tmp_path, capfd):
+    """The one line in which a command line refuses to start."""
+
+    def run(*options):
+        folder = tmp_path / "run"
+        with pytest.raises(SystemExit) as stopped:
+            main([*TINY, *SHORT, "--run", str(folder), *options])
+        lines = capfd.readouterr().err.splitlines()
+        assert stopped.value.code == 2, lines
+        assert len(lines) == 1 and lines[0].startswith("error: "), lines
+        assert not folder.exists()
+        return lines[0]
+
+    return run
+
+
+@pytest.mark.parametrize("option", BAD)
+def test_a_value_that_cannot_be_meant_is_one_line(refuse, option):
+    for value in BAD[option]:
+        line = refuse(f"--{option}={value}")
+        assert len(line) < 600, line
+        named = (option, option.rpartition(".")[2], value.strip("'"), *PARTS.get(option, ()))
+        assert any(name in line for name in named), line
+
+
+@pytest.mark.parametrize("option", NOT_MEANT)
+def test_what_is_not_meant_is_no_option(refuse, option):
+    line = refuse(f"--trainer.{option}")
+    assert option.partition("=")[0] in line
+    if "max_epochs" in option:
+        assert line.endswith("; runs end by --trainer.max_steps or --trainer.max_time, resumed parts included")
+
+
+def test_the_table_has_every_option(capsys):
+    with pytest.raises(SystemExit):
+        main([*TINY, "--print_config"])
+    options = set(_names(yaml.safe_load(capsys.readouterr().out)))
+    assert options - set(BAD) == {"model.codec.class_path", "model.text.class_path"}
+
+
+def _names(config, prefix=""):
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from _names(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def test_a_broken_configuration_file_is_one_line(refuse, tmp_path):
+    for number, text in enumerate(("model: [", "trainer: {max_epochs: 3}", "nonsense: 1", "- 1", "\x00")):
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(text)
+        refuse(f"--config={path}")
+
+
+def test_parts_of_a_preset_do_not_make_another_one_in_silence(refuse):
+    """The parser took `sta` and a shift for the `fps` preset with that shift."""
+    line = refuse("--model.attention.schedule=sta", "--model.attention.schedule.shift=2")
+    assert "which is the preset 'sta': write out its bounds, regimes and shift" in line
+    assert "the preset 'fps'" in refuse(
+        "--config=configs/wan2.1-1.3b-480p.yaml", "--model.attention.schedule.shift", "2"
+    )
+
+
+def test_a_run_ends_by_time_alone(tmp_path, capfd):
+    main([*TINY, "--run", str(tmp_path / "run"), "--trainer.max_steps=-1", "--trainer.max_time=00:00:00:01",
+          "--sample.steps=1", "--data.val_clips=1"])  # fmt: skip
+    assert (tmp_path / "run/checkpoints/last.ckpt").is_file()

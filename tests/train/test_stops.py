@@ -1,0 +1,110 @@
+"""A run that is stopped, wherever and however, and resumed ends in the same bits as one that never was."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.train.stops import OPTIONS, ROOT, command, differences, end_of, start, stop
+from train.callbacks import read_losses
+from train.checkpoints import trained_steps
+from train.fit import main
+from train.module import FlowModule
+
+TINY = ["--config=configs/tiny.yaml", *OPTIONS, "--data.workers=0", "--sample.steps=4", "--trainer.max_steps=6"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    run = tmp_path_factory.mktemp("whole") / "run"
+    main([*TINY, f"--run={run}"])
+    return end_of(run)
+
+
+def signal_at(monkeypatch, method, call, number):
+    """This process gets a signal while it is in a method for the so-manieth time."""
+    original, calls = getattr(FlowModule, method), []
+
+    def patched(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == call:
+            os.kill(os.getpid(), number)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(FlowModule, method, patched)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    ("method", "call", "step"),
+    [
+        ("training_step", 3, 1),  # the first of two accumulated batches, whose gradients are dropped
+        ("training_step", 8, 4),  # the second, after which an optimizer step is taken
+        ("configure_gradient_clipping", 3, 3),  # the optimizer step itself
+        ("validation_step", 23, 3),  # the middle of the validation after step 3; ten before the first step
+        ("validation_step", 11, 3),
+        ("sample", 1, 6),
+    ],
+)
+def test_anywhere(whole, tmp_path, monkeypatch, capfd, method, call, step, number):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        signal_at(patch, method, call, number)
+        with pytest.raises(SystemExit) as stopped:
+            main([*TINY, f"--run={run}"])
+    said = capfd.readouterr()
+    assert stopped.value.code == 128 + number
+    assert said.err.strip().startswith(f"error: stopped by {number.name}; it took ") and "Traceback" not in said.err
+    saved = max(run.glob("checkpoints/*.ckpt"), key=trained_steps)
+    assert f"stopped at step {trained_steps(saved)}; --ckpt_path last goes on from" in said.out
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    main([*TINY, f"--run={run}", "--ckpt_path=last"])
+    assert differences(whole, end_of(run)) == []
+
+
+def test_before_the_first_step_there_is_nothing_to_save_and_nothing_in_the_way(whole, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        signal_at(patch, "validation_step", 2, signal.SIGTERM)
+        with pytest.raises(SystemExit) as stopped:
+            main([*TINY, f"--run={run}"])
+    assert stopped.value.code == 143 and not list(run.glob("checkpoints/*"))
+    main([*TINY, f"--run={run}"])
+    assert differences(whole, end_of(run)) == []
+
+
+def test_killed_it_goes_on_from_its_last_save(whole, tmp_path):
+    run, options = tmp_path / "run", [*TINY, f"--run={tmp_path / 'run'}"]
+    fault = [sys.executable, "tests/helpers/faulty.py", "kill", "0", "11", *options]
+    assert subprocess.run(fault, cwd=ROOT, capture_output=True, timeout=120).returncode == -signal.SIGKILL
+    assert trained_steps(run / "checkpoints/last.ckpt") == 3
+    main([*options, "--ckpt_path=last"])
+    assert differences(whole, end_of(run)) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_signal_to_the_loaders_too_costs_nothing(tmp_path, number):
+    """As a terminal or a job scheduler sends it: to all processes of the run."""
+    run = tmp_path / "run"
+    endless = ["--trainer.max_steps=100000", "--trainer.val_check_interval=100000"]
+    process = start(run, *endless, "--checkpoint.every_n_train_steps=100000")
+    metrics, deadline = run / "logs/version_0/metrics.csv", time.monotonic() + 60
+    while not (metrics.is_file() and metrics.read_text().count("\n") > 5) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    code, output = stop(process, number, everyone=True)
+    assert code == 128 + number and "Traceback" not in output and "killed by signal" not in output, output
+    step = trained_steps(run / "checkpoints/interrupted.ckpt")
+    assert step >= 2 and f"stopped at step {step}; --ckpt_path last goes on from" in output.replace("\n", "")
+    assert max(read_losses(run)["train/loss"]) == step - 1
+    assert subprocess.run(["pgrep", "-f", str(run)], capture_output=True).stdout == b""
+
+
+def test_the_script_measures_what_it_says(whole, tmp_path):
+    """Another seed ends in other bits."""
+    run = tmp_path / "run"
+    main([*TINY, f"--run={run}", "--seed_everything=1"])
+    assert len(differences(whole, end_of(run))) > 100
+    assert command(run)[:3] == [sys.executable, "-m", "train.fit"]
