@@ -52,7 +52,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         path, self.error = Path(path), None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with beside(path) as aside, aside.open("wb") as file:
+            with beside(path) as temporary, temporary.open("wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -193,9 +193,11 @@ class Checkpoints(Checkpoint):
         for name in RESUMABLE:
             path = self.folder / name
             if (step := trained_steps(path) or 0) > self._step:
-                aside = path.with_name(f"{path.stem}-step{step}.ckpt")
-                path.replace(aside)
-                logger.warning("going on from step %d, so %s of step %d is now %s", self._step, name, step, aside.name)
+                temporary = path.with_name(f"{path.stem}-step{step}.ckpt")
+                path.replace(temporary)
+                logger.warning(
+                    "going on from step %d, so %s of step %d is now %s", self._step, name, step, temporary.name
+                )
 
 
 TOGETHER = (Stopped, NotFinite, SaveError)  # what all processes raise at the same point

@@ -152,7 +152,7 @@ def _save(folder: Path, file: Path | None, kept: Kept) -> Path | None:
     try:
         if file:
             file.parent.mkdir(parents=True, exist_ok=True)
-            with beside(file) as aside, aside.open("w", encoding="utf-8") as lines:
+            with beside(file) as temporary, temporary.open("w", encoding="utf-8") as lines:
                 lines.write(json.dumps({"version": VERSION, "folder": str(folder.resolve())}) + "\n")
                 for video, (size, modified, found) in kept.items():
                     lines.write(json.dumps((video, size, modified, found.seconds, found.fps, found.reason)) + "\n")

@@ -16,7 +16,7 @@ from .common.videos import ClipError, read_clip
 from .findings import Finding, look_at
 from .left_out import LeftOut, speaks, tell_left_out
 from .listing import is_image
-from .order import Pick, as_pick, chance_of
+from .order import Pick, as_pick, generator_of
 from .sources import read_rows
 
 logger = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ class VideoFolder(Dataset):
 
     def __getitem__(self, key: int | Pick) -> dict[str, Any]:
         index, pass_ = as_pick(key)
-        chance = torch.rand((), generator=chance_of(index, pass_)).item() if pass_ >= 0 else 0.0
+        generator = torch.rand((), generator=generator_of(index, pass_)).item() if pass_ >= 0 else 0.0
         if index >= len(self):
             raise IndexError(f"clip {index} of {len(self)}")
         for step in range(len(self)):
@@ -110,7 +110,7 @@ class VideoFolder(Dataset):
             if not self.broken[self.number[clip.video]]:
                 try:
                     return {
-                        "video": self._read(clip, chance),
+                        "video": self._read(clip, generator),
                         "prompt": clip.prompt,
                         "name": clip.video,
                         "source": str(self.folder / clip.video),
@@ -121,9 +121,9 @@ class VideoFolder(Dataset):
                     self._leave_out(clip, error)
         raise ValueError(f"no clip in {self.folder} can be read: all {len(self)} broke")
 
-    def _read(self, clip: Clip, chance: float) -> Tensor:
+    def _read(self, clip: Clip, generator: float) -> Tensor:
         pixels = read_clip(
-            self.folder / clip.video, self.frames, self.fps, self.height, self.width, chance * clip.spare
+            self.folder / clip.video, self.frames, self.fps, self.height, self.width, generator * clip.spare
         )
         return pixels.float() / 127.5 - 1
 

@@ -21,7 +21,7 @@ from fps_flex.wan.flow import add_noise, draw_noise_levels, euler_sample, flow_l
 from fps_flex.wan.model import Residual
 from fps_flex.wan.weights import build_empty, fill, open_weights
 
-from .order import PADDING, chance_of
+from .order import PADDING, generator_of
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -135,12 +135,12 @@ class FlowModule(L.LightningModule):
         return self.model.attention.plan(self.model.config.grid(self.codec.latent_size(size)), sigma)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        chances = [chance_of(self.seed, *draw) for draw in zip(*_draws(batch), strict=True)]
-        dropped = torch.cat([torch.rand(1, generator=chance) for chance in chances]) < self.text_dropout
+        generators = [generator_of(self.seed, *draw) for draw in zip(*_draws(batch), strict=True)]
+        dropped = torch.cat([torch.rand(1, generator=generator) for generator in generators]) < self.text_dropout
         latents, text = self._encode(batch, dropped)
         drawn = (self.shift, self.logit_mean, self.logit_std)
-        levels = [draw_noise_levels(1, *drawn, chance, self.noise_levels) for chance in chances]
-        losses = self._losses(self.model, latents, text, torch.cat(levels).to(self.device), _noise(latents, chances))
+        levels = [draw_noise_levels(1, *drawn, generator, self.noise_levels) for generator in generators]
+        losses = self._losses(self.model, latents, text, torch.cat(levels).to(self.device), _noise(latents, generators))
         self._note(batch, losses.detach())
         if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
             self.log("train/loss", self.train_loss.compute().float(), prog_bar=True, batch_size=len(latents))
@@ -150,7 +150,7 @@ class FlowModule(L.LightningModule):
         """The loss at `val_levels` noise levels spread as training draws them, with the same noise every time."""
         indices, passes = _draws(batch)
         latents, text = self._encode(batch, torch.zeros(len(batch["prompt"]), dtype=torch.bool))
-        noise = _noise(latents, [chance_of(self.seed, index) for index in indices])
+        noise = _noise(latents, [generator_of(self.seed, index) for index in indices])
         counts = torch.tensor([pass_ != PADDING for pass_ in passes], device=self.device)
         drawn = (self.shift, self.logit_mean, self.logit_std)
         levels = spread_noise_levels(self.val_levels, *drawn, self.noise_levels)
@@ -304,8 +304,10 @@ def _draws(batch: dict[str, Any]) -> tuple[list[int], list[int]]:
     return batch["index"].tolist(), batch["pass"].tolist()
 
 
-def _noise(latents: Float[Tensor, "b c f h w"], chances: list[torch.Generator]) -> Float[Tensor, "b c f h w"]:
-    return torch.stack([torch.randn(latents.shape[1:], generator=chance) for chance in chances]).to(latents.device)
+def _noise(latents: Float[Tensor, "b c f h w"], generators: list[torch.Generator]) -> Float[Tensor, "b c f h w"]:
+    return torch.stack([torch.randn(latents.shape[1:], generator=generator) for generator in generators]).to(
+        latents.device
+    )
 
 
 def _start_from(checkpoint: str, wan: WanConfig, attention: FPSAttention) -> tuple[Wan, Levels]:

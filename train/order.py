@@ -74,7 +74,7 @@ class Passes(Sampler[list[Pick]]):
             sizes = [len(bucket) for bucket in self.buckets]
             pass_ = min(done // size for done, size in zip(taken, sizes, strict=True) if size)
             left = [max(0, (pass_ + 1) * size - done) for done, size in zip(taken, sizes, strict=True)]
-            bucket = _draw(left, chance_of(self.seed, sum(taken)))
+            bucket = _draw(left, generator_of(self.seed, sum(taken)))
             yield bucket, taken[bucket], count
             taken[bucket] += count
 
@@ -98,14 +98,14 @@ class HeldOut(Sampler[list[Pick]]):
         return iter(self.batches)
 
 
-def chance_of(*numbers: int) -> torch.Generator:
+def generator_of(*numbers: int) -> torch.Generator:
     """Chance that depends on these numbers alone."""
     return torch.Generator().manual_seed(hash(numbers) % 2**63)
 
 
 @lru_cache(maxsize=64)
 def _shuffled(clips: int, *numbers: int) -> list[int]:
-    return torch.randperm(clips, generator=chance_of(*numbers)).tolist()
+    return torch.randperm(clips, generator=generator_of(*numbers)).tolist()
 
 
 def _draw(weights: list[int], generator: torch.Generator) -> int:

@@ -46,11 +46,11 @@ class MovingShapes(Dataset):
             "pass": pass_,
         }
 
-    def _draw(self, color: str, shape: str, direction: str, chance: list[float]) -> Tensor:
+    def _draw(self, color: str, shape: str, direction: str, generator: list[float]) -> Tensor:
         size = min(self.height, self.width)
-        radius = size * (0.23 + 0.06 * chance[0])
-        travel = size * (0.5 + 0.1 * chance[1])
-        jitter = size * 0.05 * (2 * torch.tensor(chance[2:]) - 1)
+        radius = size * (0.23 + 0.06 * generator[0])
+        travel = size * (0.5 + 0.1 * generator[1])
+        jitter = size * 0.05 * (2 * torch.tensor(generator[2:]) - 1)
         center = torch.tensor([self.height, self.width]) / 2 + jitter
         progress = torch.linspace(-0.5, 0.5, self.frames)[:, None]
         path = center + progress * travel * torch.tensor(DIRECTIONS[direction])

@@ -114,13 +114,13 @@ def _as_given(regimes: list[Regime], windows: Tensor) -> list[list[int]]:
 
 def draw_inputs(shape: tuple[int, int, int, int], plan: Plan, seed: int) -> Arrays:
     """q, k, v and grad_out [B, H, tokens, D]: random whole numbers, with what ports trip over put in."""
-    chance = np.random.RandomState(seed)  # draws the same numbers in every numpy
+    generator = np.random.RandomState(seed)  # draws the same numbers in every numpy
     tile_of_token = plan.layout.tile_of_slot[plan.layout.slot_of_token].numpy()
     first, second, third, last = (np.flatnonzero(tile_of_token == i) for i in (0, 1, 2, tile_of_token.max()))
     arrays = {}
     for name in ("q", "k", "v", "grad_out"):
-        x = chance.randint(-32, 33, (4, *shape)).sum(0).clip(-104, 104) * UNIT
-        x = x * 2.0 ** chance.randint(-1, 1, (*shape[:3], 1))
+        x = generator.randint(-32, 33, (4, *shape)).sum(0).clip(-104, 104) * UNIT
+        x = x * 2.0 ** generator.randint(-1, 1, (*shape[:3], 1))
         if name in ("q", "k"):
             x[:, :, first] = _with_tie(x[:, :, first], 3.25, 2.4375)  # the reciprocal of its scale gives another code
             x[:, :, second] = _with_tie(x[:, :, second], 3.5, 2.125)  # a scale of 2^-7, which pow2 must keep
@@ -275,9 +275,9 @@ def main(out: Path = Path("docs/golden")) -> None:
     """
     check_writable(out, "--out")
     for name, arrays in build().items():
-        aside = out / f".{name}.part.npz"
-        np.savez_compressed(aside, **arrays)
-        aside.replace(out / f"{name}.npz")
+        temporary = out / f".{name}.part.npz"
+        np.savez_compressed(temporary, **arrays)
+        temporary.replace(out / f"{name}.npz")
 
 
 if __name__ == "__main__":

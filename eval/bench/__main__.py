@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import warnings
 
-from train.common.console import run_command, speaking_plainly
+from train.common.console import cli_errors, run_command
 
 from .accuracy import accuracy
 from .data import data
@@ -33,7 +33,7 @@ def command(args: list[str] | None = None) -> None:
     """args: the command line, without the command; by default this process's own."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    with speaking_plainly("stopped; what was measured before is written"):
+    with cli_errors("stopped; what was measured before is written"):
         commands = [kernel, profile, length, model, pipeline, train, residual, data, accuracy]
         run_command(commands, args)
 

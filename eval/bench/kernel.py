@@ -78,7 +78,7 @@ def kernel(
     shape = {"size": size, "grid": grid, "tile": tile, "heads": heads, "head_dim": dim, "tokens": bench.tokens}
     for finished in range(1, rounds + 1):
         measure(cases, repeats, first=finished == 1)
-        rows = settle(cases)
+        rows = summarise(cases)
         if out:
             write_json(out, {**shape, "backward": backward, "rounds": finished, "repeats": repeats, "rows": rows})
             write_text(out.with_suffix(".md"), table_of(rows) + "\n")
@@ -236,7 +236,7 @@ def _look_once(case: Case) -> None:
     case.results["peak_gb"] = peak_gb(find_device())
 
 
-def settle(cases: list[Case]) -> list[dict[str, Any]]:
+def summarise(cases: list[Case]) -> list[dict[str, Any]]:
     """All rows, with speed-ups over the fastest dense rival."""
     dense = [median(case.seconds["module"]) for case in cases if case.window is None and case.seconds["module"]]
     for case in cases:

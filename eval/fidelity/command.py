@@ -15,10 +15,10 @@ from typing import Any
 from fps_flex import FPSAttention
 from fps_flex.checks import at_home
 from fps_flex.schedule import preset_of
-from train.common.console import check_writable, run_command, speaking_plainly
+from train.common.console import check_writable, cli_errors, run_command
 
 from ..generate.attention import AttentionChanges
-from ..generate.command import plan_jobs, read_prompts, settle
+from ..generate.command import plan_jobs, read_prompts, resolve_settings
 from ..generate.jobs import Settings
 from ..generate.models import TextToVideo, trained_attention
 from ..generate.records import open_records
@@ -55,18 +55,20 @@ def models(
         count: videos of each prompt.
         seed: of each prompt's first video; its next one has the next.
         attention: to compare with dense attention: options in place of those of training.
-        options: of `settle`.
+        options: of `resolve_settings`.
     """
     out, prompts = at_home(out), prompts and at_home(prompts)
     jobs = plan_jobs(read_prompts(prompt, prompts), count, seed)
-    source, settings = settle(checkpoint=trained or checkpoint, attention=attention, **options)
+    source, settings = resolve_settings(checkpoint=trained or checkpoint, attention=attention, **options)
     facts = {"negative_prompt": settings.negative_prompt, "shift": settings.shift, **asdict(settings.clip)}
     shared = {**options, **facts, "residual": settings.residual}
     planned = [
         (name, {**shared, "checkpoint": weights, "attention": how})
         for name, weights, how in plan_rows(checkpoint, trained, source.attention)
     ]
-    opened = [settle(**settled) for _, settled in planned]  # whatever doesn't fit is said before the first video
+    opened = [
+        resolve_settings(**settled) for _, settled in planned
+    ]  # whatever doesn't fit is said before the first video
     if trained and any(model.low for model, _ in opened):
         raise ValueError("a trained model of two experts can't be compared here: make its videos, and compare folders")
     rows = [
@@ -82,7 +84,7 @@ def models(
     complete = True
     for row, (_, settled) in zip(rows, planned, strict=True):
         print(f"{row.name}: {row.attention}; {row.weights}", flush=True)
-        complete &= make_videos(*settle(**settled), jobs, row.folder)
+        complete &= make_videos(*resolve_settings(**settled), jobs, row.folder)
     if not complete or finished and int(os.environ.get("RANK", 0)) > 0:
         print(
             "the last process to finish its videos writes the report, or the first one where all are there", flush=True
@@ -192,5 +194,5 @@ def note_on_weights(model: TextToVideo, with_trained: bool) -> list[str]:
 
 def command(args: list[str] | None = None) -> None:
     """args: the command line, without the command; by default this process's own."""
-    with speaking_plainly("stopped; the same command goes on with what is missing"):
+    with cli_errors("stopped; the same command goes on with what is missing"):
         run_command([models, folders], args, as_positional=False, description=__doc__.splitlines()[0])

@@ -14,7 +14,7 @@ from fps_flex.checks import at_home, require
 from fps_flex.wan.linears import Linears
 from fps_flex.wan.model import Residual
 from fps_flex.wan.weights import Which
-from train.common.console import run_command, speaking_plainly
+from train.common.console import cli_errors, run_command
 
 from .attention import AttentionChanges
 from .jobs import Job, Settings
@@ -40,16 +40,16 @@ def main(
         prompts: a text file with a prompt a line, in place of `prompt`; one that is there twice is made once.
         count: videos of each prompt.
         seed: of each prompt's first video; its next one has the next. Other prompts, and their order, change nothing.
-        options: of `settle`.
+        options: of `resolve_settings`.
     """
     out, prompts = at_home(out), prompts and at_home(prompts)
     jobs = plan_jobs(read_prompts(prompt, prompts), count, seed)
-    model, settings = settle(**options)
+    model, settings = resolve_settings(**options)
     if make_videos(model, settings, jobs, out):
         draw_contacts(out / "contact.png", out, jobs[:8], settings.clip)
 
 
-def settle(
+def resolve_settings(
     checkpoint: str,
     negative_prompt: str | None = None,
     sampler: Sampler = "unipc",
@@ -115,11 +115,11 @@ def settle(
     residual = residual or model.residual
     return model, Settings(
         checkpoint, weights, negative, sampler, steps, guidance, shift, linears, residual, clip,
-        **_settle_low(model, guidance, low_noise_guidance), lossless=lossless,
+        **_resolve_low(model, guidance, low_noise_guidance), lossless=lossless,
     )  # fmt: skip
 
 
-def _settle_low(model: TextToVideo, guidance: float, own: float | None) -> dict[str, Any]:
+def _resolve_low(model: TextToVideo, guidance: float, own: float | None) -> dict[str, Any]:
     """Settings of the second of two experts. own: its guidance, where given. Raises ValueError for that without it."""
     if own is not None:
         require("low_noise_guidance", own, least=0, most=MOST_GUIDANCE)
@@ -147,5 +147,5 @@ def plan_jobs(prompts: list[str], count: int, seed: int) -> list[Job]:
 
 def command(args: list[str] | None = None) -> None:
     """args: the command line, without the command; by default this process's own."""
-    with speaking_plainly("stopped; the same command goes on with what is missing"):
+    with cli_errors("stopped; the same command goes on with what is missing"):
         run_command(main, args, as_positional=False, description=__doc__.splitlines()[0])

@@ -125,10 +125,10 @@ def _keep(kept: Records, job: Job, video: Float[Tensor, "3 f h w"], maker: Maker
     """
     path, settings = kept.video(job), maker.settings
     try:
-        with unfinished(path) as aside:
-            encode_video(aside, video, settings.clip.fps, settings.lossless)
-            kept.write(job, aside, time.perf_counter() - started, peak_gb(maker.device))
-            aside.replace(path)
+        with unfinished(path) as temporary:
+            encode_video(temporary, video, settings.clip.fps, settings.lossless)
+            kept.write(job, temporary, time.perf_counter() - started, peak_gb(maker.device))
+            temporary.replace(path)
     except OSError as error:
         raise ValueError(f"{path} can't be written ({error.strerror or error}): make room") from None
 

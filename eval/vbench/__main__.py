@@ -17,8 +17,8 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from fps_flex.checks import at_home
-from train.common.console import check_schedule_parts, speaking_plainly
-from train.common.work import place
+from train.common.console import check_schedule_parts, cli_errors
+from train.common.work import rank_and_world
 
 from . import preflight, stages
 from .fetch import weights_command
@@ -65,16 +65,16 @@ def run(
         scorer_device: of the official package: cpu, cuda, or the one there is.
         name: of the model, in the report; none takes the folder's.
         wandb: a project of Weights & Biases to log to; WANDB_MODE=offline needs no account.
-        options: of `settle`.
+        options: of `resolve_settings`.
     """
     if (checkpoint is None) == (videos is None):
         raise ValueError("expected either --checkpoint CKPT to make videos with, or --videos FOLDER")
     planned = stages.plan(out, suite, dimensions, quick, seed, prompt_map, videos, scorer_python)
-    if place()[0] == 0:
+    if rank_and_world()[0] == 0:
         say_what_can_be_scored(planned.dimensions, scorer_python, scorer_weights, scorer_device)
     if checkpoint is not None and not stages.generate(out, shard, planned, checkpoint=checkpoint, **options):
         return
-    if place()[0] > 0:
+    if rank_and_world()[0] > 0:
         return
     stages.check(out)
     score_command(out, None, scorer_python, scorer_weights, scorer_device)
@@ -183,7 +183,7 @@ def command(args: list[str] | None = None) -> None:
     args = list(sys.argv[1:] if args is None else args)
     if args and args[0].startswith("-") and args[0] not in ("-h", "--help"):
         args = ["run", *args]
-    with speaking_plainly("stopped; the same command goes on with what is missing"):
+    with cli_errors("stopped; the same command goes on with what is missing"):
         whole, parts = build_parsers()
         given = pick_options(spell_options(args), parts)
         check_schedule_parts(given, whole.parse_args)

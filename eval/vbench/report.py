@@ -219,7 +219,7 @@ def write_leaderboard(out: Path, report: Report) -> str:
     if report.totals.total is None:
         file.unlink(missing_ok=True)
         return "no leaderboard.zip: it needs all sixteen dimensions complete"
-    aside = file.with_name(f".{file.name}.part")
-    aside.write_bytes(packed.getvalue())
-    aside.replace(file)
+    temporary = file.with_name(f".{file.name}.part")
+    temporary.write_bytes(packed.getvalue())
+    temporary.replace(file)
     return f"wrote {file}"

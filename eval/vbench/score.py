@@ -13,7 +13,7 @@ from train.common.console import check_writable
 from .dimensions import Scoring
 from .official import Device, open_scorer
 from .preflight import STATIC_FILTER, Readiness, check, describe_readiness
-from .stock import say_stock, take_stock
+from .stock import inspect_videos, say_stock
 from .suite import FLICKER, Plan, read_plan
 from .values import Result
 
@@ -66,7 +66,7 @@ def score(
     checked = {name: Readiness(name, ()) if name == FLICKER else check(name, scorer, weights) for name in chosen}
     console = Console()
     print("\n".join(describe_readiness(checked.values(), static_filter)))
-    stock = take_stock(videos, [video for video in plan.videos if set(video.dimensions) & set(chosen)], plan)
+    stock = inspect_videos(videos, [video for video in plan.videos if set(video.dimensions) & set(chosen)], plan)
     say_stock(stock)
     run = Scoring(videos, plan, out / "scores", stock, scorer, weights)
     results = {}

@@ -11,9 +11,9 @@ from typing import Any
 import torch.distributed as dist
 
 from train.common.console import check_writable
-from train.common.work import place, wait_for_all
+from train.common.work import rank_and_world, wait_for_all
 
-from ..generate.command import settle
+from ..generate.command import resolve_settings
 from ..generate.jobs import Job
 from ..generate.records import open_records
 from ..generate.videos import draw_contacts, make_videos
@@ -68,7 +68,7 @@ def plan(
                 "(videos that are there are kept)"
             )
         wanted = held
-    elif place()[0] == 0:
+    elif rank_and_world()[0] == 0:
         write_plan(file, wanted)
     say(describe_plan(wanted))
     return wanted
@@ -82,18 +82,18 @@ def generate(out: Path, shard: str | None = None, planned: Plan | None = None, *
         shard: i/n makes the i-th of n shares, 1/n to n/n, for machines that don't know of each other; what they have
             in videos/ and records/ can be copied into one folder.
         planned: what plan.json holds, where it is at hand.
-        options: of `settle`.
+        options: of `resolve_settings`.
     """
     planned = planned or read_plan(out / "plan.json")
     share, shares = parse_shard(shard)
     if planned.folder:
         raise ValueError(f"{out / 'plan.json'} is for videos that are there already, in {planned.folder}")
-    model, settings = settle(**options)
+    model, settings = resolve_settings(**options)
     if planned.clip not in (None, settings.clip):
         raise ValueError(f"{out / 'plan.json'} expects {planned.clip}, not {settings.clip}: choose another --out")
-    if planned.clip is None and place()[0] == 0:
+    if planned.clip is None and rank_and_world()[0] == 0:
         write_plan(out / "plan.json", replace(planned, clip=settings.clip))
-    if place()[1] > 1 and not dist.is_initialized():
+    if rank_and_world()[1] > 1 and not dist.is_initialized():
         dist.init_process_group("gloo", timeout=timedelta(days=7))  # shares of a long run end hours apart
     jobs = [Job(video.name.removesuffix(".mp4"), video.long or video.prompt, video.seed) for video in planned.videos]
     mine = jobs[share - 1 :: shares]
@@ -101,7 +101,7 @@ def generate(out: Path, shard: str | None = None, planned: Plan | None = None, *
     make_videos(model, settings, mine, out / "videos", out / "records")
     wait_for_all()
     missing = open_records(model, settings, out / "videos", out / "records").count_missing(jobs)
-    if place()[0] == 0 and not missing:
+    if rank_and_world()[0] == 0 and not missing:
         draw_contacts(out / "contact.png", out / "videos", jobs[:: -(-len(jobs) // 8)], settings.clip)
     if missing:
         say(f"{missing:,} videos of the other shares are missing: the same command without --shard goes on with them")
@@ -181,5 +181,5 @@ def report(out: Path, name: str | None = None, wandb: str | None = None) -> None
 
 
 def say(text: str) -> None:
-    if place()[0] == 0 and text:
+    if rank_and_world()[0] == 0 and text:
         print(text, flush=True)

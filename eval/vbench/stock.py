@@ -28,7 +28,7 @@ class Stock:
     stray: list[str]
 
 
-def take_stock(folder: Path, wanted: Iterable[Planned], plan: Plan) -> Stock:
+def inspect_videos(folder: Path, wanted: Iterable[Planned], plan: Plan) -> Stock:
     """Look at every video wanted; one of a single frame can't be scored, since the official code gives it nonsense."""
     hashes, problems = {}, {}
     present = {file.name for file in folder.iterdir() if not file.name.startswith(".")}

@@ -5,7 +5,7 @@ from itertools import islice
 
 import pytest
 
-from train.order import HELD_OUT, PADDING, HeldOut, Passes, Pick, chance_of
+from train.order import HELD_OUT, PADDING, HeldOut, Passes, Pick, generator_of
 
 BUCKETS = [list(range(0, 11)), list(range(11, 16)), [16]]
 
@@ -93,5 +93,5 @@ def test_validation_counts_each_clip_once_on_as_many_batches_everywhere(clips, b
 
 
 def test_chance_depends_on_all_its_numbers():
-    drawn = {chance_of(*numbers).initial_seed() for numbers in ((0, 1), (1, 0), (0, 0), (0, 1, 0), Pick(3, 4))}
+    drawn = {generator_of(*numbers).initial_seed() for numbers in ((0, 1), (1, 0), (0, 0), (0, 1, 0), Pick(3, 4))}
     assert len(drawn) == 5

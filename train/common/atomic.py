@@ -15,20 +15,20 @@ def beside(path: Path) -> Iterator[Path]:
 
     Always the same name, so that the next try writes over what a kill left behind.
     """
-    aside = path.with_name(f".{path.name}.part")
+    temporary = path.with_name(f".{path.name}.part")
     try:
-        yield aside
-        aside.replace(path)
+        yield temporary
+        temporary.replace(path)
     except BaseException:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
 def write_text(path: Path, text: str) -> None:
     """In UTF-8, and in a folder that is made where there is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with beside(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+    with beside(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -101,7 +101,7 @@ def _schedule_of(parsed: Namespace, option: str) -> Namespace | str | None:
 
 
 @contextmanager
-def speaking_plainly(interrupted: str) -> Iterator[None]:
+def cli_errors(interrupted: str) -> Iterator[None]:
     """A command's work: a user's mistake ends it in one line with exit code 2, Ctrl-C with 130 and `interrupted`.
 
     A GPU whose memory is full ends it in one line too, with exit code 1.

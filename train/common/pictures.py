@@ -42,11 +42,11 @@ def draw_contact_sheet(path: Path, videos: Float[Tensor, "b 3 f h w"], captions:
 
 def save_figure(figure: Figure, path: Path) -> None:
     """The file appears whole or not at all."""
-    aside = path.with_name(f".{path.stem}.part{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.part{path.suffix}")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # captions may be in any script
-        figure.savefig(aside, dpi=150)
-    aside.replace(path)
+        figure.savefig(temporary, dpi=150)
+    temporary.replace(path)
 
 
 def draw_loss_curve(path: Path, losses: dict[str, dict[int, float]]) -> None:

@@ -123,19 +123,19 @@ def _lasts(container: av.container.InputContainer, stream: av.VideoStream, frame
 
 def write_video(path: Path, video: Float[Tensor, "3 f h w"], fps: float, lossless: bool = False) -> None:
     """As `encode_video`; the file appears whole or not at all. Raises OSError where it can't be written."""
-    with unfinished(path) as aside:
-        encode_video(aside, video, fps, lossless)
-        aside.replace(path)
+    with unfinished(path) as temporary:
+        encode_video(temporary, video, fps, lossless)
+        temporary.replace(path)
 
 
 @contextmanager
 def unfinished(path: Path) -> Iterator[Path]:
     """Where a video is written before it takes its place; what is there at the end, or after a failure, is removed."""
-    aside = path.with_name(f".{path.stem}.part{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
-        yield aside
+        yield temporary
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def encode_video(path: Path, video: Float[Tensor, "3 f h w"], fps: float, lossless: bool = False) -> None:

@@ -16,14 +16,14 @@ Item = TypeVar("Item")
 PATIENCE = timedelta(days=365)
 
 
-def place() -> tuple[int, int]:
+def rank_and_world() -> tuple[int, int]:
     """This process's rank and how many there are, under torchrun."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def wait_for_all() -> None:
     """Until every process is here, however long the slowest takes; torchrun ends all of them when one fails."""
-    if place()[1] > 1:
+    if rank_and_world()[1] > 1:
         if not dist.is_initialized():
             dist.init_process_group("gloo", timeout=PATIENCE)
         dist.barrier()
@@ -31,7 +31,7 @@ def wait_for_all() -> None:
 
 def for_each(title: str, items: list[Item], done: Callable[[Item], bool], work: Callable[[Item], None]) -> None:
     """Do the work that isn't done yet, shared out to the processes; returns when all of them are through."""
-    rank, world = place()
+    rank, world = rank_and_world()
     todo = [item for item in items[rank::world] if not done(item)]
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=rank > 0 or not todo) as progress:

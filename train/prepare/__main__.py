@@ -16,9 +16,9 @@ from typing import Any
 from fps_flex.wan.codecs import Codec, TextEncoder
 
 from ..common.atomic import write_json
-from ..common.console import check_writable, run_command, speaking_plainly, stop
+from ..common.console import check_writable, cli_errors, run_command, stop
 from ..common.lock import locked
-from ..common.work import place, wait_for_all
+from ..common.work import rank_and_world, wait_for_all
 from ..entries import Row
 from ..sources import read_rows
 from .cut import cut
@@ -79,7 +79,7 @@ def main(
     found = name_captions(read_rows(settings.source))
     held, now = check(settings, found)
     (settings.out / "work").mkdir(exist_ok=True)
-    with locked(settings.out / "work", "--out") if place()[0] == 0 else nullcontext():
+    with locked(settings.out / "work", "--out") if rank_and_world()[0] == 0 else nullcontext():
         begin(settings, held, now, redo)
         prepare(settings, found)
 
@@ -104,7 +104,7 @@ def begin(settings: Settings, held: dict[str, Any], now: dict[str, Any], redo: b
     out = settings.out
     _say("\n".join(compare(out, held, now)))
     wait_for_all()  # before this, all have compared
-    if place()[0] == 0:
+    if rank_and_world()[0] == 0:
         if scorers_differ(held, now):
             shutil.rmtree(out / "work" / "filter", ignore_errors=True)
         if redo:
@@ -128,7 +128,7 @@ def prepare(settings: Settings, found: dict[str, Row]) -> None:
     judged = choose_sizes(judged, sources, settings.frames, settings.buckets)
     _say("" if settings.scorers else "not scored: aesthetic, Q-Align (no scorer is configured)")
     kept = _report(sources, judged, out)
-    if place()[0] == 0:
+    if rank_and_world()[0] == 0:
         draw_summary(out / "summary.png", judged, settings.limits)
         draw_contacts(out / "contact.png", folder, kept, fps)
     if "standardise" in stages:
@@ -146,14 +146,14 @@ def _encode(settings: Settings, found: dict[str, Row], sources: list[Source], ju
         kept = _report(sources, [tried.get(clip.name, clip) for clip in judged], out)
     said = {key: row.source for key, row in found.items()}
     pack(settings, kept, encoded, choose_held_out(kept, said, settings.val_share))
-    if place()[0] == 0:
+    if rank_and_world()[0] == 0:
         draw_decoded(out / "decoded.png", out, settings.codec)
     _say(f"{len(kept)} clips are in {out}: python -m train.fit --data.folder {out}")
 
 
 def _report(sources: list[Source], judged: list[Clip], out: Path) -> list[Clip]:
     """Write the manifest and say what came of all; returns the clips that are kept. Raises ValueError for none."""
-    if place()[0] == 0:
+    if rank_and_world()[0] == 0:
         write_manifest(out / "manifest.jsonl", sources, judged)
     _say(describe(sources, judged))
     kept = [clip for clip in judged if not clip.reasons]
@@ -176,13 +176,13 @@ def _forget(out: Path, stages: tuple[Stage, ...]) -> None:
 
 
 def _say(text: str) -> None:
-    if place()[0] == 0 and text:
+    if rank_and_world()[0] == 0 and text:
         print(text, flush=True)
 
 
 def command(args: list[str] | None = None) -> None:
     """args: the command line, without the command; by default this process's own."""
-    with speaking_plainly("stopped; the same command goes on where it was"):
+    with cli_errors("stopped; the same command goes on where it was"):
         try:
             run_command(main, args, as_positional=False, description=__doc__.splitlines()[0], fail_untyped=False)
         except Exception as error:

@@ -12,7 +12,7 @@ from fps_flex.checks import is_finite
 
 from ..cached import trim_text
 from ..common.videos import ClipError, read_clip
-from ..common.work import for_each, place
+from ..common.work import for_each, rank_and_world
 from ..index import EMPTY_PROMPT
 from .encoded import Encoded, save_whole
 from .pack import form_batches
@@ -34,7 +34,7 @@ def encode(settings: Settings, clips: list[Clip], encoded: Encoded) -> list[Clip
         lambda batch: all(map(encoded.is_done, batch)),
         lambda batch: _encode_batch(settings, batch, encoded, device),
     )
-    if place()[0] == 0:
+    if rank_and_world()[0] == 0:
         empty = settings.text([""], device)[0].cpu()
         save_whole({"text": trim_text(empty).contiguous()}, settings.out / EMPTY_PROMPT)
     found = ((clip, encoded.why_not(clip)) for clip in clips)
@@ -70,4 +70,4 @@ def _pixels(source: Path, clip: Clip, fps: float, out: Path) -> Tensor:
 def _device() -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", place()[0] % torch.cuda.device_count())
+    return torch.device("cuda", rank_and_world()[0] % torch.cuda.device_count())

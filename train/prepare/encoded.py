@@ -95,8 +95,8 @@ def _find_packed(out: Path) -> dict[str, Path]:
 
 
 def save_whole(tensors: dict[str, Tensor], path: Path) -> None:
-    with beside(path) as aside:
-        aside.touch()
-        mode = aside.stat().st_mode
-        save_file(tensors, aside, metadata={"format": "pt"})
-        aside.chmod(mode)  # safetensors writes for the user alone
+    with beside(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        save_file(tensors, temporary, metadata={"format": "pt"})
+        temporary.chmod(mode)  # safetensors writes for the user alone

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Hashable
 from pathlib import Path
 
-from ..common.work import for_each, place, wait_for_all
+from ..common.work import for_each, rank_and_world, wait_for_all
 from ..index import CachedClip, Index, read_shapes, write_index
 from ..split import find_sources
 from .encoded import Encoded, names_of, save_whole
@@ -38,7 +38,7 @@ def pack(settings: Settings, clips: list[Clip], encoded: Encoded, held_out: set[
         lambda group: _holds(out / shard[group[0].name], group),
         lambda group: _write_shard(out / shard[group[0].name], group, encoded),
     )
-    if place()[0] == 0:
+    if rank_and_world()[0] == 0:
         cached = [
             CachedClip(x.name, shard[x.name], x.size, x.prompt, x.name in held_out, encoded.content[x.name])
             for group in groups
@@ -61,7 +61,7 @@ def choose_held_out(clips: list[Clip], said: dict[str, str], share: float) -> se
     labels = _label_sources(clips, said)
     if len(set(labels)) == 1:
         labels = [clip.digest for clip in clips]
-        if place()[0] == 0:
+        if rank_and_world()[0] == 0:
             what = "all clips are of one source video" if len(clips) > 1 else "there is one clip"
             logger.warning("%s: val/loss will be of scenes that are trained on", what)
     hashes = {clip.name: int(label[:16], 16) / 2**64 for clip, label in zip(clips, labels, strict=True)}

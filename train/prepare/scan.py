@@ -10,7 +10,7 @@ from pathlib import Path
 from ..common.atomic import write_json
 from ..common.faults import is_passing
 from ..common.videos import ClipError, probe
-from ..common.work import for_each, place
+from ..common.work import for_each, rank_and_world
 from ..entries import Row
 from ..listing import is_image
 from .records import Source, read_source
@@ -57,7 +57,7 @@ def name_captions(rows: list[Row]) -> dict[str, Row]:
         if key in found and found[key].prompt != row.prompt:
             key += f"-{hashlib.sha256(row.prompt.encode()).hexdigest()[:8]}"
         found.setdefault(key, row)
-    if len(found) < len(rows) and place()[0] == 0:
+    if len(found) < len(rows) and rank_and_world()[0] == 0:
         again = len(rows) - len(found)
         logger.warning("%d captions say the same of the same video as others: each counts once", again)
     return found
