@@ -150,22 +150,22 @@ class Checkpoints(Checkpoint):
         if not pl_module.is_sound or self._step == 0 or isinstance(exception, SaveError) or not _can_save(trainer):
             return
         name = NOT_FINITE if isinstance(exception, NotFinite) else INTERRUPTED
-        held = [file for file, step in self._saved.items() if step == self._step and file in RESUMABLE]
-        if name == NOT_FINITE or not held:
+        saved = [file for file, step in self._saved.items() if step == self._step and file in RESUMABLE]
+        if name == NOT_FINITE or not saved:
             try:
                 self._save(trainer, name)
             except (SaveError, NotFinite) as error:
                 print(f"error: {error}", file=sys.stderr)
                 return
-            held = [name]
+            saved = [name]
         then = "its weights are in" if name == NOT_FINITE else "--ckpt_path last goes on from"
         if trainer.is_global_zero:
-            print(f"stopped at step {self._step}; {then} {self.folder / held[0]}", flush=True)
+            print(f"stopped at step {self._step}; {then} {self.folder / saved[0]}", flush=True)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: FlowModule, checkpoint: dict[str, Any]) -> None:
         position = {"step": self._step, "taken": self._taken, "validated": self._validated}
-        said = {"position": position, "val_loss": self.best, "options": self.options, "run_id": self.run_id}
-        checkpoint["fps_flex"] = said
+        record = {"position": position, "val_loss": self.best, "options": self.options, "run_id": self.run_id}
+        checkpoint["fps_flex"] = record
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: FlowModule, checkpoint: dict[str, Any]) -> None:
         position = checkpoint["fps_flex"]["position"]

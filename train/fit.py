@@ -56,11 +56,11 @@ Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
 class FitCLI(LightningCLI):
     """--run names the folder that holds all of a run: checkpoints, logs, the sample and the loss curve.
 
-    checkpoint: what the run goes on from; None for a new one. said: what that says of its run.
+    checkpoint: what the run goes on from; None for a new one. record: what that says of its run.
     """
 
     checkpoint: Path | None = None
-    said: dict[str, Any] | None = None
+    record: dict[str, Any] | None = None
     wandb_id: str | None = None
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -87,9 +87,9 @@ class FitCLI(LightningCLI):
             raise ValueError("--run is empty, expected a folder")
         self.checkpoint = find_checkpoint(Path(self.config.run), self.config.ckpt_path)
         if self.checkpoint:
-            self.said = read_training_checkpoint(self.checkpoint)["fps_flex"]
+            self.record = read_training_checkpoint(self.checkpoint)["fps_flex"]
         for logger in _wandb_loggers(self.config.trainer.logger):
-            before = (self.said or {}).get("options", {}).get(WANDB_ID)
+            before = (self.record or {}).get("options", {}).get(WANDB_ID)
             self.wandb_id = logger.init_args.id = logger.init_args.id or before or secrets.token_hex(4)
 
     @property
@@ -147,14 +147,14 @@ def prepare(args: list[str] | None) -> FitCLI:
         parser_kwargs={"description": __doc__.splitlines()[0], "exit_on_error": False},
     )
     module, data, trainer = cli.model, cli.datamodule, cli.trainer
-    said = check_checkpoint(cli.checkpoint, module) if cli.checkpoint else None
+    record = check_checkpoint(cli.checkpoint, module) if cli.checkpoint else None
     data.setup()
-    if said:
-        check_taken(cli.checkpoint, said, data)
+    if record:
+        check_taken(cli.checkpoint, record, data)
     if data.index:
         check_encoders(data.index, module.codec, module.text)
     cli.checkpoints.options = cli.options()
-    changes = compare_options(cli.checkpoint, said["options"], cli.checkpoints.options) if said else []
+    changes = compare_options(cli.checkpoint, record["options"], cli.checkpoints.options) if record else []
     description = describe(module, data)
     rehearse(module, trainer, module.plan(data.size, torch.zeros(1)).layout.grid)
     module.codec.load()

@@ -85,31 +85,31 @@ def parse_index(folder: Path) -> Index:
     """The index alone. Raises ValueError when it is broken, or names a file that is not in the folder."""
     names = ("fps", "codec", "text", "fingerprints", "text_length", "clips")
     try:
-        said = as_fields("the index", json.loads((folder / INDEX).read_text(encoding="utf-8")), names)
+        record = as_fields("the index", json.loads((folder / INDEX).read_text(encoding="utf-8")), names)
         return Index(
             folder,
-            as_real("fps", said["fps"]),
-            *(as_instance(name, said[name], dict) for name in ("codec", "text", "fingerprints")),
-            as_whole("text_length", said["text_length"]),
-            [_parse_clip(clip) for clip in as_instance("clips", said["clips"], list)],
+            as_real("fps", record["fps"]),
+            *(as_instance(name, record[name], dict) for name in ("codec", "text", "fingerprints")),
+            as_whole("text_length", record["text_length"]),
+            [_parse_clip(clip) for clip in as_instance("clips", record["clips"], list)],
         )
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{folder / INDEX} is no index of a prepared data set ({error}): prepare it again") from None
 
 
-def _parse_clip(said: Any) -> CachedClip:
-    said = as_fields("a clip", said, ("name", "shard", "size", "prompt", "held_out", "content"))
-    name, shard, prompt, content = (as_instance(said_of, said[said_of], str) for said_of in TEXTS)
+def _parse_clip(record: Any) -> CachedClip:
+    record = as_fields("a clip", record, ("name", "shard", "size", "prompt", "held_out", "content"))
+    name, shard, prompt, content = (as_instance(said_of, record[said_of], str) for said_of in TEXTS)
     path = PurePosixPath(shard)
     if path.is_absolute() or ".." in path.parts or "\0" in shard or not path.parts:
         raise ValueError(f"shard is {shard!r}, expected a file in the data set's folder")
-    size, held_out = as_triple("size", said["size"]), as_bool("held_out", said["held_out"])
+    size, held_out = as_triple("size", record["size"]), as_bool("held_out", record["held_out"])
     return CachedClip(name, shard, size, prompt, held_out, content)
 
 
 def write_index(index: Index) -> None:
-    said = {name: value for name, value in asdict(index).items() if name != "folder"}
-    write_text(index.folder / INDEX, json.dumps(said, ensure_ascii=False, indent=1) + "\n")
+    record = {name: value for name, value in asdict(index).items() if name != "folder"}
+    write_text(index.folder / INDEX, json.dumps(record, ensure_ascii=False, indent=1) + "\n")
 
 
 def read_shapes(file: Path) -> dict[str, Shape]:
@@ -174,15 +174,15 @@ def _clip_shapes(index: Index) -> Iterator[tuple[str, Triple, Shape, Shape]]:
 
 def check_encoders(index: Index, codec: Codec, text: TextEncoder) -> None:
     """Raises ValueError when the data set was made with other encoders; where theirs lie doesn't matter."""
-    for name, held, encoder in (("codec", index.codec, codec), ("text", index.text, text)):
+    for name, prepared, encoder in (("codec", index.codec, codec), ("text", index.text, text)):
         wanted = encoder.spec()
-        same = comparable(held) == comparable(wanted)
+        same = comparable(prepared) == comparable(wanted)
         if same and index.fingerprints.get(name) == encoder.fingerprint():
             continue
         found, expected = index.fingerprints.get(name), encoder.fingerprint()
         unlike = f"; what these are made of differs ({found}; now {expected})" if same else ""
         raise ValueError(
-            f"{index.folder} was prepared with {_brief(held)}, the model has {_brief(wanted)}{unlike}: prepare it "
+            f"{index.folder} was prepared with {_brief(prepared)}, the model has {_brief(wanted)}{unlike}: prepare it "
             "again, or set the model's to what it was prepared with"
         )
     _check_shapes(index, codec, text)
@@ -208,8 +208,8 @@ def comparable(spec: dict[str, Any]) -> str:
 
 
 def _options(spec: dict[str, Any]) -> dict[str, Any]:
-    said = spec.get("options")
-    return said if isinstance(said, dict) else {"options": said}
+    record = spec.get("options")
+    return record if isinstance(record, dict) else {"options": record}
 
 
 def _brief(spec: dict[str, Any]) -> str:

@@ -39,10 +39,10 @@ def tell_left_out(logger: logging.Logger, clips: list[LeftOut], total: int, fold
     rest = clips[NAMED:]
     if rest:
         kinds = Counter(_kind(clip.reason) for clip in rest).most_common()
-        said = [f"{count} of them: {kind}" for kind, count in kinds[:KINDS]]
+        parts = [f"{count} of them: {kind}" for kind, count in kinds[:KINDS]]
         others = sum(count for _, count in kinds[KINDS:])
-        said += [f"{others} for other reasons"] if others else []
-        logger.warning("left out %d more clips%s; %s", len(rest), _write(file, clips), "; ".join(said))
+        parts += [f"{others} for other reasons"] if others else []
+        logger.warning("left out %d more clips%s; %s", len(rest), _write(file, clips), "; ".join(parts))
     logger.warning("left out %d of the %d clips in %s", len(clips), total, folder)
 
 

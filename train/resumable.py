@@ -40,43 +40,43 @@ SET_ANEW = (
 )  # of an optimizer's group, by the configuration
 
 
-def check_resumable(held: dict[str, Any], module: FlowModule) -> None:
+def check_resumable(checkpoint: dict[str, Any], module: FlowModule) -> None:
     """held: as read_training_checkpoint gives it. Raises ValueError with what is missing or wrong."""
-    said = held["fps_flex"]
-    lacking = [name for name in NEEDED if name not in held] + [name for name in TOLD if name not in said]
+    record = checkpoint["fps_flex"]
+    lacking = [name for name in NEEDED if name not in checkpoint] + [name for name in TOLD if name not in record]
     if lacking:
         raise ValueError(f"it lacks {', '.join(lacking)}")
     for name, kind in NEEDED.items():
-        if not isinstance(held[name], kind) or isinstance(held[name], bool):
-            raise ValueError(f"its {name} is {show(held[name])}, expected a {kind.__name__}")
-    if not re.match(r"\d+\.\d+", held["pytorch-lightning_version"]):
-        raise ValueError(f"its pytorch-lightning_version is {show(held['pytorch-lightning_version'])}")
-    _check_counts(held, said["position"]["step"])
+        if not isinstance(checkpoint[name], kind) or isinstance(checkpoint[name], bool):
+            raise ValueError(f"its {name} is {show(checkpoint[name])}, expected a {kind.__name__}")
+    if not re.match(r"\d+\.\d+", checkpoint["pytorch-lightning_version"]):
+        raise ValueError(f"its pytorch-lightning_version is {show(checkpoint['pytorch-lightning_version'])}")
+    _check_counts(checkpoint, record["position"]["step"])
     for name in ("state_dict", "current_model_state"):
-        _check_state(name, held[name], module)
-    _check_optimizer(held["optimizer_states"], module, trained=held["global_step"] > 0)
-    _check_schedule(held["lr_schedulers"])
-    for name, state in held["callbacks"].items():
+        _check_state(name, checkpoint[name], module)
+    _check_optimizer(checkpoint["optimizer_states"], module, trained=checkpoint["global_step"] > 0)
+    _check_schedule(checkpoint["lr_schedulers"])
+    for name, state in checkpoint["callbacks"].items():
         if not isinstance(name, str) or not isinstance(state, dict):
             raise ValueError(f"its callbacks hold {show(state)} of {show(name)}, expected a dict of a callback")
 
 
-def check_taken(path: Path, said: dict[str, Any], data: VideoData) -> None:
+def check_taken(path: Path, record: dict[str, Any], data: VideoData) -> None:
     """Raises ValueError where a checkpoint has not counted the clips of as many sizes as the data set has."""
-    counted, sizes = len(said["position"]["taken"]), len(data.buckets())
+    counted, sizes = len(record["position"]["taken"]), len(data.buckets())
     if counted != sizes:
         raise ValueError(
             f"{path} is no checkpoint to go on from: it has taken clips of {counted} sizes, there are {sizes}"
         )
 
 
-def _check_counts(held: dict[str, Any], step: int) -> None:
-    if not (isinstance(loop := held["loops"].get("fit_loop"), dict) and loop):
+def _check_counts(checkpoint: dict[str, Any], step: int) -> None:
+    if not (isinstance(loop := checkpoint["loops"].get("fit_loop"), dict) and loop):
         raise ValueError("it lacks loops.fit_loop")
-    if held["global_step"] != step or held["fps_flex"].get("step", step) != step:
-        raise ValueError(f"it was saved at step {held['global_step']}, and its position is of step {step}")
-    if held["epoch"] != 0:
-        raise ValueError(f"its epoch is {held['epoch']}, expected 0: a run has one")
+    if checkpoint["global_step"] != step or checkpoint["fps_flex"].get("step", step) != step:
+        raise ValueError(f"it was saved at step {checkpoint['global_step']}, and its position is of step {step}")
+    if checkpoint["epoch"] != 0:
+        raise ValueError(f"its epoch is {checkpoint['epoch']}, expected 0: a run has one")
 
 
 def _check_state(part: str, state: dict[str, Tensor], module: FlowModule) -> None:

@@ -32,33 +32,34 @@ def find_checkpoint(run: Path, wanted: str | None) -> Path | None:
     Raises ValueError when there is none, and when a run would overwrite another.
     """
     folder = checkpoint_folder(run)
-    held = [folder / name for name in RESUMABLE if (folder / name).is_file()]
+    present = [folder / name for name in RESUMABLE if (folder / name).is_file()]
     if wanted is None:
-        if held:
+        if present:
             raise ValueError(f"{run} holds a run already: go on with --ckpt_path last, or choose another --run FOLDER")
         return None
     if wanted == "last":
-        return _most_trained(folder, held)
+        return _most_trained(folder, present)
     path = folder / BEST if wanted == "best" else as_path("--ckpt_path", wanted)
     if not path.is_file():
         if wanted == "best":
             raise ValueError(f"no {BEST} in {folder}: leave out --ckpt_path to start a new run")
         raise ValueError(f"no checkpoint {wanted}: expected a file, 'last' or 'best'")
-    if held and path.resolve().parent != folder.resolve():
+    if present and path.resolve().parent != folder.resolve():
         raise ValueError(f"{run} holds another run than {path}: choose another --run FOLDER to go on from that in")
     return path
 
 
-def _most_trained(folder: Path, held: list[Path]) -> Path:
+def _most_trained(folder: Path, present: list[Path]) -> Path:
     """Raises ValueError where none can be read."""
-    if not held:
+    if not present:
         raise ValueError(f"no {LAST} or {INTERRUPTED} in {folder}: leave out --ckpt_path to start a new run")
-    steps = {path: trained_steps(path) for path in held}
-    broken = [path for path in held if steps[path] is None]
-    readable = [path for path in held if steps[path] is not None]
+    steps = {path: trained_steps(path) for path in present}
+    broken = [path for path in present if steps[path] is None]
+    readable = [path for path in present if steps[path] is not None]
     if not readable:
-        read_training_checkpoint(held[0])  # says what is wrong with it
-        raise ValueError(f"{', '.join(map(str, held))} can't be gone on from: start a new run in another --run FOLDER")
+        read_training_checkpoint(present[0])  # says what is wrong with it
+        names = ", ".join(map(str, present))
+        raise ValueError(f"{names} can't be gone on from: start a new run in another --run FOLDER")
     for path in broken:
         logger.warning("%s can't be read and is left aside", path)
     return max(readable, key=lambda path: steps[path])
@@ -66,13 +67,13 @@ def _most_trained(folder: Path, held: list[Path]) -> Path:
 
 def check_checkpoint(path: Path, module: FlowModule) -> dict[str, Any]:
     """What a checkpoint says of its run. Raises ValueError when it can't be gone on from with such a model."""
-    held = read_training_checkpoint(path)
-    said = held["fps_flex"]
+    checkpoint = read_training_checkpoint(path)
+    record = checkpoint["fps_flex"]
     try:
-        check_resumable(held, module)
+        check_resumable(checkpoint, module)
     except ValueError as error:
         raise ValueError(f"{path} is no checkpoint to go on from: {error}") from None
-    return said
+    return record
 
 
 def options_of(config: dict[str, Any], module: FlowModule, data: VideoData) -> dict[str, Any]:

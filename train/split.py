@@ -42,9 +42,9 @@ def hold_out(clips: list[Clip], most: int, seed: int) -> tuple[list[Clip], list[
             what = "all clips are of one source video" if len(clips) > 1 else "there is one clip"
             logger.warning("%s: val/loss will be of scenes that are trained on", what)
         return shuffled[:room], shuffled[room:] or shuffled
-    held = _choose(parts, room)
-    kept = [clip for clip, source in zip(shuffled, sources, strict=True) if source not in held]
-    return [clip for source in held for clip in parts[source]][:room], kept
+    held_out = _choose(parts, room)
+    kept = [clip for clip, source in zip(shuffled, sources, strict=True) if source not in held_out]
+    return [clip for source in held_out for clip in parts[source]][:room], kept
 
 
 def _choose(parts: dict[Hashable, list[Clip]], room: int) -> dict[Hashable, None]:
@@ -67,16 +67,16 @@ def _choose(parts: dict[Hashable, list[Clip]], room: int) -> dict[Hashable, None
     return {smallest: None}
 
 
-def find_sources(videos: list[str], said: list[str], files: list[Hashable]) -> list[Hashable]:
+def find_sources(videos: list[str], told_sources: list[str], files: list[Hashable]) -> list[Hashable]:
     """What each clip was cut from; equal for clips of one source.
 
-    said: by the captions file, where it does. files: equal for two names of one file.
+    told_sources: by the captions file, where it does. files: equal for two names of one file.
     """
-    says = len(set(said)) < len(set(videos))  # where each has a value of its own, it isn't their source's
+    says = len(set(told_sources)) < len(set(videos))  # where each has a value of its own, it isn't their source's
     origins = [find_origin(video) for video in videos]
     pieces = Counter(origin.video for origin in origins if origin.cut)
     named = [_by_name(origin, pieces) for origin in origins]
-    sources = [("said", told) if says and told else name for told, name in zip(said, named, strict=True)]
+    sources = [("said", told) if says and told else name for told, name in zip(told_sources, named, strict=True)]
     return _join(files, sources)
 
 

@@ -77,10 +77,10 @@ def main(
         limits, scorers or [], val_share, batch_size,
     )  # fmt: skip
     found = name_captions(read_rows(settings.source))
-    held, now = check(settings, found)
+    before, now = check(settings, found)
     (settings.out / "work").mkdir(exist_ok=True)
     with locked(settings.out / "work", "--out") if rank_and_world()[0] == 0 else nullcontext():
-        begin(settings, held, now, redo)
+        begin(settings, before, now, redo)
         prepare(settings, found)
 
 
@@ -90,22 +90,22 @@ def check(settings: Settings, found: dict[str, Row]) -> tuple[dict[str, Any], di
     Raises ValueError.
     """
     out, now = settings.out, settings.describe()
-    held = read_settings(out) or now
-    compare(out, held, now)
-    if held.get("source") != now["source"]:
+    before = read_settings(out) or now
+    compare(out, before, now)
+    if before.get("source") != now["source"]:
         check_moved(settings.source, (row.video for row in found.values()), out)
     settings.check_models()
     check_writable(out, "--out")
-    return held, now
+    return before, now
 
 
-def begin(settings: Settings, held: dict[str, Any], now: dict[str, Any], redo: bool) -> None:
+def begin(settings: Settings, before: dict[str, Any], now: dict[str, Any], redo: bool) -> None:
     """Write down what is about to be done, and forget what is to be done again."""
     out = settings.out
-    _say("\n".join(compare(out, held, now)))
+    _say("\n".join(compare(out, before, now)))
     wait_for_all()  # before this, all have compared
     if rank_and_world()[0] == 0:
-        if scorers_differ(held, now):
+        if scorers_differ(before, now):
             shutil.rmtree(out / "work" / "filter", ignore_errors=True)
         if redo:
             _forget(out, settings.stages)
@@ -144,8 +144,8 @@ def _encode(settings: Settings, found: dict[str, Row], sources: list[Source], ju
     tried = {clip.name: clip for clip in encode(settings, kept, encoded)}
     if any(clip.reasons for clip in tried.values()):
         kept = _report(sources, [tried.get(clip.name, clip) for clip in judged], out)
-    said = {key: row.source for key, row in found.items()}
-    pack(settings, kept, encoded, choose_held_out(kept, said, settings.val_share))
+    named = {key: row.source for key, row in found.items()}
+    pack(settings, kept, encoded, choose_held_out(kept, named, settings.val_share))
     if rank_and_world()[0] == 0:
         draw_decoded(out / "decoded.png", out, settings.codec)
     _say(f"{len(kept)} clips are in {out}: python -m train.fit --data.folder {out}")

@@ -20,18 +20,18 @@ def cut(folder: Path, sources: list[Source], seconds: float, work: Path, skip: b
     """
     usable = [source for source in sources if source.reason is None]
     file = {source.key: work / "cut" / f"{source.key}.json" for source in usable}
-    held = {key: read_clips(path) for key, path in file.items()}
+    loaded = {key: read_clips(path) for key, path in file.items()}
     if not skip:
         for_each(
             "cut",
             usable,
-            lambda source: is_lasting(held[source.key]),
+            lambda source: is_lasting(loaded[source.key]),
             lambda source: write_json(
                 file[source.key], [asdict(clip) for clip in cut_video(folder / source.video, source, seconds)]
             ),
         )
-        held |= {key: read_clips(path) for key, path in file.items() if not is_lasting(held[key])}
-    return {source.key: held[source.key] or cut_one(source, [], seconds) for source in usable}
+        loaded |= {key: read_clips(path) for key, path in file.items() if not is_lasting(loaded[key])}
+    return {source.key: loaded[source.key] or cut_one(source, [], seconds) for source in usable}
 
 
 def cut_video(path: Path, source: Source, seconds: float) -> list[Clip]:

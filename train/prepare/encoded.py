@@ -72,8 +72,8 @@ def names_of(clip: str) -> tuple[str, str]:
 
 def _content_of(clip: Clip, out: Path) -> str:
     """The clip's name, and what its latents are made of: the piece and its crop, from the source or from an mp4."""
-    said = f"{clip.digest} {'mp4' if find_mp4(clip, out) else 'source'}"
-    return f"{clip.name}-{hashlib.sha256(said.encode()).hexdigest()[:16]}"
+    identity = f"{clip.digest} {'mp4' if find_mp4(clip, out) else 'source'}"
+    return f"{clip.name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
 
 
 def _find_packed(out: Path) -> dict[str, Path]:
@@ -85,13 +85,15 @@ def _find_packed(out: Path) -> dict[str, Path]:
     except ValueError as error:
         logger.warning("%s", error)
         return {}
-    held: dict[str, set[str]] = {}
+    stored: dict[str, set[str]] = {}
     for shard in sorted({clip.shard for clip in clips}):
         try:
-            held[shard] = set(read_shapes(out / shard))
+            stored[shard] = set(read_shapes(out / shard))
         except ValueError as error:
             logger.warning("encoding the clips of a shard again: %s", error)
-    return {clip.content: out / clip.shard for clip in clips if set(names_of(clip.name)) <= held.get(clip.shard, set())}
+    return {
+        clip.content: out / clip.shard for clip in clips if set(names_of(clip.name)) <= stored.get(clip.shard, set())
+    }
 
 
 def save_whole(tensors: dict[str, Tensor], path: Path) -> None:

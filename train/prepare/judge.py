@@ -74,18 +74,18 @@ def measure(
 
     def read(key: str) -> list[Clip] | None:
         """What was measured before, if of the same clips."""
-        said = read_clips(file[key]) or []
-        return said if [clip.name for clip in said] == [clip.name for clip in clips[key]] else None
+        scored = read_clips(file[key]) or []
+        return scored if [clip.name for clip in scored] == [clip.name for clip in clips[key]] else None
 
     def work_on(key: str) -> None:
         measured = measure_video(folder / by_key[key].video, clips[key], scorers)
         write_json(file[key], [asdict(clip) for clip in measured])
 
-    held = {key: read(key) for key in clips}
+    loaded = {key: read(key) for key in clips}
     if not skip:
-        for_each("filter", list(clips), lambda key: is_lasting(held[key]), work_on)
-        held |= {key: read(key) for key in clips if not is_lasting(held[key])}
-    return [clip for key in clips for clip in (held[key] or clips[key])]
+        for_each("filter", list(clips), lambda key: is_lasting(loaded[key]), work_on)
+        loaded |= {key: read(key) for key in clips if not is_lasting(loaded[key])}
+    return [clip for key in clips for clip in (loaded[key] or clips[key])]
 
 
 def measure_video(path: Path, clips: list[Clip], scorers: list[Scorer]) -> Iterator[Clip]:

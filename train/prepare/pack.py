@@ -51,14 +51,14 @@ def pack(settings: Settings, clips: list[Clip], encoded: Encoded, held_out: set[
     wait_for_all()
 
 
-def choose_held_out(clips: list[Clip], said: dict[str, str], share: float) -> set[str]:
+def choose_held_out(clips: list[Clip], named: dict[str, str], share: float) -> set[str]:
     """The names of the clips for validation: all of some sources, so that no scene is both trained on and validated.
 
-    said: by a video's key, what the captions say it was cut from; else its name may (see find_sources). A source is
+    named: by a video's key, what the captions say it was cut from; else its name may (see find_sources). A source is
     held out by its hash: those in the lowest `share` of all hashes, at least one, and not all. Of a single source's
     clips some are held out all the same, by their own hashes.
     """
-    labels = _label_sources(clips, said)
+    labels = _label_sources(clips, named)
     if len(set(labels)) == 1:
         labels = [clip.digest for clip in clips]
         if rank_and_world()[0] == 0:
@@ -69,9 +69,9 @@ def choose_held_out(clips: list[Clip], said: dict[str, str], share: float) -> se
     return {name for name, value in hashes.items() if value == lowest or value < min(share, highest)}
 
 
-def _label_sources(clips: list[Clip], said: dict[str, str]) -> list[str]:
+def _label_sources(clips: list[Clip], named: dict[str, str]) -> list[str]:
     """A digest of each clip's source: a video's that is alone by its content, whatever it is called."""
-    sources = find_sources([x.video for x in clips], [said.get(x.key, "") for x in clips], [x.source for x in clips])
+    sources = find_sources([x.video for x in clips], [named.get(x.key, "") for x in clips], [x.source for x in clips])
     contents: dict[Hashable, set[str]] = defaultdict(set)
     for clip, source in zip(clips, sources, strict=True):
         contents[source].add(clip.source)
@@ -94,9 +94,9 @@ def _group(clips: list[Clip]) -> list[list[Clip]]:
 
 def _shard_of(group: list[Clip], encoded: Encoded) -> str:
     """Named by its clips' size and a digest of their contents."""
-    said = json.dumps([encoded.content[clip.name] for clip in group])
+    contents = json.dumps([encoded.content[clip.name] for clip in group])
     frames, rows, columns = group[0].size
-    return f"{SHARDS}/{frames}x{rows}x{columns}-{hashlib.sha256(said.encode()).hexdigest()[:16]}.safetensors"
+    return f"{SHARDS}/{frames}x{rows}x{columns}-{hashlib.sha256(contents.encode()).hexdigest()[:16]}.safetensors"
 
 
 def _holds(shard: Path, group: list[Clip]) -> bool:

@@ -63,13 +63,13 @@ class Clip:
     @property
     def digest(self) -> str:
         """Of what the clip holds: the video's content, the piece of it and the size."""
-        said = json.dumps([self.source, self.start, self.end, asdict(self.box), self.size])
-        return hashlib.sha256(said.encode()).hexdigest()
+        content = json.dumps([self.source, self.start, self.end, asdict(self.box), self.size])
+        return hashlib.sha256(content.encode()).hexdigest()
 
 
-def read_clip_record(said: dict[str, Any]) -> Clip:
-    tuples = {name: tuple(said[name]) for name in ("notes", "reasons")}
-    return Clip(**{**said, **tuples, "box": Box(**said["box"]), "size": said["size"] and tuple(said["size"])})
+def read_clip_record(record: dict[str, Any]) -> Clip:
+    tuples = {name: tuple(record[name]) for name in ("notes", "reasons")}
+    return Clip(**{**record, **tuples, "box": Box(**record["box"]), "size": record["size"] and tuple(record["size"])})
 
 
 NOW = "unreadable now"  # which the next start tries again
@@ -84,7 +84,7 @@ def read_clips(path: Path) -> list[Clip] | None:
     if not path.is_file():
         return None
     try:
-        return [read_clip_record(said) for said in read_json(path)]
+        return [read_clip_record(record) for record in read_json(path)]
     except (TypeError, KeyError) as error:
         raise ValueError(f"{path} is broken ({error!r}): remove it, and the same command makes it again") from None
 

@@ -77,11 +77,11 @@ class Settings:
 
     def describe(self) -> dict[str, Any]:
         """As plain data, with what tells the encoders' files from others."""
-        said = {name: getattr(self, name) for name in ("frames", "fps", "height", "width", "val_share", "batch_size")}
-        said |= {"source": str(self.source.resolve()), "limits": asdict(self.limits)}
-        said |= {"codec": self.codec.spec(), "text": self.text.spec(), "scorers": [x.spec() for x in self.scorers]}
-        said["fingerprints"] = {"codec": self.codec.fingerprint(), "text": self.text.fingerprint()}
-        return json.loads(json.dumps(said))
+        record = {name: getattr(self, name) for name in ("frames", "fps", "height", "width", "val_share", "batch_size")}
+        record |= {"source": str(self.source.resolve()), "limits": asdict(self.limits)}
+        record |= {"codec": self.codec.spec(), "text": self.text.spec(), "scorers": [x.spec() for x in self.scorers]}
+        record["fingerprints"] = {"codec": self.codec.fingerprint(), "text": self.text.fingerprint()}
+        return json.loads(json.dumps(record))
 
     def _check_folders(self) -> None:
         if self.source.is_file():
@@ -106,26 +106,26 @@ def read_settings(out: Path) -> dict[str, Any] | None:
     if not (out / CONFIG).is_file():
         return None
     try:
-        held = read_json(out / CONFIG)
-        if isinstance(held, dict):
-            return held
+        before = read_json(out / CONFIG)
+        if isinstance(before, dict):
+            return before
         reason = "it holds no settings"
     except (OSError, ValueError) as error:
         reason = error
     raise ValueError(f"{out / CONFIG} can't be read ({reason}): choose another --out")
 
 
-def compare(out: Path, held: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def compare(out: Path, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What this run changes of an earlier one's settings, a line each: kept scores are judged anew by it.
 
     Raises ValueError where what was made would be other numbers.
     """
-    changed = [name for name in now if _as_text(name, held.get(name)) != _as_text(name, now[name])]
+    changed = [name for name in now if _as_text(name, before.get(name)) != _as_text(name, now[name])]
     fixed = [name for name in changed if name not in FREE]
     if fixed:
-        other = [f"{name} {json.dumps(held.get(name))} (now {json.dumps(now[name])})" for name in fixed]
+        other = [f"{name} {json.dumps(before.get(name))} (now {json.dumps(now[name])})" for name in fixed]
         raise ValueError(f"{out} was prepared with {', '.join(other)}: choose another --out")
-    return [line for name in changed for line in _list_changes(name, held.get(name), now[name])]
+    return [line for name in changed for line in _list_changes(name, before.get(name), now[name])]
 
 
 def check_moved(source: Path, videos: Iterable[str], out: Path) -> None:
@@ -133,14 +133,14 @@ def check_moved(source: Path, videos: Iterable[str], out: Path) -> None:
     records = out / "work" / "scan"
     files = {video: records / f"{make_key(video)}.json" for video in videos}
     known = {video: read_source(path) for video, path in files.items() if path.is_file()}
-    same = any(held.bytes == stamp(source / video)[1] for video, held in known.items())
+    same = any(before.bytes == stamp(source / video)[1] for video, before in known.items())
     if not same and any(records.glob("*.json")):
         raise ValueError(f"{out} was prepared from other videos, of which {source} has none: choose another --out")
 
 
-def scorers_differ(held: dict[str, Any], now: dict[str, Any]) -> bool:
+def scorers_differ(before: dict[str, Any], now: dict[str, Any]) -> bool:
     """Whether clips were measured by others; their minima don't matter."""
-    return _identities(held.get("scorers")) != _identities(now["scorers"])
+    return _identities(before.get("scorers")) != _identities(now["scorers"])
 
 
 def _as_text(name: str, value: Any) -> str:
@@ -148,11 +148,11 @@ def _as_text(name: str, value: Any) -> str:
     return comparable(value) if encoder else json.dumps(value, sort_keys=True)
 
 
-def _list_changes(name: str, held: Any, now: Any) -> list[str]:
-    if isinstance(held, dict) and isinstance(now, dict):
-        keys = [key for key in now if held.get(key) != now[key]]
-        return [line for key in keys for line in _list_changes(f"{name}.{key}", held.get(key), now[key])]
-    return [f"changed {name} {json.dumps(held)} -> {json.dumps(now)}"]
+def _list_changes(name: str, before: Any, now: Any) -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = [key for key in now if before.get(key) != now[key]]
+        return [line for key in keys for line in _list_changes(f"{name}.{key}", before.get(key), now[key])]
+    return [f"changed {name} {json.dumps(before)} -> {json.dumps(now)}"]
 
 
 def _identities(specs: Any) -> str:
