@@ -238,7 +238,7 @@ def test_encoders_other_than_those_of_the_set_are_refused(prepared, tmp_path, ca
              "--model.text.init_args.length=20"])  # fmt: skip
     assert stopped.value.code == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert "was prepared with ByteText (dim 32, length 40), the model has ByteText (dim 32, length 20)" in line
+    assert "was prepared with bytes (dim 32, length 40), the model has bytes (dim 32, length 20)" in line
 
 
 RUN = "import sys; from train.prepare.__main__ import command; command(sys.argv[1:])"

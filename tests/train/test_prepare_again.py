@@ -205,7 +205,7 @@ def test_two_in_one_folder_are_one_and_a_refusal(raw, small, tmp_path, refused):
     out = tmp_path / "out"
     prepare(raw, out, small, "--stages=[scan]")
     with locked(out / "work"):  # POSIX gives a process its own locks again, so the other must be one
-        code = f"from test_prepare import prepare; prepare({str(raw)!r}, {str(out)!r}, {str(small)!r})"
+        code = f"from tests.train.test_prepare import prepare; prepare({str(raw)!r}, {str(out)!r}, {str(small)!r})"
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
                               env=WITH_TESTS)  # fmt: skip
     assert done.returncode == 2 and "is in use by process" in done.stderr.splitlines()[-1]
@@ -304,7 +304,7 @@ class Broken(ByteText):
 
 def test_a_broken_encoder_is_found_before_any_video_is_opened(raw, small, tmp_path, refused):
     arguments = [f"--config={small}", f"--source={raw}", f"--out={tmp_path / 'out'}",
-                 "--text=test_prepare_again.Broken"]  # fmt: skip
+                 "--text=tests.train.test_prepare_again.Broken"]  # fmt: skip
     assert "can't be loaded" in refused(command, arguments)
     assert not (tmp_path / "out").exists()
 
@@ -610,7 +610,7 @@ def test_the_folder_of_a_set_cannot_be_among_its_videos(raw, small, refused):
 
 def test_signals_leave_one_line(raw, small, tmp_path):
     arguments = [sys.executable, "-c", RUN, f"--config={small}", f"--source={raw}", f"--out={tmp_path / 'out'}",
-                 "--text=test_prepare_again.Slow"]  # fmt: skip
+                 "--text=tests.train.test_prepare_again.Slow"]  # fmt: skip
     process = subprocess.Popen(
         arguments, cwd=ROOT, env=WITH_TESTS, text=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
