@@ -18,7 +18,16 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`([^`]+)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 ROOMS = ("fps_flex", "train", "eval", "docs", "tests", "configs")
-SHELL = {"bash", "cd", "git", "hf", "pip", "python3", "source"}  # commands of others; paths in them are looked at
+SHELL = {
+    "bash",
+    "cd",
+    "echo",
+    "git",
+    "hf",
+    "pip",
+    "python3",
+    "source",
+}  # commands of others; paths in them are looked at
 NOT_OURS = {"--use_fast_math"}  # nvcc's
 
 
