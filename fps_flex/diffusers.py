@@ -168,7 +168,7 @@ def attend_raster(
 ) -> Float[Tensor, "b s h d"]:
     """Attention over raster tokens by the plan of the pass under way, through tile order and back."""
     attention, plan = forward_pass.attention, forward_pass.plan
-    if plan is None:
+    if attention is None or plan is None:
         raise ValueError("FPS attention ran outside a forward pass of its transformer: call the transformer itself")
     q, k, v = (rearrange(x, "b s h d -> b h s d") for x in (q, k, v))
     return rearrange(attention.over_tokens(q, k, v, plan), "b h s d -> b s h d")
