@@ -234,7 +234,7 @@ class Attention(nn.Module):
         q, k, v = (rearrange(y, "b s (h d) -> b s h d", h=self.heads) for y in (q, k, v))
         return q, k, v
 
-    def _merge(self, x: Float[Tensor, "b h s d"]) -> Float[Tensor, "b s d"]:
+    def _merge(self, x: Float[Tensor, "b h s d"]) -> Float[Tensor, "b s h*d"]:
         return self.o(rearrange(x, "b h s d -> b s (h d)"))
 
 
