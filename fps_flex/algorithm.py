@@ -26,15 +26,14 @@ class GraphKey:
     """What of an attention's options shapes the computation: change this and it compiles anew.
 
     All that a schedule varies beyond it comes as tensors. quantizes: whether any regime does. some_unquantized: whether
-    any doesn't. one_scale_a_head: whether no regime has finer scales. float8: whether codes are handed to the kernel in
-    e4m3.
+    any doesn't. one_scale_per_head: whether no regime has finer scales. float8: whether the kernel gets codes in e4m3.
     """
 
     scale_format: ScaleFormat
     float8: bool
     quantizes: bool
     some_unquantized: bool
-    one_scale_a_head: bool
+    one_scale_per_head: bool
 
     @property
     def has_score_mod(self) -> bool:
@@ -60,7 +59,7 @@ class Meaning:
 class Plan:
     """What all layers of one forward pass share.
 
-    layout: orders tokens into slots. oracle_block_mask: of each sample's windows, complete on its own.
+    layout: orders tokens into slots. oracle_block_mask: the BlockMask of each sample's windows, complete on its own.
     kernel_block_mask: the same block lists, which a kernel follows, with pads alone left to mask. groups: the tiles
     that share a scale. quantized: whether the sample is quantised at all. meaning: of the attention that made it,
     which no other may run.
@@ -79,7 +78,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Coded:
-    """Codes of q, k and v, and their scales, fp32: of Q and K at every slot, of V a channel."""
+    """Codes of q, k and v, and their scales, fp32: of Q and K at every slot, of V per channel."""
 
     q: Float[Tensor, "b h s d"]
     k: Float[Tensor, "b h s d"]
@@ -146,7 +145,7 @@ def prepare(
         return KernelCall(*fold(key, q, k, v, plan))
     coded = encode(key, q, k, v, plan)
     codes_of_v = slots_innermost(coded.v) if key.float8 else coded.v
-    # the softmax's 1 / √d goes with K's scales, which saves the kernel a product a score
+    # the softmax's 1 / √d goes with K's scales, which saves the kernel a product per score
     return KernelCall(coded.q, coded.k, codes_of_v, score_mod_of(key, coded), 1.0, coded.v_scale)
 
 
@@ -185,7 +184,7 @@ def fold(
 def find_scales(
     key: GraphKey, q: Float[Tensor, "b h s d"], k: Float[Tensor, "b h s d"], v: Float[Tensor, "b h s d"], plan: Plan
 ) -> tuple[Float[Tensor, "b h s 1"], Float[Tensor, "b h s 1"], Float[Tensor, "b h 1 d"]]:
-    """Of Q and K one a tile or group of tiles, of V one a channel."""
+    """Of Q and K one per tile, or per group of tiles; of V one per channel."""
     q_scale, k_scale = (slot_scales(x, plan.layout, plan.groups, key.scale_format) for x in (q, k))
     return q_scale, k_scale, channel_scales(v, plan.layout, key.scale_format)
 
@@ -199,7 +198,7 @@ def keep_unquantized(
 def score_mod_of(key: GraphKey, coded: Coded) -> ScoreMod:
     """The score_mod that multiplies Q's and K's scales back in, and 1 / √d."""
     q_scale, k_scale = coded.q_scale, coded.k_scale * coded.q.shape[-1] ** -0.5
-    if key.one_scale_a_head:
+    if key.one_scale_per_head:
         return dequantize_heads(materialize(q_scale[:, :, 0, 0] * k_scale[:, :, 0, 0]))
     q_scale = q_scale.squeeze(-1).clone()  # a mod's tensor may be no view, and the codes' division reads the other
     return dequantize(materialize(q_scale), materialize(k_scale.squeeze(-1)))

@@ -7,7 +7,8 @@ A StepSchedule (schedule.py) turns the noise level into their strength.
 Words: tokens are the patches of a video, in raster order; a tile is a box of them; slots are their places in tile
 order, tile after tile, where pads fill a tile's last block (tiles.py). A window says how many tiles a query tile sees
 on each axis, a granularity how many tiles share a scale; both together are a regime, which the noise level picks
-(schedule.py). Codes are e4m3 numbers, held in the carrier's dtype.
+(schedule.py): sigma, from 1 (pure noise) to 0 (the video). Codes are e4m3 numbers, held in the carrier's dtype; a
+scale is the amax (largest magnitude) of the values that share it over 448, e4m3's largest number.
 """
 
 from __future__ import annotations
@@ -178,7 +179,7 @@ class FPSAttention:
             float8=self.carrier == "float8",
             quantizes=schedule.quantizes,
             some_unquantized=None in granularities,
-            one_scale_a_head=all(granularity == "head" for granularity in granularities),
+            one_scale_per_head=all(granularity == "head" for granularity in granularities),
         )
 
 

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from math import isfinite
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
 
 Triple = tuple[int, int, int]
+Kind = TypeVar("Kind")
 
 
 def show(value: object) -> str:
@@ -81,7 +82,7 @@ def one_of(name: str, value: object, known: Sequence[str]) -> str:
     return str(value)
 
 
-def as_instance(name: str, value: object, kind: type) -> Any:
+def as_instance(name: str, value: object, kind: type[Kind]) -> Kind:
     if not isinstance(value, kind):
         raise ValueError(f"{name} is {show(value)}, expected a {kind.__name__}")
     return value

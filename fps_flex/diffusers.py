@@ -37,7 +37,7 @@ from .wan.weights import read_saved_settings
 if TYPE_CHECKING:
     from diffusers import WanTransformer3DModel
     from diffusers.models.transformers.transformer_wan import WanAttention
-    from jaxtyping import Float
+    from jaxtyping import Float, Num
 
 
 def install(
@@ -168,7 +168,7 @@ def attend_raster(
 ) -> Float[Tensor, "b s h d"]:
     """Attention over raster tokens by the plan of the pass under way, through tile order and back."""
     attention, plan = forward_pass.attention, forward_pass.plan
-    if plan is None:
+    if attention is None or plan is None:
         raise ValueError("FPS attention ran outside a forward pass of its transformer: call the transformer itself")
     q, k, v = (rearrange(x, "b s h d -> b h s d") for x in (q, k, v))
     return rearrange(attention.over_tokens(q, k, v, plan), "b h s d -> b s h d")
@@ -188,7 +188,7 @@ def _(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return q.new_empty(q.shape)
 
 
-def noise_level(timestep: Float[Tensor, "b ..."]) -> Float[Tensor, " b"]:
+def noise_level(timestep: Num[Tensor, "b ..."]) -> Float[Tensor, " b"]:
     """Sigma of each video. Where each token has a timestep (Wan2.2 5B), the highest one: lower ones are of an image."""
     return (timestep.amax(1) if timestep.ndim == 2 else timestep).float() / 1000
 

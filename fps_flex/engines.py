@@ -11,6 +11,7 @@ newer; P is rounded to bf16. No float8 and no score_mod, so scales are powers of
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -96,8 +97,9 @@ def run(
         return reference_attention(q, k, v, block_mask.mask_mod, score_mod, softmax_scale)
     if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
         _check_gradients(q)
-    flex = flex_attention if torch.compiler.is_compiling() else _compiled_flex_attention
-    options = cast(Any, _kernel_options(engine, q))
+    # a tensor, as no more is asked for than the output
+    flex = cast("Callable[..., Tensor]", flex_attention if torch.compiler.is_compiling() else _compiled_flex_attention)
+    options = _kernel_options(engine, q)
     # autocast would turn fp8 and fp32 inputs into bf16
     with torch.autocast(q.device.type, enabled=False):
         return flex(q, k, v, score_mod=score_mod, block_mask=block_mask, scale=softmax_scale, kernel_options=options)

@@ -124,7 +124,7 @@ def density(layout: TileLayout, windows: Tensor | Sequence) -> Float[Tensor, " b
 
 @dataclass(frozen=True, eq=False)  # tensors have no one answer to ==
 class BlockLists:
-    """The eight tensors of a BlockMask, a row a triple of windows, kept apart from it so that a batch can pick rows.
+    """The eight tensors of a BlockMask, a row per triple of windows, kept apart from it so that a batch can pick rows.
 
     [R, 1, blocks] counts or [R, 1, blocks, blocks] indices, int32, named as BlockMask's. Partial and full lists have
     the same shape and strides, which torch 2.11's kernels silently rely on.

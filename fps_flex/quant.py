@@ -97,7 +97,7 @@ def _invert_pow2(scale: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
 
 
 def tile_amax(x: Float[Tensor, "b h s d"], layout: TileLayout) -> Float[Tensor, "b h tiles"]:
-    """The largest magnitude in each tile, pads left out."""
+    """amax, the largest magnitude, of each tile; pads left out."""
     of_slot = x.detach().transpose(1, 2).abs().amax(-1).float()
     of_slot = of_slot.masked_fill(~layout.valid[:, None], 0.0)
     of_block = rearrange(of_slot, "b (blocks slot) h -> b h 1 blocks slot", slot=layout.block).amax(-1)
@@ -143,7 +143,7 @@ def slot_scales(
     groups: Int[Tensor, "b tiles"],
     scale_format: ScaleFormat = "fp32",
 ) -> Float[Tensor, "b h s 1"]:
-    """The scale of Q or K at every slot (paper, Algorithm 1): one a tile, shared in its group. fp32."""
+    """The scale of Q or K at every slot (paper, Algorithm 1): one per tile, shared in its group. fp32."""
     scale = materialize(scale_of(pool_amax(tile_amax(x, layout), groups), scale_format))
     return scale[..., layout.tile_of_slot].unsqueeze(-1)
 

@@ -72,7 +72,7 @@ def _as_window(window: object) -> Window:
 
 def _is_extent(extent: Any) -> bool:
     if extent is None or is_whole(extent):
-        return extent is None or extent >= 1
+        return extent is None or int(extent) >= 1
     return is_real(extent) and 0 < float(extent) < 1
 
 

@@ -29,7 +29,7 @@ def dequantize(q_scale: Float[Tensor, "b h s"], k_scale: Float[Tensor, "b h s"])
 
 
 def dequantize_heads(scale: Float[Tensor, "b h"]) -> ScoreMod:
-    """Multiply each score by one number a head, all that is left of the scales at granularity "head"."""
+    """Multiply each score by one number per head, all that is left of the scales at granularity "head"."""
 
     def dequantize_score(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         score = score if score.dtype == torch.float64 else score.to(torch.float32)

@@ -2,6 +2,17 @@ import pytest
 import torch
 
 
+def pytest_addoption(parser):
+    parser.addoption("--shapes", action="store_true", help="check the types and shapes in fps_flex's annotations")
+
+
+def pytest_configure(config):
+    if config.getoption("--shapes"):
+        from tests.helpers.shapes import check_shapes
+
+        check_shapes()
+
+
 def pytest_collection_modifyitems(items):
     if torch.cuda.is_available():
         return

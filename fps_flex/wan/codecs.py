@@ -31,8 +31,9 @@ def digest(value: Any) -> str:
     return sha256(value if isinstance(value, bytes) else json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
+@dataclass(frozen=True)
 class Fixed:
-    """A dataclass whose fields are plain data; copies of a model share what it loads."""
+    """Options that are plain data; copies of a model share what is loaded by them."""
 
     kind: ClassVar[str]  # its name in files, which stays when the class moves
 
@@ -65,7 +66,11 @@ class Fixed:
 class Codec(Fixed, ABC):
     """Pixels in -1 to 1 <-> latents of about unit scale. channels: of the latents."""
 
-    channels: int
+    if TYPE_CHECKING:  # a property there would be the default of a dataclass's field of that name
+
+        @property
+        @abstractmethod
+        def channels(self) -> int: ...
 
     @abstractmethod
     def latent_size(self, size: Triple) -> Triple:
@@ -120,9 +125,14 @@ class TextEncoder(Fixed, ABC):
     negative_prompt: what guidance leads away from, unless told.
     """
 
-    dim: int
     length: int
     negative_prompt: str = ""
+
+    if TYPE_CHECKING:  # as in Codec
+
+        @property
+        @abstractmethod
+        def dim(self) -> int: ...
 
     @abstractmethod
     def __call__(self, prompts: list[str], device: torch.device) -> Float[Tensor, "b l e"]:

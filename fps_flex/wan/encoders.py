@@ -91,7 +91,8 @@ class WanVAE(Codec):
     @torch.no_grad()
     def encode(self, video: Float[Tensor, "b 3 f h w"]) -> Float[Tensor, "b c tf th tw"]:
         with torch.autocast(video.device.type, enabled=False):
-            vae = self._on(video.device, video.shape[-2:])
+            rows, columns = video.shape[-2:]
+            vae = self._on(video.device, (rows, columns))
             latents = vae.encode(video.float()).latent_dist.mode()
         mean, std = self._statistics(latents)
         return (latents - mean) / std

@@ -51,15 +51,18 @@ def find_experts(folder: Path) -> Experts | None:
             f"{folder / INDEX} says boundary_ratio = {show(boundary)}, expected more than 0 and less than 1"
         )
     names = _layout(folder, said)
-    return names and Experts(*(folder / name for name in names), BOUNDARY if boundary is None else float(boundary))
+    if names is None:
+        return None
+    high, low = names
+    return Experts(folder / high, folder / low, BOUNDARY if boundary is None else float(boundary))
 
 
 def as_levels(name: str, value: object) -> Levels:
     """The lowest and the highest of some noise levels. Raises ValueError for anything else."""
-    pair = isinstance(value, (list, tuple)) and len(value) == 2 and all(map(is_real, value))
-    if not (pair and 0 <= value[0] < value[1] <= 1):
+    pair = tuple(value) if isinstance(value, (list, tuple)) else ()
+    if len(pair) != 2 or not all(map(is_real, pair)) or not 0 <= pair[0] < pair[1] <= 1:
         raise ValueError(f"{name} is {show(value)}, expected the lowest and the highest noise level, from 0 to 1")
-    lowest, highest = map(float, value)
+    lowest, highest = map(float, pair)
     return lowest, highest
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..checks import as_instance, as_path, as_whole, one_of, show
 from .casting import Cast
 from .experts import ALL
-from .files import Spec, is_shard
+from .files import Spec, match_shard
 from .hub import HUB
 from .keys import to_diffusers
 from .model import Wan, WanConfig
@@ -89,8 +89,8 @@ def new_folder(folder: object, naming: Format) -> Path:
     if path.suffix in (".safetensors", ".ckpt"):
         raise ValueError(f"folder is {show(str(path))}, expected a folder's name, without a file's ending")
     file = f"{path.name}.safetensors"
-    if naming == "comfyui" and (file.startswith(".") or is_shard(file)):
-        what = "one shard of several" if is_shard(file) else "a hidden file"
+    if naming == "comfyui" and (file.startswith(".") or match_shard(file)):
+        what = "one shard of several" if match_shard(file) else "a hidden file"
         raise ValueError(f"folder is {show(str(path))}, whose {show(file)} would be {what}: choose another name")
     _check_new(path)
     return path

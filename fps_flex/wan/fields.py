@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import fields
 from math import isnan
 from typing import Any
@@ -118,7 +119,7 @@ def _check_position(name: str, value: object) -> None:
         raise ValueError(f"{name}.taken is empty, expected how many clips were taken")
 
 
-_CHECKS = {
+_CHECKS: dict[str, Callable[[str, object], object]] = {
     "run_id": _check_run_id,
     "step": _check_step,
     "text_length": as_whole,

@@ -77,7 +77,8 @@ def open_files(path: Path) -> TensorFiles:
     where there is no tensor.
     """
     path = as_path("path", path)
-    where, specs = {}, {}
+    where: dict[str, Path] = {}
+    specs: dict[str, Spec] = {}
     for file in _find_files(path):
         for name, spec in read_specs(file).items():
             if name in where:
@@ -103,10 +104,10 @@ def read_specs(file: Path) -> dict[str, Spec]:
         }
 
 
-def is_shard(name: str) -> bool:
-    """Whether a file of that name is one of several."""
+def match_shard(name: str) -> re.Match[str] | None:
+    """The stem, number and count in the name of a file that is one of several; None for one that is alone."""
     shard = _SHARD.fullmatch(name)
-    return shard is not None and int(shard["count"]) > 1
+    return shard if shard and int(shard["count"]) > 1 else None
 
 
 def _find_files(path: Path) -> list[Path]:
@@ -122,8 +123,7 @@ def _find_files(path: Path) -> list[Path]:
         return _shards(path)
     if path.suffix.lower() in PICKLES:
         raise ValueError(f"{path} is a pickle, which can run code when it is read: expected safetensors")
-    if is_shard(path.name):
-        shard = _SHARD.fullmatch(path.name)
+    if shard := match_shard(path.name):
         raise ValueError(f"{path} is one of {shard['count']} shards: give their folder {path.parent}, or their index")
     return [path]
 
@@ -154,15 +154,14 @@ def _models(files: list[Path]) -> dict[str, Callable[[], list[Path]]]:
     rest = [file for file in files if file.suffix == ".safetensors" and file.name not in named]
     sets: dict[tuple[str, str], dict[int, Path]] = defaultdict(dict)
     for file in rest:
-        if is_shard(file.name):
-            shard = _SHARD.fullmatch(file.name)
+        if shard := match_shard(file.name):
             sets[shard["stem"], shard["count"]][int(shard["number"])] = file
     in_sets = {file for shards in sets.values() for file in shards.values()}
-    return (
-        {index.name: partial(_shards, index) for index in indices}
-        | {f"{stem}-*-of-{n}.safetensors": partial(_complete, shards, int(n)) for (stem, n), shards in sets.items()}
-        | {file.name: partial(list, [file]) for file in rest if file not in in_sets}
-    )
+    return {
+        **{index.name: partial(_shards, index) for index in indices},
+        **{f"{stem}-*-of-{n}.safetensors": partial(_complete, shards, int(n)) for (stem, n), shards in sets.items()},
+        **{file.name: partial(list, [file]) for file in rest if file not in in_sets},
+    }
 
 
 def _complete(shards: dict[int, Path], count: int) -> list[Path]:

@@ -68,7 +68,7 @@ def flow_loss(
     return (velocity.float() - (noise.float() - latents.float())).square().mean(dim=(1, 2, 3, 4))
 
 
-def sampling_levels(steps: int, shift: float, device: torch.device | str = "cpu") -> Float[Tensor, " steps+1"]:
+def sampling_levels(steps: int, shift: float, device: torch.device | str = "cpu") -> Float[Tensor, " {steps}+1"]:
     """sigma of each step and the 0 that ends them, evenly spaced before the shift. Raises ValueError below 1 step."""
     if steps < 1:
         raise ValueError(f"steps is {steps}, expected at least 1")

@@ -87,7 +87,7 @@ def _check_scale(path: Path, name: str, scale: Spec, weight: Spec | None) -> Non
         raise ValueError(f"{path}: {name} is beside {found}, expected one of float8")
     if scale.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"{path}: {name} is of {scale.dtype}, expected float32, bfloat16 or float16")
-    if _blocks(scale.shape, weight.shape) is None:
+    if not _fits(scale.shape, weight.shape):
         raise ValueError(
             f"{path}: {name} is of shape {scale.shape} for a weight of {weight.shape}, expected one scale, or one an "
             "output row or a block"
@@ -123,21 +123,23 @@ def _check_format(path: Path, name: str, held: Tensor, dtype: torch.dtype | None
         raise ValueError(f"{path}: {name} says {said['format']} and is beside {found}: fetch or save it again")
 
 
-def _blocks(scale: Shape, weight: Shape) -> Shape | None:
-    """How many values of each dimension one scale is for; None for a shape that doesn't fit."""
+def _aligned(scale: Shape, weight: Shape) -> Shape:
+    """How many scales there are along each dimension of the weight: one for all, one a row, or as they are."""
     if all(size == 1 for size in scale):
-        return weight
-    if len(scale) == 1:
-        scale = scale + (1,) * (len(weight) - 1)
-    fits = len(scale) == len(weight) and all(s and not w % s for s, w in zip(scale, weight, strict=True))
-    return tuple(w // s for s, w in zip(scale, weight, strict=True)) if fits else None
+        return (1,) * len(weight)
+    return scale + (1,) * (len(weight) - 1) if len(scale) == 1 else scale
+
+
+def _fits(scale: Shape, weight: Shape) -> bool:
+    """Whether each scale is for a block of the weight, all of one size."""
+    scale = _aligned(scale, weight)
+    return len(scale) == len(weight) and all(s and not w % s for s, w in zip(scale, weight, strict=True))
 
 
 def _spread(scale: Tensor, weight: Shape) -> Tensor:
     """As it multiplies a weight of such a shape, with size 1 where broadcasting does it."""
-    blocks = _blocks(tuple(scale.shape), weight)
-    scale = scale.reshape([w // b for w, b in zip(weight, blocks, strict=True)])
-    for dim, size in enumerate(blocks):
-        if scale.shape[dim] > 1 and size > 1:
-            scale = scale.repeat_interleave(size, dim)
+    scale = scale.reshape(_aligned(tuple(scale.shape), weight))
+    for dim, (count, size) in enumerate(zip(scale.shape, weight, strict=True)):
+        if 1 < count < size:
+            scale = scale.repeat_interleave(size // count, dim)
     return scale

@@ -1,4 +1,4 @@
-"""The names of Wan's tensors: as in the official release, which wan.py follows, in diffusers, and within wrappers."""
+"""The names of Wan's tensors: as in the official release, which model.py follows, in diffusers, and within wrappers."""
 
 from __future__ import annotations
 
@@ -70,7 +70,8 @@ def naming_of(names: set[str]) -> Naming:
 
 
 def _rename(name: str, model: dict[str, str], block: dict[str, str]) -> str:
-    prefix, rest = re.fullmatch(r"(blocks\.\d+\.)?(.*)", name).groups(default="")
+    prefix = found[0] if (found := re.match(r"blocks\.\d+\.", name)) else ""
+    rest = name.removeprefix(prefix)
     table = block if prefix else model
     owner, dot, leaf = rest.rpartition(".")
     if rest in table:

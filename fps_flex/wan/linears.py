@@ -21,7 +21,7 @@ def quantize_linears(model: Wan, linears: Linears) -> None:
     For inference with compiled blocks, which fuse the rounding of activations with what makes them.
     Raises ValueError as `check_linears`, and where weights aren't bf16.
     """
-    weight = model.blocks[0].ffn[0].weight
+    weight = model.get_parameter("blocks.0.ffn.0.weight")
     check_linears(linears, weight.device)
     if linears == "bf16":
         return

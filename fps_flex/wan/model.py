@@ -135,7 +135,8 @@ class Wan(nn.Module):
         Computes in the dtype of the patch embedding's weights, or autocast's; returns in the residual stream's.
         Raises ValueError when the latents don't divide into patches or the tile doesn't fit their grid.
         """
-        grid = self.config.grid(tuple(latents.shape[2:]))
+        _, _, frames, rows, columns = latents.shape
+        grid = self.config.grid((frames, rows, columns))
         plan = self.attention.plan(grid, timestep / 1000)
         attend = partial(self.attention, plan=plan)
         rope = ordered_rope(plan.layout, self.config.head_dim)
@@ -155,8 +156,8 @@ class Wan(nn.Module):
 
     def _embed_time(self, timestep: Float[Tensor, " b"]) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b 6 d"]]:
         with torch.autocast(timestep.device.type, enabled=False):
-            waves = sinusoids(timestep, self.config.freq_dim).to(self.time_embedding[0].weight.dtype)
-            time = self.time_embedding(waves)
+            dtype = next(self.time_embedding.parameters()).dtype
+            time = self.time_embedding(sinusoids(timestep, self.config.freq_dim).to(dtype))
             return time, rearrange(self.time_projection(time), "b (six d) -> b six d", six=6)
 
     def _unpatchify(self, x: Float[Tensor, "b n p"], grid: Triple) -> Float[Tensor, "b c f h w"]:
@@ -171,8 +172,9 @@ class Wan(nn.Module):
                 nn.init.zeros_(module.bias)
         nn.init.xavier_uniform_(self.patch_embedding.weight.flatten(1))
         for embedding in (self.text_embedding, self.time_embedding):
-            for layer in (embedding[0], embedding[2]):
-                nn.init.normal_(layer.weight, std=0.02)
+            for layer in embedding:
+                if isinstance(layer, nn.Linear):
+                    nn.init.normal_(layer.weight, std=0.02)
         nn.init.zeros_(self.head.head.weight)
 
 
@@ -203,7 +205,7 @@ class Block(nn.Module):
         return add(x, gate_f * self.ffn(modulate(self.norm2(x), shift_f, scale_f).type_as(text)))
 
 
-def _run(block: Block, *args: Any) -> Tensor:
+def _run(block: nn.Module, *args: Any) -> Tensor:
     return block(*args)
 
 
@@ -232,7 +234,7 @@ class Attention(nn.Module):
         q, k, v = (rearrange(y, "b s (h d) -> b s h d", h=self.heads) for y in (q, k, v))
         return q, k, v
 
-    def _merge(self, x: Float[Tensor, "b h s d"]) -> Float[Tensor, "b s d"]:
+    def _merge(self, x: Float[Tensor, "b h s d"]) -> Float[Tensor, "b s h*d"]:
         return self.o(rearrange(x, "b h s d -> b s (h d)"))
 
 

@@ -27,7 +27,7 @@ def infer_config(path: Path, shapes: Mapping[str, Shape], folder: Path) -> WanCo
     """
     try:
         said = _read(folder / CONFIG)
-        dim, channels, *patch = shapes["patch_embedding.weight"]
+        dim, channels, t, h, w = shapes["patch_embedding.weight"]
         config = WanConfig(
             dim=dim,
             ffn_dim=shapes["blocks.0.ffn.0.weight"][0],
@@ -36,7 +36,7 @@ def infer_config(path: Path, shapes: Mapping[str, Shape], folder: Path) -> WanCo
             channels=channels,
             text_dim=shapes["text_embedding.0.weight"][1],
             freq_dim=shapes["time_embedding.0.weight"][1],
-            patch=tuple(patch),
+            patch=(t, h, w),
             eps=said.get("eps", 1e-6),
         )
     except (OSError, KeyError, IndexError, ValueError, TypeError, RecursionError) as error:

@@ -22,7 +22,7 @@ def read_held(folder: Path, stem: str) -> dict[str, Held]:
     if len(found) != 1:
         lies = ", ".join(sorted(x.name for x in (found or folder.iterdir()))[:5])
         raise ValueError(f"expected {stem}.safetensors or its index of shards in {folder}, found {lies}")
-    held = {}
+    held: dict[str, Held] = {}
     for file in sorted(set(open_files(found[0]).where.values())):
         held |= held_in_file(file)
     return held

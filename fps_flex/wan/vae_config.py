@@ -22,7 +22,10 @@ DEFAULTS = {  # what config.json leaves out, as diffusers takes it
 
 
 def check_vae(file: str, config: dict[str, Any]) -> None:
-    """Raises ValueError for what can't be meant, or would code other sizes than it seems to. file: that it is from."""
+    """Raises ValueError for what can't be meant, or would code other sizes than it seems to. file: that it is from.
+
+    config: with DEFAULTS for what it leaves out.
+    """
 
     def require(name: str, fits: bool, expected: str) -> None:
         require_entry(file, config, name, fits, expected)
@@ -37,7 +40,7 @@ def check_vae(file: str, config: dict[str, Any]) -> None:
     blocks = said("num_res_blocks", 1)
     require("num_res_blocks", is_size(blocks, MOST_BLOCKS), f"a whole number from 1 to {MOST_BLOCKS}")
 
-    stages, temporal, patch = said("dim_mult"), said("temperal_downsample"), said("patch_size")
+    stages, temporal, patch = config["dim_mult"], said("temperal_downsample"), said("patch_size")
     fits = isinstance(stages, list) and 0 < len(stages) <= MOST_STAGES and all(map(is_size, stages))
     require("dim_mult", fits, f"1 to {MOST_STAGES} whole numbers")
     halving = isinstance(temporal, list) and all(isinstance(x, bool) for x in temporal) and 2 ** sum(temporal) == FRAMES
@@ -52,6 +55,7 @@ def is_size(value: object, most: int = MOST_SIZE) -> bool:
     return is_whole(value) and 1 <= value <= most
 
 
-def _is_row(value: object, length: int, least: float) -> bool:
-    fits = isinstance(value, list) and len(value) == length and all(map(is_real, value))
-    return fits and min(value) >= least and max(value) <= MOST_SCALE
+def _is_row(value: object, length: object, least: float) -> bool:
+    if not isinstance(value, list) or len(value) != length:
+        return False
+    return all(is_real(x) and least <= x <= MOST_SCALE for x in value)

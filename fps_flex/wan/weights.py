@@ -222,7 +222,7 @@ def _settings(
     config: WanConfig, attention: FPSAttention, levels: Levels | None, said: dict[str, Any]
 ) -> dict[str, Any]:
     """What goes along with exported weights. said: by a checkpoint, or by what was exported of one."""
-    settings = {"wan": asdict(config), "attention": asdict(attention)}
+    settings: dict[str, Any] = {"wan": asdict(config), "attention": asdict(attention)}
     settings |= {"noise_levels": list(levels)} if levels else {}
     settings |= {name: said[name] for name in MADE_WITH if name in said}
     length = said.get("text", {}).get("options", {}).get("length")

@@ -11,7 +11,7 @@ from fps_flex.engines import run as run_engine
 from fps_flex.quant import channel_scales, quantize, slot_scales
 from tests.helpers import oracle
 from tests.helpers.cases import CASES, plain_errors, relative_error
-from tests.helpers.compare import TOLERATED, compare_with_loop, tile_of_token, with_gradients
+from tests.helpers.compare import TOLERATED, compare_with_loop, loop_over_tiles, with_gradients
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -63,24 +63,13 @@ def test_from_raw_inputs_equals_the_loop_over_tiles(case, dtype, scale_format):
     layout = TileLayout(case.grid, case.tile, case.block)
     raw = [x.to(dtype) for x in case.qkv(layout.tokens)]
     arrays = [x.float().numpy() for x in raw]
-    (q, q_scale), (k, k_scale) = (
-        oracle.quantize_tiles(x, case.grid, case.tile, case.granularities, scale_format) for x in arrays[:2]
-    )
-    v, v_scale = oracle.quantize_channels(arrays[2], scale_format)
-    codes = [torch.from_numpy(x).double().requires_grad_() for x in (q, k, v)]
-    scales = [torch.from_numpy(x) for x in (q_scale, k_scale, v_scale)]
-    expected = oracle.attention(*codes, *scales[:2], case.grid, case.tile, case.windows) * scales[2]
-    expected, *grads = with_gradients(expected, codes, dtype)
-    # straight through: the gradient of the input is that of its code over its scale
-    owner = tile_of_token(case)
-    divisors = (scales[0][..., owner][..., None], scales[1][..., owner][..., None], scales[2])
-    grads = [grad / divisor for grad, divisor in zip(grads, divisors, strict=True)]
+    expected = loop_over_tiles(case, *oracle.quantized(case, *arrays, scale_format), dtype)
 
     leaves = [x.clone().requires_grad_() for x in raw]
     got = with_gradients(
         run(attention_of(case, scale_format=scale_format), case, sigma_of(case), leaves, layout), leaves, dtype
     )
-    ours = [relative_error(x, y) for x, y in zip(got, [expected, *grads], strict=True)]
+    ours = [relative_error(x, y) for x, y in zip(got, expected, strict=True)]
     plain = plain_errors(*raw, dtype)
     assert all(a <= TOLERATED * b for a, b in zip(ours, plain, strict=True)), (ours, plain)
 
@@ -153,7 +142,9 @@ def test_each_half_can_be_switched_off():
     errors = [relative_error(y, dense) for y in (quantized, sparse, joint)]
     assert 0.01 < errors[0] < 0.1 < errors[1] and errors[2] > 0.1
     assert 0.01 < relative_error(joint, sparse) < 0.1
-    mask = torch.stack([oracle.token_mask(grid, (2, 2, 2), (2, 2, w)) for w in (1, 3, 2)])[:, None]
+    windows = tuple((2, 2, w) for w in (1, 3, 2))
+    mask = oracle.token_mask(replace(CASES[0], grid=grid, tile=(2, 2, 2), windows=windows))
+    mask = torch.from_numpy(mask)[:, None]
     torch.testing.assert_close(sparse, torch.nn.functional.scaled_dot_product_attention(*tokens, attn_mask=mask))
 
 

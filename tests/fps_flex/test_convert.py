@@ -379,6 +379,7 @@ print((kilobytes("VmHWM") - before) * 1024)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [["--shard-size=none"], ["--shard-size=500MB"], ["--dtype=float8_e4m3fn"]])
 def test_converting_takes_the_memory_of_a_few_tensors_whatever_the_size_of_files(tmp_path, options):
     """Of four blocks of 1.3B in bfloat16."""

@@ -22,6 +22,8 @@ from tests.helpers.stock_wan import (
     tiny_transformer,
 )
 
+pytestmark = pytest.mark.compiles
+
 
 @pytest.fixture
 def fresh_compiler():

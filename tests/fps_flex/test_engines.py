@@ -65,6 +65,7 @@ def qkv(batch, layout, heads=2, dim=8):
     return [torch.randn(batch, heads, layout.slots, dim) for _ in range(3)]
 
 
+@pytest.mark.compiles
 def test_new_regimes_scales_and_mixes_compile_nothing(compiled):
     grid, sizes = (4, 4, 8), {"tile": (2, 2, 2), "block": 8}
     schedules = [
@@ -82,6 +83,7 @@ def test_new_regimes_scales_and_mixes_compile_nothing(compiled):
     assert len(compiled) == 1
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("options", [{}, {"scale_format": "pow2"}, {"schedule": "sta"}, {"schedule": "dense"}], ids=str)
 def test_all_that_is_around_the_kernel_is_one_graph_for_every_mix_of_regimes(compiled, options):
     """As a GPU compiles it, from raster order to raster order; another schedule of the same kind compiles nothing."""
@@ -97,6 +99,7 @@ def test_all_that_is_around_the_kernel_is_one_graph_for_every_mix_of_regimes(com
     assert len(compiled) == 1
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("options", [{}, {"scale_format": "pow2"}, {"schedule": "sta"}, {"schedule": "dense"}], ids=str)
 def test_gradients_through_the_one_graph_are_the_oracles(options, dtype):
@@ -115,6 +118,7 @@ def test_gradients_through_the_one_graph_are_the_oracles(options, dtype):
         torch.testing.assert_close(got, expected)
 
 
+@pytest.mark.compiles
 def test_all_blocks_of_a_model_share_one_graph(compiled):
     model = Wan(WAN_TINY, FPSAttention(tile=(1, 4, 4), block=16))
     torch.nn.init.normal_(model.head.head.weight, std=0.02)
@@ -128,6 +132,7 @@ def test_all_blocks_of_a_model_share_one_graph(compiled):
     assert len(compiled) == 1
 
 
+@pytest.mark.compiles
 def test_twelve_grids_one_after_the_other(compiled):
     attention = FPSAttention("uniform", tile=(2, 2, 2), block=8, engine="triton")
     oracle = FPSAttention("uniform", tile=(2, 2, 2), block=8, engine="eager")
@@ -138,6 +143,7 @@ def test_twelve_grids_one_after_the_other(compiled):
     assert 6 <= len(compiled) <= 12
 
 
+@pytest.mark.compiles
 def test_past_the_recompile_limit_it_raises_and_is_not_dense(compiled, monkeypatch):
     monkeypatch.setattr(compile, "RECOMPILE_LIMIT", 2)
     with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
@@ -146,6 +152,7 @@ def test_past_the_recompile_limit_it_raises_and_is_not_dense(compiled, monkeypat
             run("triton", *qkv(1, layout), sliding_tile_block_mask(layout, (1, 1, 1)))
 
 
+@pytest.mark.compiles
 def test_the_compiled_cpu_kernel_equals_the_oracle():
     layout = TileLayout((4, 6, 7), (2, 3, 3), 32)
     q, k, v = qkv(2, layout, dim=16)
@@ -155,6 +162,7 @@ def test_the_compiled_cpu_kernel_equals_the_oracle():
     torch.testing.assert_close(got, reference_attention(q, k, v, bm.mask_mod, score_mod))
 
 
+@pytest.mark.compiles
 def test_block_lists_with_pads_masked_alone_are_the_whole_mask_to_a_kernel():
     """Real code on a CPU follows the lists; without them, the same mask is far off."""
     schedule = StepSchedule(bounds=(0.5,), regimes=(Regime((2, 1, 2), 2), Regime((1, 2, 1), 1)))

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from docs.golden import method
 from fps_flex import TileLayout
 from fps_flex.quant import channel_scales, quantize, round_e4m3, scale_of, slot_scales, tile_groups
 from tests.helpers import oracle
@@ -19,13 +20,13 @@ def same_bits(x, expected):
 
 
 def test_rounding_equals_the_table_of_e4m3_values():
-    values = oracle.e4m3_values()
+    values = method.decode(np.arange(0x7F)).astype(np.float64)
     middles = (values[:-1] + values[1:]) / 2
     x = np.concatenate([values, middles, np.nextafter(middles, 0), np.nextafter(middles, 1e9), [449, 1e30, np.inf]])
     x = np.concatenate([x, -x]).astype(np.float32)
     x = np.concatenate([x, np.nextafter(x, np.float32(0)), np.nextafter(x, np.float32(np.inf))])
     assert len(values) == 127 and values[-1] == 448
-    assert same_bits(round_e4m3(torch.from_numpy(x)), oracle.round_e4m3(x))
+    assert same_bits(round_e4m3(torch.from_numpy(x)), method.round_e4m3(x))
     assert round_e4m3(torch.tensor([torch.nan])).isnan().all()
 
 
@@ -33,24 +34,25 @@ def test_rounding_equals_the_table_of_e4m3_values():
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"case{case.seed}")
 def test_tiles_equal_the_independent_implementation_bit_for_bit(case, scale_format):
     layout = TileLayout(case.grid, case.tile, case.block)
-    x = case.qkv(layout.tokens)[0]
-    x[0, 0, oracle.tokens_of((0, 0, 0), case.grid, case.tile)] = 0
-    codes, scales = oracle.quantize_tiles(x.numpy(), case.grid, case.tile, case.granularities, scale_format)
+    q, k, v = case.qkv(layout.tokens)
+    q[0, 0, method.tokens_of_tile((0, 0, 0), case.grid, case.tile)] = 0
+    codes, scales = oracle.quantized(case, q.numpy(), k.numpy(), v.numpy(), scale_format)
 
-    slots = layout.order(x, dim=2)
-    scale = slot_scales(slots, layout, groups_of(layout, case.granularities), scale_format)
-    assert same_bits(scale.squeeze(-1), scales[..., layout.tile_of_slot.numpy()])
-    assert same_bits(layout.unorder(quantize(slots, scale), dim=2), codes)
+    for x, its_codes, its_scales in zip((q, k), codes, scales, strict=False):
+        slots = layout.order(x, dim=2)
+        scale = slot_scales(slots, layout, groups_of(layout, case.granularities), scale_format)
+        assert same_bits(scale.squeeze(-1), its_scales[..., layout.tile_of_slot.numpy()])
+        assert same_bits(layout.unorder(quantize(slots, scale), dim=2), its_codes)
 
 
 @pytest.mark.parametrize("scale_format", FORMATS)
 @pytest.mark.parametrize("case", CASES[:16], ids=lambda case: f"case{case.seed}")
 def test_channels_equal_the_independent_implementation_bit_for_bit(case, scale_format):
     layout = TileLayout(case.grid, case.tile, case.block)
-    x = case.qkv(layout.tokens)[2]
-    x[0, :, :, 0] = 0
-    codes, scales = oracle.quantize_channels(x.numpy(), scale_format)
-    slots = layout.order(x, dim=2)
+    q, k, v = case.qkv(layout.tokens)
+    v[0, :, :, 0] = 0
+    (*_, codes), (*_, scales) = oracle.quantized(case, q.numpy(), k.numpy(), v.numpy(), scale_format)
+    slots = layout.order(v, dim=2)
     scale = channel_scales(slots, layout, scale_format)
     assert same_bits(scale, scales)
     assert same_bits(layout.unorder(quantize(slots, scale), dim=2), codes)
@@ -76,7 +78,7 @@ def test_every_carrier_holds_the_same_codes(carrier):
 def test_bfloat16_input_is_divided_in_fp32():
     x = (torch.randn(4096) * 100).bfloat16()
     scale = torch.tensor(0.7)
-    expected = oracle.round_e4m3(x.float().numpy() / np.float32(0.7))
+    expected = method.round_e4m3(x.float().numpy() / np.float32(0.7))
     assert same_bits(quantize(x, scale).float(), expected)
 
 

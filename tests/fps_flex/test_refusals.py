@@ -268,6 +268,7 @@ def test_a_plan_of_an_equal_attention_or_of_another_engine_is_taken():
         assert same(x, x, x, plan).shape == x.shape
 
 
+@pytest.mark.compiles
 def test_in_a_compiled_graph_too_a_foreign_plan_is_refused_and_another_schedule_compiles_nothing():
     graphs = []
 

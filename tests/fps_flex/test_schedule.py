@@ -43,9 +43,11 @@ def test_the_same_noise_level_meets_the_same_regime_whatever_the_samplers_shift(
     schedule = preset("fps")
     u = torch.linspace(0.01, 0.99, 50)
     torch.testing.assert_close(schedule.progress(shift_noise(u, 5.0)).float(), 1 - u)
-    sigma = shift_noise(u, 3.0)
-    assert torch.equal(schedule.regime_index(sigma), schedule.regime_index(sigma.clone()))
-    assert not torch.equal(schedule.regime_index(sigma), schedule.regime_index(shift_noise(u, 5.0)))
+    for shift in (1.0, 3.0, 8.0):
+        sigma = shift_noise(u, shift)
+        begun = (sigma <= 3.5 / 3.8).int() + (sigma <= 1.5 / 2.2).int()  # progress 0.3 and 0.7 under shift 5
+        assert schedule.regime_index(sigma).tolist() == begun.tolist()
+        assert not torch.equal(schedule.regime_index(sigma), schedule.regime_index(shift_noise(u, 5.0)))
 
 
 def test_windows_are_tiles_or_fractions_and_at_least_one_tile():

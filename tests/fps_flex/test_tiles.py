@@ -4,6 +4,7 @@ from itertools import product
 import pytest
 import torch
 
+from docs.golden import method
 from fps_flex import TileLayout, plan_tile
 from fps_flex.tiles import count_slots
 from tests.helpers import oracle
@@ -13,20 +14,12 @@ from tests.helpers.cases import CASES
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"case{case.seed}")
 def test_slots_equal_the_loop_over_tiles(case):
     layout = TileLayout(case.grid, case.tile, case.block)
-    table = oracle.slot_table(case.grid, case.tile, case.block)
-    assert layout.slots == len(table)
-    assert layout.valid.tolist() == [token is not None for token in table]
-    assert layout.slot_of_token.tolist() == [table.index(token) for token in range(layout.tokens)]
-    assert layout.tiles == oracle.tile_counts(case.grid, case.tile)
-
-    positions = torch.tensor(oracle.all_tiles(case.grid, case.tile)).T
-    owners = [
-        i
-        for i, position in enumerate(oracle.all_tiles(case.grid, case.tile))
-        for _ in range(-(-len(oracle.tokens_of(position, case.grid, case.tile)) // case.block) * case.block)
-    ]
-    assert layout.tile_of_slot.tolist() == owners
-    assert torch.equal(layout.tile_coords_of_slot.long(), positions[:, owners])
+    expected = oracle.layout_of(case)
+    assert layout.slots == len(expected.valid)
+    assert layout.tiles == expected.counts
+    for name in ("valid", "slot_of_token", "tile_of_slot"):
+        assert getattr(layout, name).tolist() == getattr(expected, name).tolist(), name
+    assert layout.tile_coords_of_slot.T.tolist() == expected.coords_of_tile[expected.tile_of_slot].tolist()
 
 
 @pytest.mark.parametrize("case", CASES[:12], ids=lambda case: f"case{case.seed}")
@@ -62,7 +55,7 @@ def test_planner_prefers_few_slots_then_the_volume_then_the_cube():
         for tile in product(range(1, 9), range(1, 10), range(1, 11))
         if 20 <= tile[0] * tile[1] * tile[2] <= 80 and max(tile) <= 3 * min(tile)
     ]
-    slots = {tile: len(oracle.slot_table(grid, tile, block)) for tile in allowed}
+    slots = {tile: len(method.order(grid, tile, block).valid) for tile in allowed}
     ties = [tile for tile in allowed if slots[tile] == min(slots.values())]
     distance = min(abs(t * h * w - 40) for t, h, w in ties)
     ties = [tile for tile in ties if abs(tile[0] * tile[1] * tile[2] - 40) == distance]
@@ -73,7 +66,7 @@ def test_planner_prefers_few_slots_then_the_volume_then_the_cube():
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"case{case.seed}")
 def test_slots_are_counted_without_building_the_layout(case):
-    assert count_slots(case.grid, case.tile, case.block) == len(oracle.slot_table(case.grid, case.tile, case.block))
+    assert count_slots(case.grid, case.tile, case.block) == len(oracle.layout_of(case).valid)
 
 
 def test_a_wasteful_tile_warns_once(caplog):

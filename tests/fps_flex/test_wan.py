@@ -142,6 +142,7 @@ def test_an_fp32_stream_trains_checkpointed_or_not():
     assert torch.equal(plain, checkpointed) and 0 < relative_error(plain, exact) < 0.05
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("way", ["autocast", "bf16 weights"])
 def test_compiled_blocks_with_an_fp32_stream_are_one_graph_and_agree(way):
     model = random_wan(replace(CONFIG, layers=3), residual="fp32")

@@ -166,6 +166,7 @@ print((kilobytes("VmHWM") - before) * 1024)
 """
 
 
+@pytest.mark.slow
 def test_loading_1_3b_takes_the_memory_of_its_files_once(tmp_path):
     """At its peak, beyond what Python and PyTorch take, which for a CUDA build is 700 MB."""
     shapes = official_shapes(1536, 8960, 30)

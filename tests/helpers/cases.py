@@ -52,7 +52,8 @@ def random_case(seed):
     )
 
 
-CASES = [random_case(seed) for seed in range(48)]
+SEEDS = (*range(12), 20, 26, 34, 37, 38)  # the first, and those that have what the first lack: one tile on W
+CASES = [random_case(seed) for seed in SEEDS]
 
 
 def relative_error(x, reference):
