@@ -1,18 +1,9 @@
 """Video files as cameras, browsers and editors leave them, made on the spot."""
 
-from contextlib import suppress
 from fractions import Fraction
 
 import av
 import numpy as np
-
-
-def write_hevc(path, frames, **options):
-    """As `write`, by libx265, whose every sixth file or so the muxer of PyAV's FFmpeg 8.1 refuses, at random."""
-    for _ in range(40):
-        with suppress(av.error.PatchWelcomeError, av.error.ArgumentError):
-            return write(path, frames, codec="libx265", **{"x265-params": "log-level=none"}, **options)
-    raise AssertionError(f"{path} couldn't be written")
 
 
 def write(path, frames, codec="libx264", rate=8, aspect=None, muxer=None, tags=None, **options):

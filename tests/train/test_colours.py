@@ -4,7 +4,7 @@ import av
 import numpy as np
 import pytest
 
-from tests.helpers.real_clips import flat, frame_of, write, write_hevc
+from tests.helpers.real_clips import flat, frame_of, write
 from train.common.colours import hlg_scene, pq_code, pq_light, tone_curve
 from train.common.videos import ClipError, read_clip, sample_frames
 
@@ -165,9 +165,10 @@ def test_colours_that_can_not_be_converted_are_named(tmp_path):
         next(sample_frames(path, 8, 64))
 
 
-def test_dolby_vision_without_another_layer_is_named(tmp_path):
-    path = write_hevc(tmp_path / "clip.mp4", [frame_of(flat(COLOR))] * 2)
-    path.write_bytes(path.read_bytes().replace(b"hev1", b"dvh1"))
+@pytest.mark.parametrize("tag", [b"dvh1", b"dvhe", b"dva1", b"dvav"])
+def test_dolby_vision_without_another_layer_is_named(tmp_path, tag):
+    path = write(tmp_path / "clip.mp4", [frame_of(flat(COLOR))] * 2)
+    path.write_bytes(path.read_bytes().replace(b"avc1", tag))
     with pytest.raises(ClipError, match="clip.mp4: its colours are Dolby Vision's own, expected HDR10, HLG or SDR"):
         read_clip(path, 1, 8, 64, 96)
 
