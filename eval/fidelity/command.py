@@ -25,7 +25,7 @@ from ..generate.records import open_records
 from ..generate.sampling import build_scheduler, mean_density
 from ..generate.videos import make_videos
 from .pairs import Row, Video, pair_folders
-from .report import write_report
+from .report import check_report, write_report
 from .summary import read_record
 
 REFERENCE = "dense"
@@ -80,6 +80,8 @@ def models(
     for records in kept:  # what is in the way of the last row is said before the first
         records.check_all(jobs)
     check_writable(out, "--out")
+    videos = [Video(job.name, job.prompt, f"{job.prompt[:80]} (seed {job.seed})") for job in jobs]
+    check_report(out, rows, videos)
     finished = not any(records.count_missing(jobs) for records in kept)
     complete = True
     for row, (_, settled) in zip(rows, planned, strict=True):
@@ -92,7 +94,6 @@ def models(
         return
     names = ("sampler", "steps", "guidance", *(("boundary", "low_noise_guidance") if settings.low_noise else ()))
     facts = {**{name: getattr(settings, name) for name in names}, **facts}
-    videos = [Video(job.name, job.prompt, f"{job.prompt[:80]} (seed {job.seed})") for job in jobs]
     write_report(out, rows, videos, facts, notes)
 
 
@@ -112,6 +113,7 @@ def folders(reference: Path, candidate: Path, out: Path) -> None:
     named = [Video(name, name, name) for name in pair_folders(reference, candidate)]
     videos = [replace(video, prompt=_prompt(rows[0], video)) for video in named]
     check_writable(out, "--out")
+    check_report(out, rows, videos)
     write_report(out, rows, videos, {}, [])
 
 
