@@ -187,9 +187,9 @@ def _count(others: list[dict[str, Any]], settings: dict[str, Any]) -> str:
 def _explain_equal(prompts: int) -> str:
     share = 1 - (1 - CONFIDENCE) ** (1 / prompts)
     return (
-        f" {EQUAL_MARK}: all videos have this number, so that it has no spread to go by; the interval is what "
-        f"{prompts} equal prompts can't rule out: that up to {share:.0%} of all prompts have another number, as far off "
-        "as can be."
+        f" {EQUAL_MARK}: all videos have this number, so there is no spread to go by; the interval is what {prompts} "
+        f"equal prompts can't rule out: that up to {share:.0%} of all prompts have another number, as far off as it "
+        "can be."
     )
 
 
@@ -213,6 +213,7 @@ def _explain_files(rows: list[dict[str, Any]]) -> str:
         return f"{said} The files are lossless."
     unknown = "" if False in lossless else " Whether all files are lossless no record says: where they aren't,"
     return (
-        f"{said}{unknown} H.264 at crf 18 adds differences of its own: videos that were 60 dB apart come out of it 33 dB (of "
-        "32x32 pixels) to 44 dB apart (smooth ones at 480p). To see finer ones, make the videos with --lossless."
+        f"{said}{unknown} H.264 at crf 18 adds differences of its own: videos that were 60 dB apart come out of it "
+        "33 dB (of 32x32 pixels) to 44 dB apart (smooth ones at 480p). To see finer ones, make the videos with "
+        "--lossless."
     )

@@ -13,15 +13,14 @@ from rich.console import Console
 from rich.progress import track
 
 from train.common.atomic import check_ours, digest_file, write_text
-from train.common.console import check_writable
 from train.common.faults import ClipError
+from train.common.work import find_device
 
-from ..timing import find_device
 from .pairs import Row, Video, look_at, nothing_left
 from .similarity import BOUNDS, Metric, compare, find_metrics
 
 Frames = dict[str, list[float]]  # {metric: a number a frame}
-MARK = '"candidate": '  # in a file of scores
+MARK = '{"candidate"'  # that a file of scores begins with
 SHORT = 120  # bytes of a name that stay beside a hash where the whole would be too long for a file system
 MOST = 255 - len("..json.part")
 
@@ -80,9 +79,13 @@ def _measure(out: Path, row: Row, reference: Row, video: Video, metrics: dict[st
 def check_replaceable(out: Path, rows: list[Row], videos: list[Video]) -> None:
     """Raises ValueError where something that isn't ours lies where the scores will."""
     for row in rows[1:]:
-        check_writable(out / "scores" / row.name, "--out")
         for video in videos:
             check_ours(_file(out, row, video), MARK)
+
+
+def list_folders(out: Path, rows: list[Row]) -> list[Path]:
+    """Where the scores of rows are kept."""
+    return [out / "scores" / row.name for row in rows[1:]]
 
 
 def _file(out: Path, row: Row, video: Video) -> Path:

@@ -10,7 +10,6 @@ from statistics import fmean
 from typing import Any
 
 from fps_flex.checks import is_real
-
 from train.common.atomic import digest_file
 
 from ..intervals import Sample, estimate

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fps_flex.checks import show
-from train.common.atomic import digest_file, write_json
+from train.common.atomic import ELSEWHERE, digest_file, write_json
 
 from ..machine import find_commit, name_device
 from .changes import find_other_weights
@@ -21,7 +21,6 @@ from .sampling import build_scheduler, list_regimes, mean_density
 if TYPE_CHECKING:
     from .jobs import Job, Settings
 
-ELSEWHERE = "move it away, or choose another --out"
 BEGINNING = '{"name":'  # of a record less its blanks, however short it was cut
 
 

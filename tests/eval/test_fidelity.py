@@ -596,7 +596,7 @@ def test_what_is_in_the_way_of_a_report_is_refused_before_work_and_kept(small, c
 def test_a_file_where_the_scores_go_is_refused(small, capsys):
     small[2].mkdir()
     (small[2] / "scores").write_text("mine")
-    assert "scores/candidate can't be written" in refused(capsys, on(*small))
+    assert "scores/candidate can't be written (Not a directory)" in refused(capsys, on(*small))
     assert (small[2] / "scores").read_text() == "mine"
 
 
@@ -740,7 +740,7 @@ def test_weights_that_were_trained_for_it_are_not_called_training_free(checkpoin
 def test_released_weights_need_attention_to_compare_with(wan_folder, tmp_path, capsys):
     shared = ["models", f"--checkpoint={wan_folder}", "--prompt=a", "--frames=9", "--height=32", "--width=48",
               "--steps=1", "--guidance=1", f"--out={tmp_path / 'out'}"]  # fmt: skip
-    assert "there is nothing to compare it with" in refused(capsys, shared)
+    assert "there is nothing to compare with dense attention: that is what" in refused(capsys, shared)
     assert not (tmp_path / "out").exists()
     assert "larger than the grid" in refused(capsys, [*shared, "--attention.schedule=fps"])
     command([*shared, "--attention.schedule=fps", "--attention.tile=[1,2,2]", "--attention.block=16"])
@@ -766,3 +766,19 @@ def test_frames_of_the_sheet_are_spread_over_the_video(pair):
     assert strip.shape == (3, 5, 176, 192)
     first = torch.from_numpy(next(islice(read_frames(pair[0]), 1))).permute(2, 0, 1).float() / 255
     assert torch.equal(strip[:, 0], first)
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--attention.schedule=dense"], "--attention.schedule made it so, leave out what did"),
+        (["--attention.quantize=false", "--attention.sparse=false"],
+         "--attention.quantize and --attention.sparse made it so"),
+        (["--trained={fps}"], "are the same weights: leave --trained out"),
+    ],
+)  # fmt: skip
+def test_what_leaves_nothing_to_compare_is_named(checkpoints, tmp_path, capsys, options, line):
+    fps = checkpoints[1]
+    words = [f"--checkpoint={fps}", f"--out={tmp_path / 'out'}", "--prompt=a", "--steps=1"]
+    assert line in refused(capsys, ["models", *words, *(word.format(fps=fps) for word in options)])
+    assert not (tmp_path / "out").exists()

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import eval.generate.videos as videos
 from eval.fidelity.command import command as fidelity
 from eval.generate.command import command, plan_jobs, resolve_settings
 from eval.generate.jobs import Job
+from eval.generate.maker import encode_prompts
 from eval.generate.records import open_records
 from eval.generate.sampling import mean_density
 from eval.generate.states import TextStates
@@ -21,7 +23,7 @@ from eval.vbench.__main__ import command as vbench
 from fps_flex import FPSAttention
 from fps_flex.wan.codecs import ByteText
 from fps_flex.wan.convert import main
-from fps_flex.wan.fingerprint import digest_held, held_in_memory
+from fps_flex.wan.fingerprint import digest_held, held_in_file, held_in_memory
 from fps_flex.wan.weights import open_weights
 from tests.eval.test_fidelity import train
 from tests.helpers.tiny_wan import tiny_pipeline, tiny_transformer
@@ -485,3 +487,39 @@ def test_lossless_is_a_setting_of_its_own(wan, made, tmp_path, capsys):
     model, settings = resolve_settings(str(wan), frames=1, height=32, width=48, steps=1, guidance=1.0, lossless=True)
     kept = open_records(model, settings, tmp_path / "exact")
     assert kept.count_missing(plan_jobs(["a"], 1, 0)) == 0
+
+
+def test_a_users_files_are_never_written_over(wan, tmp_path, capsys):
+    """A picture in the sheet's place; notes in a record's."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "contact.png").write_text("mine")
+    assert f"{out / 'contact.png'} was not written by this command" in refused(capsys, making(wan, out))
+    (out / "contact.png").unlink()
+    notes = out / f"{plan_jobs(['a'], 1, 0)[0].name}.json"
+    notes.write_text('{"my": notes, not json')
+    assert f"{notes} is no record of a video" in refused(capsys, making(wan, out))
+    assert notes.read_text() == '{"my": notes, not json' and list(out.iterdir()) == [notes]
+
+
+def test_a_row_of_a_vocabulary_counts_however_large_it_is(tmp_path):
+    tensors = {"embedding": torch.zeros(20_000, 1024), "other": torch.zeros(10)}
+    digests = []
+    for row in (None, 700, 701, 19_999):
+        changed = {**tensors, "embedding": tensors["embedding"].clone()}
+        if row is not None:
+            changed["embedding"][row] = 1
+        save_file(changed, tmp_path / "x.safetensors")
+        digests.append(digest_held({name: held_in_memory(tensor) for name, tensor in changed.items()}))
+        digests.append(digest_held(held_in_file(tmp_path / "x.safetensors")))
+    assert len(set(digests)) == 8
+
+
+def test_prompts_that_are_cut_are_counted(tmp_path, caplog):
+    text = ByteText(8, 16)
+    model = SimpleNamespace(text=text)
+    encode_prompts(model, ["short", "just as many b.", "x" * 16, "y" * 17, "é" * 9], CPU, tmp_path)
+    (line,) = caplog.messages
+    assert line.startswith(
+        "2 of 5 prompts are cut to the 16 that the text encoder keeps (bytes), the first of them: 'yyy"
+    )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 BEGINNING = 4096  # bytes of a file by which its kind is told
+ELSEWHERE = "move it away, or choose another --out"
 MARK = "fps-flex"  # in what has no other beginning of its own, such as pictures
 
 
@@ -56,9 +57,9 @@ def check_ours(path: Path, mark: str = MARK) -> None:
     except (FileNotFoundError, NotADirectoryError):  # the latter is told where its folder is made
         return
     except OSError as error:
-        raise ValueError(f"{path} can't be replaced ({error.strerror}): move it away, or choose another --out") from None
+        raise ValueError(f"{path} can't be replaced ({error.strerror}): {ELSEWHERE}") from None
     if beginning.strip(b"\0") and mark.encode() not in beginning:
-        raise ValueError(f"{path} was not written by this command: move it away, or choose another --out")
+        raise ValueError(f"{path} was not written by this command: {ELSEWHERE}")
 
 
 def digest_file(path: Path) -> str | None:

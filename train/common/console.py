@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NoReturn
@@ -168,6 +168,24 @@ def one_line(error: BaseException) -> str:
 def stop(message: str, code: int) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(code)
+
+
+@contextmanager
+def writable(*folders: Path, option: str = "--out") -> Iterator[None]:
+    """Folders to write into, made where they aren't there; what a ValueError leaves empty of them goes again.
+
+    Raises ValueError as `check_writable`.
+    """
+    made = {path for folder in folders for path in (folder, *folder.parents) if not os.path.exists(path)}
+    try:
+        for folder in folders:
+            check_writable(folder, option)
+        yield
+    except ValueError:
+        for path in sorted(made, key=lambda path: len(path.parts), reverse=True):
+            with suppress(OSError):  # it isn't empty, or another process has removed it
+                path.rmdir()
+        raise
 
 
 def check_writable(folder: Path, option: str) -> None:
