@@ -86,7 +86,7 @@ def _is_nothing(text: str) -> bool:
     """Whether YAML makes nothing of a text."""
     try:
         return _load_yaml(text) is None
-    except yaml.YAMLError:
+    except (yaml.YAMLError, UnicodeError):
         return False
 
 
