@@ -23,10 +23,6 @@ from .markdown import head_of, line
 PACKAGES = ("triton", "lightning", "flash-attn-4", "torchao", "diffusers", "sageattention")
 
 
-def find_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def wait() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()

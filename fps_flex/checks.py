@@ -151,6 +151,11 @@ def require(
     )
     if not inside:
         bounds = ((least, "at least"), (above, "more than"), (most, "at most"), (below, "less than"))
-        wanted = " and ".join(f"{words} {bound:g}" for bound, words in bounds if bound is not None)
+        wanted = " and ".join(f"{words} {_plain(bound)}" for bound, words in bounds if bound is not None)
         kind = "" if finite and wanted else "a finite number" if number else "a number"
         raise ValueError(f"{option} is {value!r}, expected {', '.join(filter(None, (kind, wanted)))}")
+
+
+def _plain(bound: float) -> str:
+    """A bound without rounding where it is whole: 4611686018427387904, not 4.61169e+18."""
+    return str(int(bound)) if float(bound).is_integer() else f"{bound:g}"

@@ -14,9 +14,10 @@ from fps_flex.algorithm import prepare
 from fps_flex.quant import ScaleFormat
 from fps_flex.reference import Precision, reference_attention
 from train.common.console import check_writable
+from train.common.work import find_device
 
 from ..markdown import head_of
-from ..timing import find_device, line_of, write_json
+from ..timing import line_of, write_json
 from .exact import relative_error
 from .sizes import Triple
 

@@ -18,9 +18,10 @@ from fps_flex.engines import run
 from fps_flex.masks import as_windows, tile_mask
 from train.common.atomic import write_text
 from train.common.console import check_writable
+from train.common.work import find_device
 
 from ..markdown import head_of
-from ..timing import clock, find_device, forget_peak, line_of, peak_gb, write_json
+from ..timing import clock, forget_peak, line_of, peak_gb, write_json
 from .exact import exact_rows, relative_error
 from .plot import draw_speed
 from .rivals import dense_rivals

@@ -8,9 +8,10 @@ from statistics import linear_regression
 from typing import Any
 
 from train.common.console import check_writable
+from train.common.work import find_device
 
 from ..markdown import head_of
-from ..timing import clock, find_device, line_of, write_json
+from ..timing import clock, line_of, write_json
 from .kernel import Bench
 from .sizes import CONFIGS, Size, Triple, block_of
 

@@ -14,9 +14,10 @@ from fps_flex.quant import ScaleFormat
 from fps_flex.wan.flow import sampling_levels
 from fps_flex.wan.linears import Linears, check_linears, quantize_linears
 from train.common.console import check_writable
+from train.common.work import find_device
 
 from ..markdown import head_of
-from ..timing import clock, find_device, forget_peak, line_of, peak_gb, write_json
+from ..timing import clock, forget_peak, line_of, peak_gb, write_json
 from .sizes import SIGMAS, TEXT_TOKENS, Size, attention_of, densities, random_wan, regime_at, sized
 from .stock import random_stock
 

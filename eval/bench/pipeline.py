@@ -15,9 +15,10 @@ from fps_flex import FPSAttention, density
 from fps_flex.diffusers import cut_tile, install, uninstall
 from fps_flex.schedule import preset_of
 from train.common.console import check_writable
+from train.common.work import find_device
 
 from ..generate.sampling import build_scheduler, list_regimes
-from ..timing import find_device, forget_peak, peak_gb, report, wait
+from ..timing import forget_peak, peak_gb, report, wait
 from .sizes import CONFIGS, TEXT_TOKENS, Size, Triple
 from .stock import random_stock
 

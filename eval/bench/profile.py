@@ -10,9 +10,10 @@ from torch.profiler import ProfilerActivity
 from torch.profiler import profile as torch_profile
 
 from train.common.console import check_writable
+from train.common.work import find_device
 
 from ..markdown import head_of
-from ..timing import find_device, line_of, write_json
+from ..timing import line_of, write_json
 from .kernel import Bench, tile_for
 from .sizes import CONFIGS, GRIDS, Size, Triple, block_of
 

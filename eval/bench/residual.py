@@ -17,8 +17,9 @@ from fps_flex.wan.keys import to_diffusers
 from fps_flex.wan.model import Residual
 from fps_flex.wan.weights import build_empty, fill
 from train.common.console import check_writable
+from train.common.work import find_device
 
-from ..timing import clock, find_device, forget_peak, peak_gb, tabulate
+from ..timing import clock, forget_peak, peak_gb, tabulate
 from .exact import relative_error
 from .sizes import SIGMAS, TEXT_TOKENS, Size, Triple, attention_of, random_wan, sized
 from .stock import build_stock, to_bf16

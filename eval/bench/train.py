@@ -21,9 +21,10 @@ from fps_flex.wan.codecs import Codec, TextEncoder
 from fps_flex.wan.model import Residual
 from train.callbacks import AverageWeights
 from train.common.console import check_writable
+from train.common.work import find_device
 from train.module import FlowModule
 
-from ..timing import find_device, forget_peak, peak_gb, report, wait
+from ..timing import forget_peak, peak_gb, report, wait
 from .sizes import TEXT_TOKENS, Size, Triple, attention_of, densities, sized
 
 

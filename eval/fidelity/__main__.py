@@ -1,3 +1,5 @@
-from .command import command
+"""How far FPS attention moves videos."""
 
-command()
+from train.common.start import start
+
+start("eval.fidelity.command")

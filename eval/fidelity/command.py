@@ -7,7 +7,6 @@ python -m eval.fidelity folders --reference FOLDER --candidate FOLDER --out fide
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,17 +14,19 @@ from typing import Any
 from fps_flex import FPSAttention
 from fps_flex.checks import at_home
 from fps_flex.schedule import preset_of
-from train.common.console import check_writable, cli_errors, run_command
+from train.common.console import cli_errors, run_command, writable
+from train.common.work import rank_and_world
 
 from ..generate.attention import AttentionChanges
 from ..generate.command import plan_jobs, read_prompts, resolve_settings
-from ..generate.jobs import Settings
+from ..generate.jobs import Job, Settings
 from ..generate.models import TextToVideo, trained_attention
 from ..generate.records import open_records
 from ..generate.sampling import build_scheduler, mean_density
 from ..generate.videos import make_videos
 from .pairs import Row, Video, pair_folders
-from .report import write_report
+from .report import check_report, write_report
+from .scores import list_folders
 from .summary import read_record
 
 REFERENCE = "dense"
@@ -60,40 +61,59 @@ def models(
     out, prompts = at_home(out), prompts and at_home(prompts)
     jobs = plan_jobs(read_prompts(prompt, prompts), count, seed)
     source, settings = resolve_settings(checkpoint=trained or checkpoint, attention=attention, **options)
+    if source.attention.step_schedule.is_dense:
+        raise ValueError(f"there is nothing to compare with dense attention: {_why_dense(source, attention)}")
     facts = {"negative_prompt": settings.negative_prompt, "shift": settings.shift, **asdict(settings.clip)}
     shared = {**options, **facts, "residual": settings.residual}
     planned = [
         (name, {**shared, "checkpoint": weights, "attention": how})
         for name, weights, how in plan_rows(checkpoint, trained, source.attention)
     ]
-    opened = [
-        resolve_settings(**settled) for _, settled in planned
-    ]  # whatever doesn't fit is said before the first video
+    opened = [resolve_settings(**settled) for _, settled in planned]  # what doesn't fit is said before the first video
     if trained and any(model.low for model, _ in opened):
         raise ValueError("a trained model of two experts can't be compared here: make its videos, and compare folders")
-    rows = [
-        describe_row(name, out / name, *model_and_settings)
-        for (name, _), model_and_settings in zip(planned, opened, strict=True)
-    ]
+    if trained and opened[0][0].weights.fingerprint() == source.weights.fingerprint():
+        raise ValueError(
+            f"{trained} and {checkpoint} are the same weights: leave --trained out, its row would be joint"
+        )
+    rows = [describe_row(name, out / name, *pair) for (name, _), pair in zip(planned, opened, strict=True)]
     notes = note_on_weights(opened[0][0], trained is not None)
+    videos = [Video(job.name, job.prompt, f"{job.prompt[:80]} (seed {job.seed})") for job in jobs]
+    names = ("sampler", "steps", "guidance", *(("boundary", "low_noise_guidance") if settings.low_noise else ()))
+    facts = {**{name: getattr(settings, name) for name in names}, **facts}
+    with writable(out, *list_folders(out, rows)):
+        check_report(out, rows, videos)
+        if _make_rows(rows, opened, jobs):
+            write_report(out, rows, videos, facts, notes)
+
+
+def _make_rows(rows: list[Row], opened: list[tuple[TextToVideo, Settings]], jobs: list[Job]) -> bool:
+    """Returns whether it is this process that writes the report. Raises ValueError as `make_videos`."""
     kept = [open_records(*pair, row.folder) for pair, row in zip(opened, rows, strict=True)]
     for records in kept:  # what is in the way of the last row is said before the first
         records.check_all(jobs)
-    check_writable(out, "--out")
     finished = not any(records.count_missing(jobs) for records in kept)
     complete = True
-    for row, (_, settled) in zip(rows, planned, strict=True):
+    for row, pair in zip(rows, opened, strict=True):
         print(f"{row.name}: {row.attention}; {row.weights}", flush=True)
-        complete &= make_videos(*resolve_settings(**settled), jobs, row.folder)
-    if not complete or finished and int(os.environ.get("RANK", 0)) > 0:
-        print(
-            "the last process to finish its videos writes the report, or the first one where all are there", flush=True
-        )
-        return
-    names = ("sampler", "steps", "guidance", *(("boundary", "low_noise_guidance") if settings.low_noise else ()))
-    facts = {**{name: getattr(settings, name) for name in names}, **facts}
-    videos = [Video(job.name, job.prompt, f"{job.prompt[:80]} (seed {job.seed})") for job in jobs]
-    write_report(out, rows, videos, facts, notes)
+        complete &= make_videos(*pair, jobs, row.folder)
+        pair[0].codec.unload()  # each row has its own, and the memory must do for one
+    if complete and not (finished and rank_and_world()[0] > 0):
+        return True
+    print("the last process to finish its videos writes the report, or the first one where all are there", flush=True)
+    return False
+
+
+def _why_dense(model: TextToVideo, asked: AttentionChanges | None) -> str:
+    """What makes a model's attention dense, and what to do."""
+    own = trained_attention(model.weights)
+    if own is not None and not own.step_schedule.is_dense:
+        options = [f"--attention.{name}" for name in asked.named() if name in ("schedule", "quantize", "sparse")]
+        return f"{' and '.join(options)} made it so, leave out what did"
+    return (
+        "that is what the checkpoint was trained with: name another with --attention.schedule fps "
+        "--attention.tile [7,9,6], or a checkpoint trained with it with --trained"
+    )
 
 
 def folders(reference: Path, candidate: Path, out: Path) -> None:
@@ -111,8 +131,9 @@ def folders(reference: Path, candidate: Path, out: Path) -> None:
     rows = [Row("reference", reference), Row("candidate", candidate)]
     named = [Video(name, name, name) for name in pair_folders(reference, candidate)]
     videos = [replace(video, prompt=_prompt(rows[0], video)) for video in named]
-    check_writable(out, "--out")
-    write_report(out, rows, videos, {}, [])
+    with writable(out, *list_folders(out, rows)):
+        check_report(out, rows, videos)
+        write_report(out, rows, videos, {}, [])
 
 
 def _prompt(row: Row, video: Video) -> str:
@@ -122,15 +143,7 @@ def _prompt(row: Row, video: Video) -> str:
 
 
 def plan_rows(checkpoint: str, trained: str | None, attention: FPSAttention) -> list[tuple[str, str, FPSAttention]]:
-    """(row, checkpoint, attention); what would be the same as an earlier row is left out.
-
-    Raises ValueError where there is nothing to compare with dense attention.
-    """
-    if attention.step_schedule.is_dense:
-        raise ValueError(
-            "the checkpoint's attention is dense, there is nothing to compare it with: name one with "
-            "--attention.schedule fps --attention.tile [7,9,6], or a checkpoint trained with it with --trained"
-        )
+    """(row, checkpoint, attention); what would be the same as an earlier row is left out."""
     plain = replace(attention, carrier="input")
     rows = {
         REFERENCE: replace(plain, schedule="dense", tile=None),

@@ -10,17 +10,30 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from train.common.atomic import write_text
+from train.common.atomic import MARK, check_ours, write_json, write_text
 
+from ..intervals import CONFIDENCE
 from ..markdown import table
-from .pairs import Row, Video
-from .scores import measure
+from .pairs import Row, Video, some
+from .scores import check_replaceable, measure
 from .sheet import AMPLIFIED, draw_side_by_side
 from .similarity import NAMES
 from .summary import EQUAL, summarise
 
 COLUMNS = {"psnr": "PSNR (dB)", "psnr_of_frames": "mean of frames' PSNR (dB)", **NAMES}
+EQUAL_MARK = "†"
 SHOWN = [name for name in COLUMNS if name != "mse"]
+
+
+TITLE = "# How far the videos are from the reference"
+OURS = {"fidelity.json": '"command": "python -m eval.fidelity', "fidelity.md": TITLE, "side-by-side.png": MARK}
+
+
+def check_report(out: Path, rows: list[Row], videos: list[Video]) -> None:
+    """Before any work. Raises ValueError where something that isn't ours lies where a report and its scores will."""
+    for name, mark in OURS.items():
+        check_ours(out / name, mark)
+    check_replaceable(out, rows, videos)
 
 
 def write_report(out: Path, rows: list[Row], videos: list[Video], facts: dict[str, Any], notes: list[str]) -> None:
@@ -41,7 +54,7 @@ def write_report(out: Path, rows: list[Row], videos: list[Video], facts: dict[st
     }
     text = render(record)
     draw_side_by_side(out / "side-by-side.png", rows, scores, record["rows"])
-    write_text(out / "fidelity.json", json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_json(out / "fidelity.json", record)
     write_text(out / "fidelity.md", text)
     print(text)
 
@@ -50,7 +63,7 @@ def render(record: dict[str, Any]) -> str:
     """The report in Markdown."""
     notes = [*_explain(record), *record["notes"]]
     parts = [
-        "# How far the videos are from the reference",
+        TITLE,
         f"`{record['command']}`",
         _tell_rows(record["rows"]),
         "\n".join(f"- {note}" for note in notes),
@@ -86,7 +99,7 @@ def _density(row: dict[str, Any]) -> float | None:
 def _mean(row: dict[str, Any], measure: str) -> str:
     found = row["total"][measure]
     between = f" [{', '.join(map(cell, found['interval']))}]" if found["interval"] else ""
-    return cell(found["mean"]) + _mark(row, measure) + between
+    return cell(found["mean"]) + _mark(row, measure) + between + (EQUAL_MARK if _is_equal(found) else "")
 
 
 def _mark(counted: dict[str, Any], measure: str) -> str:
@@ -148,6 +161,9 @@ def _explain(record: dict[str, Any]) -> list[str]:
         said.append(f"All rows: {settings}.")
     if record["left_out"]:
         said.append(f"Left out of all rows, since they can't be read in one: {len(record['left_out'])}, named below.")
+    stale = [f"{name} of {row['name']}" for row in record["rows"] for name in row["made"].get("of_other_files", ())]
+    if stale:
+        said.append(f"Records that are of other bytes than the video beside them, and not counted: {some(stale)}.")
     missing = "; ".join(f"{NAMES[name]} ({reason})" for name, reason in record["not_measured"].items())
     return said + ([f"Not measured: {missing}."] if missing else [])
 
@@ -161,10 +177,24 @@ def _count(others: list[dict[str, Any]], settings: dict[str, Any]) -> str:
     shown = sum(found["interval"] is not None for found in totals)
     if not shown:
         return said + "No confidence interval: that needs two prompts or more."
-    return (
-        f"{said}In brackets 95 % confidence intervals over prompts, by Student's t, lopsided near a bound. {shown} are "
+    said += (
+        f"In brackets 95 % confidence intervals over prompts, by Student's t, lopsided near a bound. {shown} are "
         f"shown at once, so by chance about {shown / 20:.2g} of them miss; nothing here is a verdict."
     )
+    return said + (_explain_equal(one["prompts"]) if any(_is_equal(found) for found in totals) else "")
+
+
+def _explain_equal(prompts: int) -> str:
+    share = 1 - (1 - CONFIDENCE) ** (1 / prompts)
+    return (
+        f" {EQUAL_MARK}: all videos have this number, so there is no spread to go by; the interval is what {prompts} "
+        f"equal prompts can't rule out: that up to {share:.0%} of all prompts have another number, as far off as it "
+        "can be."
+    )
+
+
+def _is_equal(found: dict[str, Any]) -> bool:
+    return found["all_equal"] and found["interval"] is not None
 
 
 def _explain_psnr(others: list[dict[str, Any]]) -> str:
@@ -178,9 +208,12 @@ def _explain_psnr(others: list[dict[str, Any]]) -> str:
 
 def _explain_files(rows: list[dict[str, Any]]) -> str:
     said = "Measured between the files as they are, in RGB from 0 to 1, SSIM and MS-SSIM where their windows fit."
-    if all(row["made"]["lossless"] for row in rows):
+    lossless = [row["made"].get("lossless") for row in rows]
+    if all(lossless):
         return f"{said} The files are lossless."
+    unknown = "" if False in lossless else " Whether all files are lossless no record says: where they aren't,"
     return (
-        f"{said} H.264 at crf 18 adds differences of its own: videos that were 60 dB apart come out of it 33 dB (of "
-        "32x32 pixels) to 44 dB apart (smooth ones at 480p). To see finer ones, make the videos with --lossless."
+        f"{said}{unknown} H.264 at crf 18 adds differences of its own: videos that were 60 dB apart come out of it "
+        "33 dB (of 32x32 pixels) to 44 dB apart (smooth ones at 480p). To see finer ones, make the videos with "
+        "--lossless."
     )

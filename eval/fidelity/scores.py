@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
+from hashlib import sha256
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,17 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from train.common.atomic import write_text
+from train.common.atomic import check_ours, digest_file, write_text
 from train.common.faults import ClipError
+from train.common.work import find_device
 
-from ..timing import find_device
 from .pairs import Row, Video, look_at, nothing_left
 from .similarity import BOUNDS, Metric, compare, find_metrics
 
 Frames = dict[str, list[float]]  # {metric: a number a frame}
+MARK = '{"candidate"'  # that a file of scores begins with
+SHORT = 120  # bytes of a name that stay beside a hash where the whole would be too long for a file system
+MOST = 255 - len("..json.part")
 
 
 @dataclass(frozen=True)
@@ -63,28 +66,47 @@ def measure(out: Path, rows: list[Row], videos: list[Video]) -> Scores:
 def _measure(out: Path, row: Row, reference: Row, video: Video, metrics: dict[str, Metric]) -> Frames:
     """Raises ClipError for what can't be decoded, and numbers that aren't finite."""
     ours, theirs = row.file(video), reference.file(video)
-    file = out / "scores" / row.name / f"{video.name}.json"
-    key = {"candidate": _hash(ours), "reference": _hash(theirs), "metrics": list(metrics)}
+    file = _file(out, row, video)
+    key = {"candidate": digest_file(ours), "reference": digest_file(theirs), "metrics": list(metrics)}
     found = _read(file, key)
     if found is None:
         found = compare(ours, theirs, metrics, find_device())
-        write_text(file, json.dumps({**key, "frames": found}, allow_nan=False) + "\n")
+        said = {**key, "frames": found, "sha256": _digest(found)}
+        write_text(file, json.dumps(said, allow_nan=False) + "\n")
     return found
 
 
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def check_replaceable(out: Path, rows: list[Row], videos: list[Video]) -> None:
+    """Raises ValueError where something that isn't ours lies where the scores will."""
+    for row in rows[1:]:
+        for video in videos:
+            check_ours(_file(out, row, video), MARK)
+
+
+def list_folders(out: Path, rows: list[Row]) -> list[Path]:
+    """Where the scores of rows are kept."""
+    return [out / "scores" / row.name for row in rows[1:]]
+
+
+def _file(out: Path, row: Row, video: Video) -> Path:
+    name = video.name.encode()
+    short = f"{name[:SHORT].decode(errors='ignore')}-{sha256(name).hexdigest()[:16]}"
+    return out / "scores" / row.name / f"{video.name if len(name) <= MOST else short}.json"
+
+
+def _digest(frames: Frames) -> str:
+    return sha256(json.dumps(frames).encode()).hexdigest()
 
 
 def _read(file: Path, key: dict[str, Any]) -> Frames | None:
-    """What was measured before; None where that is missing, broken or of other files."""
+    """What was measured before; None where that is missing, broken, written over or of other files."""
     try:
         said = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
     is_ours = isinstance(said, dict) and {name: said.get(name) for name in key} == key
-    return said["frames"] if is_ours and _is_whole(said.get("frames"), key["metrics"]) else None
+    is_whole = is_ours and _is_whole(said.get("frames"), key["metrics"])
+    return said["frames"] if is_whole and said.get("sha256") == _digest(said["frames"]) else None
 
 
 def _is_whole(found: object, metrics: list[str]) -> bool:

@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from fps_flex.checks import is_real
+from train.common.atomic import digest_file
 
 from ..intervals import Sample, estimate
 from .pairs import Row, Video
@@ -61,7 +62,11 @@ def total(of_video: list[dict[str, Any]], prompts: list[str]) -> dict[str, Any]:
             values.setdefault(prompt, []).append(numbers[name])
         found = estimate(Sample(values, *bounds))
         interval = None if found.low is None else [found.low, found.high]
-        return {"mean": found.mean, "interval": interval, "prompts": found.prompts, "videos": found.values}
+        equal = len({x for those in values.values() for x in those}) == 1
+        return {
+            "mean": found.mean, "interval": interval, "all_equal": equal,
+            "prompts": found.prompts, "videos": found.values,
+        }  # fmt: skip
 
     error = over("mse", BOUNDS["mse"])
     worst_first = error["interval"] and [to_db(max(0.0, x)) for x in reversed(error["interval"])]
@@ -76,9 +81,11 @@ def total(of_video: list[dict[str, Any]], prompts: list[str]) -> dict[str, Any]:
 def describe_making(row: Row, videos: list[Video]) -> dict[str, Any]:
     """What the records beside a row's videos say of how they were made; each value that any of them says.
 
-    fingerprints: of weights. seconds: mean of a video. peak_gb: the most. lossless: whether all files are.
+    fingerprints: of weights. seconds: mean of a video. peak_gb: the most. lossless: whether all files are; left out
+    where a file has no record that says it. of_other_files: videos whose record is of other bytes, and isn't counted.
     """
     records = [read_record(row, video) for video in videos]
+    lossless = [record.get("lossless") for record in records]
     machines = [_part(record, "machine") for record in records]
     prints = [{k: v for k, v in _part(record, "fingerprints").items() if isinstance(v, str)} for record in records]
 
@@ -90,7 +97,8 @@ def describe_making(row: Row, videos: list[Video]) -> dict[str, Any]:
         **{name: _each(machine.get(name) for machine in machines) for name in ("device", "commit")},
         **{name: fmean(found) for name in ("density", "seconds") if (found := numbers(name))},
         "peak_gb": max(numbers("peak_gb"), default=None),
-        "lossless": all(record.get("lossless") is True for record in records),
+        "lossless": False if False in lossless else None if None in lossless else all(lossless),
+        "of_other_files": [video.name for video in videos if is_of_another(row, video)],
     }
     return {name: value for name, value in said.items() if value not in (None, [])}
 
@@ -102,12 +110,30 @@ def _each(values: Iterable[Any]) -> list[Any]:
 
 
 def read_record(row: Row, video: Video) -> dict[str, Any]:
-    """What eval.generate wrote beside a video; empty where there is none, or something else."""
+    """What eval.generate wrote beside a video; empty where there is none, one of other bytes, or something else."""
+    return {} if is_of_another(row, video) else _read(row, video)
+
+
+def is_of_another(row: Row, video: Video) -> bool:
+    """Whether a video has a record, but of other bytes than its own."""
+    said = _read(row, video)
+    return "sha256" in said and said["sha256"] != _digest(row, video)
+
+
+def _read(row: Row, video: Video) -> dict[str, Any]:
     try:
         said = json.loads(row.file(video).with_suffix(".json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     return said if isinstance(said, dict) else {}
+
+
+def _digest(row: Row, video: Video) -> str | None:
+    """None for a video that can't be read, which is left out later."""
+    try:
+        return digest_file(row.file(video))
+    except OSError:
+        return None
 
 
 def _part(record: dict[str, Any], name: str) -> dict[str, Any]:

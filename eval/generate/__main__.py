@@ -1,3 +1,5 @@
-from .command import command
+"""From prompts to videos."""
 
-command()
+from train.common.start import start
+
+start("eval.generate.command")

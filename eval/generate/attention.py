@@ -121,13 +121,26 @@ def _differ(one: FPSAttention, words: str, other: FPSAttention) -> str:
     """The options that two differ in, with both values: 'engine eager in place of auto'."""
     pairs = {x.name: (getattr(one, x.name), getattr(other, x.name)) for x in fields(FPSAttention)}
     schedules = pairs.pop("schedule")
-    presets = tuple(map(preset_of, schedules))
-    if None in presets:
-        parts = {f"schedule.{x.name}": tuple(getattr(s, x.name) for s in schedules) for x in fields(StepSchedule)}
+    if any(map(preset_of, schedules)):
+        parts = {"schedule": tuple(map(_name_schedule, schedules))}
     else:
-        parts = {"schedule": presets}
+        parts = {f"schedule.{x.name}": tuple(getattr(s, x.name) for s in schedules) for x in fields(StepSchedule)}
     return ", ".join(f"{name} {_say(a)} {words} {_say(b)}" for name, (a, b) in {**parts, **pairs}.items() if a != b)
 
 
+def _name_schedule(schedule: StepSchedule) -> str:
+    """A preset's name, or what a schedule of one's own is."""
+    windows = ", ".join(map(_say_regime, schedule.regimes))
+    return preset_of(schedule) or f"one of its own (bounds {_say(schedule.bounds)}, {windows})"
+
+
 def _say(value: Any) -> str:
+    if isinstance(value, tuple) and value and isinstance(value[0], Regime):
+        return f"({', '.join(map(_say_regime, value))})"
     return value if isinstance(value, str) else "null" if value is None else show(value)
+
+
+def _say_regime(regime: Regime) -> str:
+    """Its window and granularity: 'window (1, 2, None) scales 2'."""
+    scales = "not quantised" if regime.granularity is None else f"scales {regime.granularity}"
+    return f"window {'all' if regime.window == (None, None, None) else regime.window} {scales}"

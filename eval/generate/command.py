@@ -14,6 +14,7 @@ from fps_flex.checks import at_home, require
 from fps_flex.wan.linears import Linears
 from fps_flex.wan.model import Residual
 from fps_flex.wan.weights import Which
+from train.common.atomic import check_ours
 from train.common.console import cli_errors, run_command
 
 from .attention import AttentionChanges
@@ -44,9 +45,11 @@ def main(
     """
     out, prompts = at_home(out), prompts and at_home(prompts)
     jobs = plan_jobs(read_prompts(prompt, prompts), count, seed)
+    sheet = out / "contact.png"
+    check_ours(sheet)
     model, settings = resolve_settings(**options)
     if make_videos(model, settings, jobs, out):
-        draw_contacts(out / "contact.png", out, jobs[:8], settings.clip)
+        draw_contacts(sheet, out, jobs[:8], settings.clip)
 
 
 def resolve_settings(

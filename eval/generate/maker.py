@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fps_flex.checks import show
 from fps_flex.wan import Wan
+from train.left_out import speaks
 
 from .models import TextToVideo
 from .sampling import LowNoise, build_scheduler, sample_latents
@@ -20,6 +23,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .jobs import Job, Settings
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,12 @@ def load_maker(model: TextToVideo, settings: Settings, states: TextStates, devic
 def encode_prompts(model: TextToVideo, prompts: list[str], device: torch.device, folder: Path) -> TextStates:
     """States of each prompt, on the disk of a folder; the encoder goes before the transformer comes."""
     states = TextStates(folder)
+    cut = [prompt for prompt in prompts if model.text.count(prompt) > model.text.length]
+    if cut and speaks():
+        logger.warning(
+            "%d of %d prompts are cut to the %d that the text encoder keeps (%s), the first of them: %s",
+            len(cut), len(prompts), model.text.length, model.text.kind, show(cut[0]),
+        )  # fmt: skip
     for prompt in prompts:
         states.add(prompt, model.text([prompt], device))
     model.text.unload()

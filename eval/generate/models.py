@@ -156,6 +156,11 @@ def _open_trained(
 ) -> TextToVideo:
     """path, said: a checkpoint of train.fit and what it says; of two such, the high-noise expert's."""
     codec, text = (build(path, said[name], kind, encoders) for name, kind in (("codec", Codec), ("text", TextEncoder)))
+    if encoders and not any("path" in one.spec()["options"] for one in (codec, text)):
+        raise ValueError(
+            f"encoders is {encoders}, and {path} was trained with ones that need no files ({codec.kind} and "
+            f"{text.kind}): leave it out"
+        )
     step = said["step"] if weights.trained is said else None
     return TextToVideo(
         weights, attention, codec, text, Clip(**said["clip"]), said["residual"], said["shift"], step, low

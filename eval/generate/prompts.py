@@ -26,7 +26,8 @@ def read_lines(path: Path, each: str) -> list[str]:
     try:
         lines = read_utf8(path).replace("\r\n", "\n").split("\n")
     except ValueError as error:
-        raise ValueError(f"{error}; expected a text file with {each} a line") from None
+        told = str(error) if "expected" in str(error) else f"{error}; expected a text file with {each} a line"
+        raise ValueError(told) from None
     lone = next((number for number, line in enumerate(lines, start=1) if "\r" in line), None)
     if lone is not None:
         raise ValueError(f"{path}, line {lone}: holds a carriage return, expected lines that end in \\n or \\r\\n")
@@ -55,8 +56,8 @@ def read_prompts(prompt: str | None, prompts: Path | None) -> list[str]:
     if again and speaks():
         number, line = again[0]
         logger.warning(
-            "%s: %d lines repeat an earlier prompt, the first of them line %d (%s, as line %d); each prompt is made "
-            "once: --count makes more videos of each",
+            "%s: lines that repeat an earlier prompt: %d, the first of them line %d (%s, as line %d); each prompt is "
+            "made once: --count makes more videos of each",
             prompts, len(again), number, show(line), first[line],
         )  # fmt: skip
     return list(first)

@@ -6,14 +6,12 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from functools import cache
-from hashlib import file_digest
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fps_flex.checks import show
-from train.common.atomic import write_text
+from train.common.atomic import ELSEWHERE, digest_file, write_json
 
 from ..machine import find_commit, name_device
 from .changes import find_other_weights
@@ -23,7 +21,7 @@ from .sampling import build_scheduler, list_regimes, mean_density
 if TYPE_CHECKING:
     from .jobs import Job, Settings
 
-ELSEWHERE = "move it away, or choose another --out"
+BEGINNING = '{"name":'  # of a record less its blanks, however short it was cut
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Records:
         for path in (self.file(job), self.video(job)):
             if path.is_dir():
                 path.rmdir()
-        write_text(self.file(job), json.dumps({**self.say(job), **made}, indent=1, ensure_ascii=False) + "\n")
+        write_json(self.file(job), {**self.say(job), **made})
 
     def why(self, job: Job) -> str | None:
         """Why a video has to be made: what is wrong with it, or nothing where it isn't there; None where it is whole.
@@ -57,8 +55,8 @@ class Records:
         Raises ValueError as `check`.
         """
         reason, video = self.check(job), self.video(job)
-        if reason is None and digest_file(video) != read_record(self.file(job), self.say(job))["sha256"]:
-            return f"{video} is broken: it is made again"
+        if reason is None and _digest(video) != read_record(self.file(job), self.say(job))["sha256"]:
+            return f"{video} has other bytes than its record says: it is made again (to keep it, stop and move it away)"
         return reason
 
     def check(self, job: Job) -> str | None:
@@ -80,7 +78,7 @@ class Records:
         if not is_there:
             return ""
         if other := find_other_weights(video, made, self.say(job)):
-            return f"{video} was made with other weights than {' and '.join(other)} has now: it is made again"
+            return f"{video} was made with other weights than are now in {' and '.join(other)}: it is made again"
         return None
 
     def check_all(self, jobs: Iterable[Job]) -> None:
@@ -126,7 +124,8 @@ def read_record(file: Path, expected: dict[str, Any]) -> dict[str, Any] | None:
     except OSError as error:
         raise ValueError(f"{file} can't be read ({error.strerror}): {ELSEWHERE}") from None
     except (ValueError, RecursionError):
-        said = None if text.startswith("{") else text
+        plain = "".join(text.split())[: len(BEGINNING)]
+        said = None if BEGINNING.startswith(plain) else text
     if not said:
         return None
     if not isinstance(said, dict):
@@ -137,22 +136,12 @@ def read_record(file: Path, expected: dict[str, Any]) -> dict[str, Any] | None:
     return said
 
 
-def digest_file(path: Path) -> str | None:
-    """Of a file's bytes; None where there is no file. Raises ValueError for one that can't be read."""
+def _digest(video: Path) -> str | None:
+    """Raises ValueError for a file that can't be read."""
     try:
-        stat = path.stat()
-        return _digest(path, stat.st_size, stat.st_mtime_ns) if path.is_file() else None
-    except FileNotFoundError:
-        return None
+        return digest_file(video)
     except OSError as error:
-        raise ValueError(f"{path} can't be read ({error.strerror}): {ELSEWHERE}") from None
-
-
-@cache
-def _digest(path: Path, size: int, modified: int) -> str:
-    """size, modified: one that was written since is read again."""
-    with path.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()
+        raise ValueError(f"{video} can't be read ({error.strerror}): {ELSEWHERE}") from None
 
 
 def _check_replaceable(path: Path) -> None:

@@ -59,7 +59,9 @@ def _nearest(model: TextToVideo, axis: int, length: int) -> str:
     rest = above[0] % step
     rule = f"{step}k + {rest}" if rest else f"a multiple of {step}"
     rule += " with room for the attention's tile" if above[0] >= length + step else ""
-    nearest = " or ".join(str(x) for x in (*below[:1], above[0]))
+    if (_tokens(model, axis, above[0]) or 0) > MOST_TOKENS:
+        return f"{AXES[axis]} is {length}, far more than the {MOST_TOKENS:,} tokens that a video may have"
+    nearest = " or ".join(str(x) for x in ((*below[:1], above[0]) if below else above))
     return f"{AXES[axis]} is {length}, expected {rule}: {nearest}"
 
 

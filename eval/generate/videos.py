@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fps_flex.checks import show
 from fps_flex.wan.linears import check_linears
-from train.common.console import check_writable, one_line
+from train.common.console import one_line, writable
 from train.common.faults import ClipError
 from train.common.pictures import draw_contact_sheet
 from train.common.videos import encode_video, read_clip, unfinished
+from train.common.work import find_device, progress_bar, rank_and_world
 
 from ..timing import peak_gb
 from .jobs import Job, Settings
@@ -65,25 +63,28 @@ def make_videos(
     can't be written, or holds videos made with other settings or what is no video of such a run, for encoders that
     can't be loaded, and as `check_linears`; torch.OutOfMemoryError when the memory is full.
     """
-    device = _device()
+    device = find_device()
     check_linears(settings.linears, device)
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    _check_attention(model, settings.clip, device)
+    rank, world = rank_and_world()
     kept = open_records(model, settings, out, records)
     for record in (kept.shared, *({"prompt": prompt} for prompt in {job.prompt for job in jobs})):
         _check_text(record)
-    folders = (out, kept.folder)
-    made = [path for folder in folders for path in (folder, *folder.parents) if not os.path.exists(path)]
-    for folder in folders:
-        check_writable(folder, "--out")
-    with _removed_if_refused(made):
+    with writable(out, kept.folder):
         todo = _find_todo(kept, jobs, jobs[rank::world])
         if todo:
             model.codec.load()
             prompts = sorted({job.prompt for job in todo} | {settings.negative_prompt})
             states = encode_prompts(model, prompts, device, kept.folder)
-    if todo:
-        _make_all(load_maker(model, settings, states, device), kept, todo, rank, world)
+            _make_all(load_maker(model, settings, states, device), kept, todo, rank, world)
     return kept.count_missing(jobs) == 0
+
+
+def _check_attention(model: TextToVideo, clip: Clip, device: torch.device) -> None:
+    """Raises ValueError for an attention that the device can't compute."""
+    config, dtype = model.weights.config, torch.bfloat16 if device.type == "cuda" else torch.float32
+    model.attention.plan(model.grid(clip.size), torch.zeros(1, device=device))
+    model.attention.engine_for(torch.empty(1, config.heads, 1, config.dim // config.heads, dtype=dtype, device=device))
 
 
 def _find_todo(kept: Records, jobs: list[Job], mine: list[Job]) -> list[Job]:
@@ -105,7 +106,7 @@ def _find_todo(kept: Records, jobs: list[Job], mine: list[Job]) -> list[Job]:
 
 
 def _make_all(maker: Maker, kept: Records, todo: list[Job], rank: int, world: int) -> None:
-    with _progress(enabled=rank == 0) as progress:
+    with progress_bar("steps", enabled=rank == 0) as progress:
         bar = progress.add_task("steps", total=len(todo) * maker.settings.steps)
         for job in todo:
             started = time.perf_counter()
@@ -131,18 +132,6 @@ def _keep(kept: Records, job: Job, video: Float[Tensor, "3 f h w"], maker: Maker
             temporary.replace(path)
     except OSError as error:
         raise ValueError(f"{path} can't be written ({error.strerror or error}): make room") from None
-
-
-@contextmanager
-def _removed_if_refused(folders: list[Path]) -> Iterator[None]:
-    """Folders that a ValueError leaves empty."""
-    try:
-        yield
-    except ValueError:
-        for folder in folders:
-            with suppress(OSError):  # it isn't empty, or another process has removed it
-                folder.rmdir()
-        raise
 
 
 def _say_what_is_left(seconds: float, more: int, world: int, device: torch.device) -> str:
@@ -175,18 +164,3 @@ def draw_contacts(path: Path, folder: Path, jobs: list[Job], clip: Clip) -> None
         draw_contact_sheet(path, torch.stack(videos).float() / 127.5 - 1, captions)
     except Exception as error:
         logger.warning("%s was not drawn (%s); the videos are there", path, one_line(error))
-
-
-def _device() -> torch.device:
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    torch.cuda.set_device(device)
-    return device
-
-
-def _progress(enabled: bool) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
-        TimeRemainingColumn(), console=Console(stderr=True), disable=not enabled,
-    )  # fmt: skip

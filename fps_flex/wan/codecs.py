@@ -138,6 +138,10 @@ class TextEncoder(Fixed, ABC):
     def __call__(self, prompts: list[str], device: torch.device) -> Float[Tensor, "b l e"]:
         """States of each prompt, padded with zeros to a fixed length."""
 
+    def count(self, prompt: str) -> int:
+        """States that a prompt would take, of which `length` are kept; here as many as it is given."""
+        return self.length
+
 
 @dataclass(frozen=True)
 class ByteText(TextEncoder):
@@ -164,6 +168,9 @@ class ByteText(TextEncoder):
     def _tables(self) -> tuple[Float[Tensor, "256 e"], Float[Tensor, "l e"]]:
         generator = torch.Generator().manual_seed(0)
         return torch.randn(256, self.dim, generator=generator), torch.randn(self.length, self.dim, generator=generator)
+
+    def count(self, prompt: str) -> int:
+        return len(prompt.encode())
 
     def __call__(self, prompts: list[str], device: torch.device) -> Float[Tensor, "b l e"]:
         letters, places = self._tables

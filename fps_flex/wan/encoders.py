@@ -200,6 +200,9 @@ class UMT5Text(TextEncoder):
                 raise ValueError(f"{TEXT}/ of {self.path} gives states that aren't finite for {show(prompt)}")
         return states
 
+    def count(self, prompt: str) -> int:
+        return len(self._tokenizer([clean(prompt)]).input_ids[0])
+
     def _say_what_is_cut(self, prompts: list[str]) -> None:
         for prompt, ids in zip(prompts, self._tokenizer(prompts).input_ids, strict=True):
             if len(ids) > self.length and prompt not in self._cut:

@@ -12,6 +12,7 @@ from itertools import islice
 from math import prod
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from torch import Tensor
@@ -144,7 +145,9 @@ def _find_in_folder(folder: Path) -> list[Path]:
     found = ", ".join(others) or "none"
     if pickles:
         found = f"only pickles ({', '.join(pickles)}), which can run code when they are read"
-    raise ValueError(f"expected a transformer's safetensors in {folder}, found {found}")
+    trained = sorted(file for place in (folder, folder / "checkpoints") for file in place.glob("*.ckpt"))
+    hint = f": name a checkpoint of training, such as {trained[-1]}" if trained else ""
+    raise ValueError(f"expected a transformer's safetensors in {folder}, found {found}{hint}")
 
 
 def _models(files: list[Path]) -> dict[str, Callable[[], list[Path]]]:
@@ -238,6 +241,19 @@ def read_training_checkpoint(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ValueError(f"no checkpoint {path}") from None
     except Exception as error:
+        if damage := _damage(path):
+            raise ValueError(f"{path} is {damage}: copy it again") from None
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path} is no checkpoint of this project ({reason})") from None
     return held
+
+
+def _damage(path: Path) -> str | None:
+    """What a copy that broke off left of a checkpoint, which is a zip file whose list of contents comes last."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        beginning = file.read(4)
+    if not beginning:
+        return "empty"
+    return "cut short" if beginning == b"PK\3\4" and not is_zipfile(path) else None

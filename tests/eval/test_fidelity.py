@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from fractions import Fraction
+from hashlib import sha256
 from io import BytesIO
 from itertools import islice
 
@@ -482,6 +483,9 @@ def spoiled(**changes):
         spoiled(ssim=[float("nan")] * 5),
         spoiled(ssim=0.5),
         spoiled(more=[0.5] * 5),
+        lambda said: {**said, "frames": {name: numbers[:3] for name, numbers in said["frames"].items()}},
+        lambda said: {**said, "frames": {name: [x[0] * 0.5] * 5 for name, x in said["frames"].items()}},
+        lambda said: {name: value for name, value in said.items() if name != "sha256"},
     ],
 )
 def test_other_scores_than_ours_are_measured_again(small, spoil):
@@ -535,15 +539,81 @@ def test_records_beside_the_videos_say_how_they_were_made(small):
     first, second = json.loads((small[2] / "fidelity.json").read_text())["rows"]
     assert first["made"]["seconds"] == 11.0 and second["made"]["commit"] == ["c0ffee0", "c0ffee1"]
     assert second["total"]["mse"]["prompts"] == 2 and second["total"]["mse"]["videos"] == 3
-    assert first["made"]["lossless"] and not second["made"]["lossless"]
+    assert first["made"]["lossless"] and "lossless" not in second["made"]
     text = (small[2] / "fidelity.md").read_text()
     assert "| row | weights' fingerprints | device | commit | seconds a video | peak memory (GB) |" in text
     weights = "transformer: run 7, step 9, weights fedcba987654"
     assert f"| candidate | {weights} | NVIDIA H100 | c0ffee0 / c0ffee1 | 11.50 | 22.00 |" in text
     assert "Videos a row: 3, of 2 prompts; one" in text and "| candidate | 0.250 |" in text
+    assert "Whether all files are lossless no record says: where they aren't, H.264 at crf 18 adds" in text
     (small[1] / "clip 0.json").write_text('{"lossless": true}')
     command(on(*small))
     assert "The files are lossless." in (small[2] / "fidelity.md").read_text()
+    (small[1] / "clip 0.json").write_text('{"lossless": false}')
+    command(on(*small))
+    assert "where their windows fit. H.264 at crf 18 adds" in (small[2] / "fidelity.md").read_text()
+
+
+def test_a_record_of_other_bytes_says_nothing_of_a_video(small):
+    """Not even its prompt; it is named, and the right one counts."""
+    reference, candidate, out = small
+    digests = [sha256((candidate / f"clip {i}.mp4").read_bytes()).hexdigest() for i in range(3)]
+    for i, said in enumerate((digests[0], "0" * 64, digests[1])):
+        record = {"prompt": "p", "lossless": True, "sha256": said, "fingerprints": {"transformer": f"weights {i}"}}
+        for folder in small[:2]:
+            (folder / f"clip {i}.json").write_text(json.dumps(record))
+    command(on(*small))
+    made, text = json.loads((out / "fidelity.json").read_text())["rows"][1]["made"], (out / "fidelity.md").read_text()
+    assert made["fingerprints"] == [{"transformer": "weights 0"}] and made["of_other_files"] == ["clip 1", "clip 2"]
+    assert "not counted: clip 0 of reference, clip 1 of reference, clip 2 of reference, clip 1 of candidate" in text
+    assert "lossless" not in made and "The files are lossless." not in text and "of 3 prompts" in text
+
+
+@pytest.mark.parametrize("length", [240, 251, 255])
+def test_names_as_long_as_a_file_system_takes_them(tmp_path, length):
+    for folder in ("x", "y"):
+        for letter in "ab":
+            clip(tmp_path / folder / "v.mp4", height=32, width=48)
+            (tmp_path / folder / "v.mp4").rename(tmp_path / folder / f"{'n' * (length - 5)}{letter}.mp4")
+    command(on(tmp_path / "x", tmp_path / "y", tmp_path / "out"))
+    assert len(list((tmp_path / "out/scores/candidate").iterdir())) == 2
+
+
+REPORT = ("fidelity.md", "fidelity.json", "side-by-side.png", "scores/candidate/clip 1.json")
+
+
+@pytest.mark.parametrize("name", REPORT)
+@pytest.mark.parametrize("kind", ["a folder", "the user's"])
+def test_what_is_in_the_way_of_a_report_is_refused_before_work_and_kept(small, capsys, monkeypatch, name, kind):
+    path = small[2] / name
+    path.parent.mkdir(parents=True)
+    path.mkdir() if kind == "a folder" else path.write_text("mine")
+    monkeypatch.setattr(fidelity_scores, "compare", None)
+    assert f"{path} " in refused(capsys, on(*small))
+    assert path.is_dir() if kind == "a folder" else path.read_text() == "mine"
+
+
+def test_a_file_where_the_scores_go_is_refused(small, capsys):
+    small[2].mkdir()
+    (small[2] / "scores").write_text("mine")
+    assert "scores/candidate can't be written (Not a directory)" in refused(capsys, on(*small))
+    assert (small[2] / "scores").read_text() == "mine"
+
+
+def test_a_report_takes_its_own_place(small):
+    command(on(*small))
+    first = {path: path.read_bytes() for path in small[2].rglob("*") if path.is_file()}
+    command(on(*small))
+    assert {path: path.read_bytes() for path in small[2].rglob("*") if path.is_file()} == first
+
+
+def test_where_all_videos_are_equal_the_interval_is_explained(small):
+    command(on(small[0], small[0], small[2]))
+    text = (small[2] / "fidelity.md").read_text()
+    assert "| 100.00 [1.996, 100.00]† | 100.00* [36.84, 100.00]† |" in text
+    assert "†: all videos have this number" in text and "up to 63% of all prompts have another number" in text
+    command(on(*small))
+    assert "†" not in (small[2] / "fidelity.md").read_text()
 
 
 def test_beneath_each_strip_is_its_difference(small, monkeypatch):
@@ -670,7 +740,7 @@ def test_weights_that_were_trained_for_it_are_not_called_training_free(checkpoin
 def test_released_weights_need_attention_to_compare_with(wan_folder, tmp_path, capsys):
     shared = ["models", f"--checkpoint={wan_folder}", "--prompt=a", "--frames=9", "--height=32", "--width=48",
               "--steps=1", "--guidance=1", f"--out={tmp_path / 'out'}"]  # fmt: skip
-    assert "there is nothing to compare it with" in refused(capsys, shared)
+    assert "there is nothing to compare with dense attention: that is what" in refused(capsys, shared)
     assert not (tmp_path / "out").exists()
     assert "larger than the grid" in refused(capsys, [*shared, "--attention.schedule=fps"])
     command([*shared, "--attention.schedule=fps", "--attention.tile=[1,2,2]", "--attention.block=16"])
@@ -696,3 +766,19 @@ def test_frames_of_the_sheet_are_spread_over_the_video(pair):
     assert strip.shape == (3, 5, 176, 192)
     first = torch.from_numpy(next(islice(read_frames(pair[0]), 1))).permute(2, 0, 1).float() / 255
     assert torch.equal(strip[:, 0], first)
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--attention.schedule=dense"], "--attention.schedule made it so, leave out what did"),
+        (["--attention.quantize=false", "--attention.sparse=false"],
+         "--attention.quantize and --attention.sparse made it so"),
+        (["--trained={fps}"], "are the same weights: leave --trained out"),
+    ],
+)  # fmt: skip
+def test_what_leaves_nothing_to_compare_is_named(checkpoints, tmp_path, capsys, options, line):
+    fps = checkpoints[1]
+    words = [f"--checkpoint={fps}", f"--out={tmp_path / 'out'}", "--prompt=a", "--steps=1"]
+    assert line in refused(capsys, ["models", *words, *(word.format(fps=fps) for word in options)])
+    assert not (tmp_path / "out").exists()

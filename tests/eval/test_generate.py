@@ -23,6 +23,7 @@ from eval.generate.sampling import build_scheduler, list_regimes, sample_latents
 from eval.vbench.__main__ import command as vbench
 from fps_flex import FPSAttention, preset
 from fps_flex.wan import WAN_TINY, Wan, WanConfig
+from fps_flex.wan.codecs import ByteText
 from fps_flex.wan.convert import main
 from fps_flex.wan.encoders import UMT5Text
 from fps_flex.wan.flow import euler_sample, sampling_levels
@@ -482,3 +483,45 @@ def test_home_is_where_the_user_is(wan_folder, tmp_path, monkeypatch):
     command(["--checkpoint=~/wan", "--encoders=~/wan", "--prompts=~/prompts.txt", "--out=~/out", "--frames=1",
              "--height=32", "--width=48", "--steps=1", "--guidance=1"])  # fmt: skip
     assert len(list((tmp_path / "out").glob("*.mp4"))) == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of a CPU")
+@pytest.mark.parametrize(
+    ("option", "line"),
+    [
+        ("--attention.engine=flash", "needs a Hopper GPU or later"),
+        ("--attention.carrier=float8", "no float8 carrier"),
+        ("--encoders=/nonexistent", "was trained with ones that need no files (pixels and bytes): leave it out"),
+    ],
+)
+def test_what_cannot_be_had_is_refused_before_anything_is_made(trained, tmp_path, capsys, monkeypatch, option, line):
+    monkeypatch.setattr(ByteText, "__call__", None)
+    with pytest.raises(SystemExit) as stopped:
+        command([f"--checkpoint={trained}", "--prompt=a", f"--out={tmp_path / 'out'}", "--steps=1", option])
+    assert stopped.value.code == 2 and line in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("keep", "line"), [(0, "is empty: copy it again"), (5000, "is cut short: copy it again")])
+def test_a_damaged_checkpoint_says_how(trained, tmp_path, keep, line):
+    path = tmp_path / "last.ckpt"
+    path.write_bytes(trained.read_bytes()[:keep])
+    with pytest.raises(ValueError, match=f"{path} {line}"):
+        open_model(str(path))
+
+
+def test_the_folder_of_a_run_leads_to_its_checkpoint(trained):
+    for folder in (trained.parent, trained.parent.parent):
+        with pytest.raises(ValueError, match=f"name a checkpoint of training, such as {trained}"):
+            open_model(str(folder))
+
+
+@pytest.mark.parametrize("name", ["generate", "fidelity"])
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_while_it_starts_it_says_so_in_one_line(name, sent):
+    code = (
+        "import os, sys; from train.common import start; "
+        f"start.import_module = lambda _: os.kill(os.getpid(), {int(sent)}); sys.argv[1:] = []; "
+        f"import runpy; runpy.run_module('eval.{name}', run_name='__main__')"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (found.returncode, found.stderr) == (130, "error: stopped\n")

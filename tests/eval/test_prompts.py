@@ -82,7 +82,8 @@ def test_a_repeated_prompt_is_named_and_made_once(tmp_path, caplog, monkeypatch)
     assert read(tmp_path, "a\nb\n\na \nb\n") == ["a", "b"]
     (said,) = caplog.messages
     assert (
-        "2 lines repeat an earlier prompt, the first of them line 4 ('a', as line 1); each prompt is made once" in said
+        "lines that repeat an earlier prompt: 2, the first of them line 4 ('a', as line 1); each prompt is made once"
+        in said
     )
     assert len(plan_jobs(["a", "b", "a"], 2, 0)) == 4
     monkeypatch.setenv("RANK", "1")
@@ -99,7 +100,7 @@ def test_a_map_of_long_prompts_is_read_alike(tmp_path, separator):
     planned = make_plan(suite, prompt_map=tmp_path / "map.txt")
     assert {video.prompt: video.long for video in planned.videos} == dict(zip(prompts, long, strict=True))
     (tmp_path / "map.txt").write_bytes("\n".join(long).encode("utf-16"))
-    with pytest.raises(ValueError, match="map.txt: is UTF-16.*expected a text file with a long prompt a line"):
+    with pytest.raises(ValueError, match="map.txt: is UTF-16 .*, expected UTF-8: save it as that$"):
         make_plan(suite, prompt_map=tmp_path / "map.txt")
 
 

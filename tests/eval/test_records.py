@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ import eval.generate.videos as videos
 from eval.fidelity.command import command as fidelity
 from eval.generate.command import command, plan_jobs, resolve_settings
 from eval.generate.jobs import Job
-from eval.generate.records import digest_file, open_records
+from eval.generate.maker import encode_prompts
+from eval.generate.records import open_records
 from eval.generate.sampling import mean_density
 from eval.generate.states import TextStates
 from eval.generate.videos import draw_contacts
@@ -21,10 +23,11 @@ from eval.vbench.__main__ import command as vbench
 from fps_flex import FPSAttention
 from fps_flex.wan.codecs import ByteText
 from fps_flex.wan.convert import main
-from fps_flex.wan.fingerprint import digest_held, held_in_memory
+from fps_flex.wan.fingerprint import digest_held, held_in_file, held_in_memory
 from fps_flex.wan.weights import open_weights
 from tests.eval.test_fidelity import train
 from tests.helpers.tiny_wan import tiny_pipeline, tiny_transformer
+from train.common.atomic import digest_file
 from train.common.videos import read_clip, write_video
 
 QUICK = ["--prompt=a", "--frames=1", "--height=32", "--width=48", "--steps=1", "--guidance=1"]
@@ -175,7 +178,7 @@ def test_weights_that_were_trained_on_make_the_videos_again(trained, tmp_path, c
     retrain(trained, step=9, position=position)
     said = said_of(capsys, run)
     (video,) = out.glob("*.mp4")
-    assert f"{video} was made with other weights than {trained} has now: it is made again" in said
+    assert f"{video} was made with other weights than are now in {trained}: it is made again" in said
     assert video.read_bytes() != before and (was["trained_steps"], record(out)["trained_steps"]) == (2, 9)
     retrain(trained, run_id="0" * 16)  # another run of as many steps
     assert "other weights" in said_of(capsys, run)
@@ -207,7 +210,7 @@ def test_a_release_that_was_copied_is_the_same(made, wan, tmp_path, capsys):
 def test_a_release_with_other_weights_in_any_part_makes_its_videos_again(made, wan, capsys, part):
     before = next(made.glob("*.mp4")).read_bytes()
     change(wan / part)
-    assert f"was made with other weights than {wan} has now: it is made again" in said_of(capsys, making(wan, made))
+    assert f"was made with other weights than are now in {wan}: it is made again" in said_of(capsys, making(wan, made))
     assert next(made.glob("*.mp4")).read_bytes() != before
     assert "1 of 1 videos are there already" in said_of(capsys, making(wan, made))
 
@@ -232,7 +235,7 @@ def test_each_of_two_experts_counts(tmp_path, capsys):
     assert prints.keys() == {"transformer", "low_noise", "codec", "text"}
     assert prints["low_noise"] != prints["transformer"]
     change(tmp_path / "two/transformer_2")
-    assert f"other weights than {tmp_path / 'two/transformer_2'} has now" in said_of(capsys, run)
+    assert f"other weights than are now in {tmp_path / 'two/transformer_2'}:" in said_of(capsys, run)
     assert record(tmp_path / "out")["fingerprints"]["transformer"] == prints["transformer"]
 
 
@@ -266,7 +269,7 @@ def test_a_broken_video_is_made_again(made, wan, capsys, kind):
     (video,) = made.glob("*.mp4")
     before = video.read_bytes()
     BROKEN_VIDEO[kind](video)
-    assert f"{video} is broken: it is made again" in said_of(capsys, making(wan, made))
+    assert f"{video} has other bytes than its record says: it is made again" in said_of(capsys, making(wan, made))
     assert video.read_bytes() == before
     assert "1 of 1 videos are there already" in said_of(capsys, making(wan, made))
 
@@ -286,7 +289,7 @@ def test_of_many_broken_videos_some_are_named_and_all_are_counted(wan, tmp_path,
     for video in (tmp_path / "out").glob("*.mp4"):
         video.write_bytes(b"")
     lines = said_of(capsys, run).splitlines()
-    assert sum("is broken: it is made again" in line for line in lines) == 10
+    assert sum("has other bytes than its record says: it is made again" in line for line in lines) == 10
     assert "and 3 more videos are made again for such reasons" in lines
     assert "13 of 13 videos are there already" in said_of(capsys, run)
 
@@ -374,7 +377,7 @@ def test_a_process_touches_its_own_videos_alone(wan, tmp_path, capsys, monkeypat
         (theirs,) = (tmp_path / "out").glob(f"*{other}.mp4")
         before = theirs.stat().st_mtime_ns
         said = said_of(capsys, run)
-        assert said.count("is broken") == 1 and other not in said and theirs.stat().st_mtime_ns == before
+        assert said.count("has other bytes") == 1 and other not in said and theirs.stat().st_mtime_ns == before
     assert "1 of 1 videos are there already" in said_of(capsys, run)
 
 
@@ -417,7 +420,7 @@ def test_vbench_counts_what_is_whole(suite, trained, tmp_path, capsys):
     vbench([*run, "--shard=2/2"])
     assert "1 videos of the other shares are missing" in capsys.readouterr().out
     vbench(run)
-    assert f"{video} is broken: it is made again" in capsys.readouterr().out
+    assert f"{video} has other bytes than its record says: it is made again" in capsys.readouterr().out
     retrain(trained)
     vbench([*run, "--shard=2/2"])
     assert "1 videos of the other shares are missing" in capsys.readouterr().out
@@ -484,3 +487,39 @@ def test_lossless_is_a_setting_of_its_own(wan, made, tmp_path, capsys):
     model, settings = resolve_settings(str(wan), frames=1, height=32, width=48, steps=1, guidance=1.0, lossless=True)
     kept = open_records(model, settings, tmp_path / "exact")
     assert kept.count_missing(plan_jobs(["a"], 1, 0)) == 0
+
+
+def test_a_users_files_are_never_written_over(wan, tmp_path, capsys):
+    """A picture in the sheet's place; notes in a record's."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "contact.png").write_text("mine")
+    assert f"{out / 'contact.png'} was not written by this command" in refused(capsys, making(wan, out))
+    (out / "contact.png").unlink()
+    notes = out / f"{plan_jobs(['a'], 1, 0)[0].name}.json"
+    notes.write_text('{"my": notes, not json')
+    assert f"{notes} is no record of a video" in refused(capsys, making(wan, out))
+    assert notes.read_text() == '{"my": notes, not json' and list(out.iterdir()) == [notes]
+
+
+def test_a_row_of_a_vocabulary_counts_however_large_it_is(tmp_path):
+    tensors = {"embedding": torch.zeros(20_000, 1024), "other": torch.zeros(10)}
+    digests = []
+    for row in (None, 700, 701, 19_999):
+        changed = {**tensors, "embedding": tensors["embedding"].clone()}
+        if row is not None:
+            changed["embedding"][row] = 1
+        save_file(changed, tmp_path / "x.safetensors")
+        digests.append(digest_held({name: held_in_memory(tensor) for name, tensor in changed.items()}))
+        digests.append(digest_held(held_in_file(tmp_path / "x.safetensors")))
+    assert len(set(digests)) == 8
+
+
+def test_prompts_that_are_cut_are_counted(tmp_path, caplog):
+    text = ByteText(8, 16)
+    model = SimpleNamespace(text=text)
+    encode_prompts(model, ["short", "just as many b.", "x" * 16, "y" * 17, "é" * 9], CPU, tmp_path)
+    (line,) = caplog.messages
+    assert line.startswith(
+        "2 of 5 prompts are cut to the 16 that the text encoder keeps (bytes), the first of them: 'yyy"
+    )

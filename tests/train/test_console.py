@@ -3,10 +3,11 @@
 import pytest
 import yaml
 
+from eval.bench.__main__ import command as bench
 from eval.fidelity.command import command as fidelity
 from eval.generate.command import command as generate
 from eval.generate.models import open_model
-from train.common.console import check_no_empty
+from train.common.console import check_no_empty, run_command
 from train.fit import main as fit
 from train.prepare.__main__ import command as prepare
 
@@ -75,3 +76,41 @@ def test_the_parsers_errors_are_about_the_option(capsys, word, line):
     with pytest.raises(SystemExit):
         generate(["--checkpoint=x", "--prompt=a", "--out=o", word])
     assert capsys.readouterr().err == f"error: {line}\n"
+
+
+@pytest.mark.parametrize(
+    ("run", "line"),
+    [
+        (generate, "the following arguments are required: out, checkpoint"),
+        (fidelity, 'expected "subcommand" to be one of {models,folders}, but it was not provided.'),
+        (bench, "expected \"subcommand\" to be one of"),
+        (prepare, "the following arguments are required"),
+    ],
+)  # fmt: skip
+def test_a_command_without_arguments_says_which_it_needs(capsys, run, line):
+    with pytest.raises(SystemExit) as stopped:
+        run([])
+    (said,) = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2 and said.startswith("error: ") and line in said
+
+
+@pytest.mark.parametrize("text", ["# hello", "#", "null", "Null", "null ", "~", " ", "---", "a # b", "5", "{a: b}", ""])
+@pytest.mark.parametrize("as_one_word", [True, False])
+def test_a_prompt_is_text_whatever_yaml_makes_of_it(text, as_one_word):
+    found = []
+
+    def main(prompt: str | None = None, negative_prompt: str | None = None, tile: int | None = 1) -> None:
+        found.extend((prompt, negative_prompt, tile))
+
+    if not as_one_word and text == "---":
+        return  # as for any option, this is a word that begins with a dash
+    words = [[f"--{name}={text}"] if as_one_word else [f"--{name}", text] for name in ("prompt", "negative_prompt")]
+    run_command(main, [*words[0], *words[1], "--tile=null"], as_positional=False)
+    assert found[0].strip() == found[1].strip() == text.strip() and found[2] is None
+
+
+def test_such_a_prompt_can_be_printed_and_read_again(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        generate(["--checkpoint=x", "--out=o", "--prompt=null", "--negative_prompt=# x", "--print_config"])
+    said = yaml.safe_load(capsys.readouterr().out)
+    assert (said["prompt"], said["negative_prompt"]) == ("null", "# x")

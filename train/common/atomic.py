@@ -1,12 +1,18 @@
-"""Files that appear whole or not at all: written beside their place, then renamed."""
+"""Files that appear whole or not at all, and never in place of a user's own; and what tells one from another."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
+from hashlib import file_digest
 from pathlib import Path
 from typing import Any
+
+BEGINNING = 4096  # bytes of a file by which its kind is told
+ELSEWHERE = "move it away, or choose another --out"
+MARK = "fps-flex"  # in what has no other beginning of its own, such as pictures
 
 
 @contextmanager
@@ -38,3 +44,35 @@ def write_json(path: Path, value: Any) -> None:
 def write_lines(path: Path, values: Iterable[Any]) -> None:
     """A line of JSON each."""
     write_text(path, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values))
+
+
+def check_ours(path: Path, mark: str = MARK) -> None:
+    """Raises ValueError where what a path holds isn't ours to replace: a folder, or a file of another's making.
+
+    mark: what a file of ours holds in its first bytes. One that is empty holds nothing to lose.
+    """
+    try:
+        with path.open("rb") as file:
+            beginning = file.read(BEGINNING)
+    except (FileNotFoundError, NotADirectoryError):  # the latter is told where its folder is made
+        return
+    except OSError as error:
+        raise ValueError(f"{path} can't be replaced ({error.strerror}): {ELSEWHERE}") from None
+    if beginning.strip(b"\0") and mark.encode() not in beginning:
+        raise ValueError(f"{path} was not written by this command: {ELSEWHERE}")
+
+
+def digest_file(path: Path) -> str | None:
+    """sha256 of a file's bytes; None where there is no file. Raises OSError for one that can't be read."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return None
+    return _digest(path, stat.st_size, stat.st_mtime_ns) if path.is_file() else None
+
+
+@cache
+def _digest(path: Path, size: int, modified: int) -> str:
+    """size, modified: one that was written since is read again."""
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()

@@ -7,7 +7,8 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,7 +18,7 @@ from jsonargparse import ArgumentError, Namespace, auto_cli, capture_parser, get
 
 from fps_flex import FPSAttention
 
-MAY_BE_EMPTY = ("--prompt", "--negative_prompt")
+TEXTS = ("--prompt", "--negative_prompt")  # options that are text as it is, and may be empty
 SCHEDULE_PART = re.compile(r"--((?:\w+\.)*attention)\.schedule\.(\w+)")
 
 NOISE = (
@@ -28,12 +29,21 @@ NOISE = (
 _load_yaml = get_loader("yaml")
 
 
+class Verbatim(str):
+    """Text of a command line that YAML would make nothing of: null, ~, or a # and what follows."""
+
+    __slots__ = ()
+
+
+yaml.SafeDumper.add_representer(Verbatim, lambda dumper, text: dumper.represent_str(str(text)))
+
+
 def load_yaml(text: str) -> Any:
     """YAML as jsonargparse reads it, and None for null inside lists and dicts.
 
     An option below one that can be a string as well (schedule.regimes) gets what was parsed as Python writes it.
     """
-    return _none_for_null(_load_yaml(text), inside=False)
+    return str(text) if isinstance(text, Verbatim) else _none_for_null(_load_yaml(text), inside=False)
 
 
 def _none_for_null(value: Any, inside: bool = True) -> Any:
@@ -54,17 +64,38 @@ def run_command(components: Any, args: list[str] | None, **options: Any) -> None
     def parse(words: list[str]) -> Namespace:
         return capture_parser(lambda: auto_cli(components, args=[], **options)).parse_args(words)
 
-    check_schedule_parts(sys.argv[1:] if args is None else args, parse)
-    check_no_empty(sys.argv[1:] if args is None else args)
+    args = keep_texts(sys.argv[1:] if args is None else args)
+    check_schedule_parts(args, parse)
+    check_no_empty(args)
     auto_cli(components, args=args, **options)
+
+
+def keep_texts(args: list[str]) -> list[str]:
+    """A command line whose TEXTS stay what they are where YAML would read nothing."""
+    kept: list[str] = []
+    for word in args:
+        option, sign, value = word.partition("=")
+        if sign and option in TEXTS and _is_nothing(value):
+            kept += [option, Verbatim(f" {value}" if value.startswith("-") else value)]  # "---" would be an option
+        else:
+            kept.append(Verbatim(word) if kept and kept[-1] in TEXTS and _is_nothing(word) else word)
+    return kept
+
+
+def _is_nothing(text: str) -> bool:
+    """Whether YAML makes nothing of a text."""
+    try:
+        return _load_yaml(text) is None
+    except (yaml.YAMLError, UnicodeError):
+        return False
 
 
 def check_no_empty(args: list[str]) -> None:
     """Raises ValueError for an option with nothing for its value, as an unset variable of the shell leaves it."""
-    for word, after in zip(args, [*args[1:], None], strict=True):
+    for word, after in zip_longest(args, args[1:]):
         option, sign, value = word.partition("=")
         empty = not value.strip() if sign else after is not None and not after.strip()
-        if option.startswith("--") and empty and option not in MAY_BE_EMPTY:
+        if option.startswith("--") and empty and option not in TEXTS:
             raise ValueError(f"{option} is empty: give it a value, or leave it out")
 
 
@@ -137,6 +168,24 @@ def one_line(error: BaseException) -> str:
 def stop(message: str, code: int) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(code)
+
+
+@contextmanager
+def writable(*folders: Path, option: str = "--out") -> Iterator[None]:
+    """Folders to write into, made where they aren't there; what a ValueError leaves empty of them goes again.
+
+    Raises ValueError as `check_writable`.
+    """
+    made = {path for folder in folders for path in (folder, *folder.parents) if not os.path.exists(path)}
+    try:
+        for folder in folders:
+            check_writable(folder, option)
+        yield
+    except ValueError:
+        for path in sorted(made, key=lambda path: len(path.parts), reverse=True):
+            with suppress(OSError):  # it isn't empty, or another process has removed it
+                path.rmdir()
+        raise
 
 
 def check_writable(folder: Path, option: str) -> None:

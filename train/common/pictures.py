@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from matplotlib.figure import Figure
 
+from .atomic import MARK
+
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
@@ -45,7 +47,7 @@ def save_figure(figure: Figure, path: Path) -> None:
     temporary = path.with_name(f".{path.stem}.part{path.suffix}")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # captions may be in any script
-        figure.savefig(temporary, dpi=150)
+        figure.savefig(temporary, dpi=150, metadata={"Software": MARK} if path.suffix == ".png" else None)
     temporary.replace(path)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TypeVar
 
+import torch
 import torch.distributed as dist
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -19,6 +20,21 @@ PATIENCE = timedelta(days=365)
 def rank_and_world() -> tuple[int, int]:
     """This process's rank and how many there are, under torchrun."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def find_device() -> torch.device:
+    """This process's GPU, which is made the current one, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    torch.cuda.set_device(device)
+    return device
+
+
+def progress_bar(title: str, enabled: bool) -> Progress:
+    """On stderr: how many of how many, the time they took, and about what is left."""
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"))
+    return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not enabled)
 
 
 def wait_for_all() -> None:
@@ -33,8 +49,7 @@ def for_each(title: str, items: list[Item], done: Callable[[Item], bool], work: 
     """Do the work that isn't done yet, shared out to the processes; returns when all of them are through."""
     rank, world = rank_and_world()
     todo = [item for item in items[rank::world] if not done(item)]
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=rank > 0 or not todo) as progress:
+    with progress_bar(title, enabled=rank == 0 and bool(todo)) as progress:
         bar = progress.add_task(title, total=len(todo))
         gc.freeze()  # what is there already needn't be looked through below
         for item in todo:
