@@ -29,12 +29,19 @@ def wait_for_all() -> None:
         dist.barrier()
 
 
+def progress_bar(enabled: bool = True) -> Progress:
+    """For tasks whose descriptions say what is done, with the time that is left."""
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
+        TimeRemainingColumn(), console=Console(stderr=True), disable=not enabled,
+    )  # fmt: skip
+
+
 def for_each(title: str, items: list[Item], done: Callable[[Item], bool], work: Callable[[Item], None]) -> None:
     """Do the work that isn't done yet, shared out to the processes; returns when all of them are through."""
     rank, world = rank_and_world()
     todo = [item for item in items[rank::world] if not done(item)]
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=rank > 0 or not todo) as progress:
+    with progress_bar(rank == 0 and bool(todo)) as progress:
         bar = progress.add_task(title, total=len(todo))
         gc.freeze()  # what is there already needn't be looked through below
         for item in todo:
