@@ -173,7 +173,7 @@ def report(out: Path, name: str | None = None, wandb: str | None = None) -> None
         wandb: a project of Weights & Biases to log to; WANDB_MODE=offline needs no account.
     """
     if not out.is_dir():
-        raise ValueError(f"there is no folder {out}: expected a run's, or one of the official package's results")
+        raise ValueError(f"{out} holds no scores: there is no folder, expected a run's or one of official results")
     check_writable(out, "--out")
     found = collect(out, name)
     say("\n".join(describe_report(found)))

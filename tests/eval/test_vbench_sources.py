@@ -254,7 +254,7 @@ def test_labels_are_text_whatever_they_hold(tmp_path, monkeypatch):
 
 
 def test_small_words(tmp_path, capsys):
-    assert "there is no folder" in refused(capsys, ["report", f"--out={tmp_path / 'typo'}"])
+    assert "typo holds no scores: there is no folder" in refused(capsys, ["report", f"--out={tmp_path / 'typo'}"])
     assert not (tmp_path / "typo").exists()
     write_results(tmp_path / "a", full_results())
     command(["report", f"--out={tmp_path / 'a'}", "--name=two\nlines"])
