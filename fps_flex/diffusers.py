@@ -233,6 +233,8 @@ def _unwrap(transformer: Any) -> WanTransformer3DModel:
     wan = getattr(transformer, "_orig_mod", transformer)
     if not isinstance(wan, WanTransformer3DModel):
         hint = ": pass its transformer" if hasattr(wan, "transformer") else ""
+        if hasattr(wan, "get_base_model"):  # peft's wrapper
+            hint = ": pass its get_base_model()"
         raise ValueError(f"transformer: got a {type(wan).__name__}, expected diffusers' WanTransformer3DModel{hint}")
     return wan
 

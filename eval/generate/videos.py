@@ -106,7 +106,7 @@ def _find_todo(kept: Records, jobs: list[Job], mine: list[Job]) -> list[Job]:
 
 
 def _make_all(maker: Maker, kept: Records, todo: list[Job], rank: int, world: int) -> None:
-    with progress_bar("steps", enabled=rank == 0) as progress:
+    with progress_bar(rank == 0) as progress:
         bar = progress.add_task("steps", total=len(todo) * maker.settings.steps)
         for job in todo:
             started = time.perf_counter()

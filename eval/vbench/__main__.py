@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,13 @@ from train.common.console import check_schedule_parts, cli_errors
 from train.common.work import rank_and_world
 
 from . import preflight, stages
+from .compare import PAPER_ROWS
 from .fetch import weights_command
 from .official import Device, open_scorer
-from .score import find_weights, score_command
+from .score import find_weights
+from .score import score as score_videos
 from .scorer_env import setup_command
-from .suite import FLICKER
+from .suite import FLICKER, read_plan
 
 
 def run(
@@ -77,7 +80,7 @@ def run(
     if rank_and_world()[0] > 0:
         return
     stages.check(out)
-    score_command(out, None, scorer_python, scorer_weights, scorer_device)
+    score(out, None, scorer_python, scorer_weights, scorer_device)
     stages.report(out, name, wandb)
 
 
@@ -98,7 +101,8 @@ def score(
         scorer_weights: VBench's folder of weights; none takes $VBENCH_CACHE_DIR, or ~/.cache/vbench.
         scorer_device: of the official package: cpu, cuda, or the one there is.
     """
-    score_command(out, dimensions, scorer_python, scorer_weights, scorer_device)
+    plan = read_plan(out / "plan.json")
+    score_videos(plan.find_videos(out), plan, out, dimensions, scorer_python, scorer_weights, scorer_device)
 
 
 def say_what_can_be_scored(dimensions: tuple[str, ...], python: Path | None, weights: Path | None, device: str) -> None:
@@ -110,6 +114,7 @@ def say_what_can_be_scored(dimensions: tuple[str, ...], python: Path | None, wei
     print("\n".join(preflight.describe_readiness(checked, static_filter)), flush=True)
 
 
+PROG = "python -m eval.vbench"
 COMMANDS = {
     "run": run,
     "plan": stages.plan,
@@ -122,23 +127,33 @@ COMMANDS = {
     "setup-scorer": setup_command,
     "weights": weights_command,
 }
-POSITIONAL = {"aggregate": "results", "compare": "runs", "setup-scorer": "folder"}
+POSITIONAL: dict[str, tuple[str, dict[str, Any]]] = {  # their names, and how they are parsed
+    "aggregate": (
+        "results", {"type": Path, "help": "a run's folder, one of *_eval_results.json, such a file, or a zip."},
+    ),
+    "compare": (
+        "runs",
+        {"nargs": "+", "help": "2 to 5 folders, files or zips, or label=PATH; the first is compared with. Five without "
+         f"labels are called after the paper's rows: {', '.join(PAPER_ROWS)}."},
+    ),
+    "setup-scorer": ("folder", {"type": Path, "help": "where the environment goes."}),
+}  # fmt: skip
 
 
 def build_parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     """The command's parser and those of its parts."""
-    whole = ArgumentParser(prog="python -m eval.vbench", description=__doc__.splitlines()[0], exit_on_error=False)
+    about = f"{__doc__.splitlines()[0]} Without a subcommand it is `run`, which goes through all of them."
+    whole = ArgumentParser(prog=PROG, description=about, exit_on_error=False)
     commands, parts = whole.add_subcommands(required=True), {}
     for name, function in COMMANDS.items():
         parts[name] = part = ArgumentParser(exit_on_error=False, description=inspect.getdoc(function).splitlines()[0])
         part.add_argument("--config", action="config", help="YAML file of options.")
-        skip = {"planned", POSITIONAL.get(name, "")}
-        if name == "compare":
-            part.add_argument("runs", nargs="+", help="folders or files, or label=PATH; the first is compared with.")
-        elif name in POSITIONAL:
-            part.add_argument(POSITIONAL[name], type=Path)
-        part.add_function_arguments(function, as_positional=False, skip=skip)
+        positional, how = POSITIONAL.get(name, ("", {}))
+        if positional:
+            part.add_argument(positional, **how)
+        part.add_function_arguments(function, as_positional=False, skip={"planned", positional})
         commands.add_subcommand(name, part, help=part.description)
+        part.prog = f"{PROG} {name}"
     return whole, parts
 
 
@@ -192,7 +207,12 @@ def command(args: list[str] | None = None) -> None:
         options = whole.instantiate(parsed)[chosen].as_dict()
         options.pop("config", None)
         options = {name: at_home(value) if isinstance(value, Path) else value for name, value in options.items()}
-        found = COMMANDS[chosen](**options)
+        try:
+            found = COMMANDS[chosen](**options)
+            sys.stdout.flush()
+        except BrokenPipeError:  # whoever reads what is printed has read enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
     if chosen == "check" and not found.complete:
         sys.exit(1)
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from .. import intervals
 from ..intervals import Estimate, Sample
 from .check import Findings
 from .results import Results
-from .suite import DIMENSIONS, FLICKER, Plan
+from .suite import DIMENSIONS, SEEDS, Plan
 from .values import Result, agrees, find_prompt
 
 GROUP_SHARES = {"quality": 0.8, "semantic": 0.2}  # of the total
@@ -106,22 +106,27 @@ def _mean(scores: Mapping[str, float], name: str) -> float | None:
     return sum(share * normalise(part, scores[part]) for part, share in shares.items())
 
 
-def aggregate(results: Results, plan: Plan | None = None, findings: Findings | None = None) -> Totals:
+def aggregate(results: Results, plan: Plan | None, reasons: Mapping[str, str]) -> Totals:
     """The totals of what is complete; none for a quick run.
 
-    plan, findings: of the run that the results are of; None for results without a run.
+    plan: of the run that the results are of; None for results without a run. reasons: as `find_reasons` has them.
     """
-    reasons = find_reasons(results, plan, findings)
     totals = combine({name: result.score for name, result in results.scores.items() if name not in reasons})
-    said = _list_reasons(reasons)
-    warnings = list(results.problems)
-    flicker = results.scores.get(FLICKER)
-    if flicker and flicker.filtered is False:
-        warnings.append(f"{FLICKER} is unfiltered: the official protocol scores only videos that are static")
+    said, warnings = _list_reasons(reasons), (*results.problems, *_list_warnings(results))
     if plan and plan.quick:
-        quick = f"a quick run has {plan.quick} prompts a dimension and one video each: it is not comparable"
-        return Totals(None, None, None, (quick, *said), tuple(warnings))
-    return Totals(totals.quality, totals.semantic, totals.total, said, tuple(warnings))
+        many = "1 prompt" if plan.quick == 1 else f"{plan.quick} prompts"
+        quick = f"a quick run has {many} a dimension and one video each: it is not comparable"
+        return Totals(None, None, None, (quick, *said), warnings)
+    return Totals(totals.quality, totals.semantic, totals.total, said, warnings)
+
+
+def _list_warnings(results: Results) -> Iterator[str]:
+    """What keeps scores that count from being comparable."""
+    for name, result in results.scores.items():
+        if result.filtered is False:
+            yield f"{name} is unfiltered: the official protocol scores only videos that are static"
+        if result.score is not None and result.videos and not result.last and not agrees(result):
+            yield f"{name} can't be checked: {result.note}"
 
 
 def find_reasons(results: Results, plan: Plan | None = None, findings: Findings | None = None) -> dict[str, str]:
@@ -137,12 +142,35 @@ def find_reasons(results: Results, plan: Plan | None = None, findings: Findings 
         elif faults.get(name):
             count = sum(faults[name].values())
             kinds = ", ".join(f"{number} {kind}" for kind, number in faults[name].items())
-            reasons[name] = f"{count} of its {len(plan.expected(name))} videos can't count ({kinds})"
+            planned = len(plan.expected(name))
+            of = "its one video" if planned == 1 else f"{count} of its {planned} videos"
+            reasons[name] = f"{of} can't count ({kinds})"
         elif not result.complete:
             many = f"{len(result.missing)} of its videos have no score" if result.missing else ""
             why = "; ".join(filter(None, (many, result.note))) or "not complete"
             reasons[name] = why if result.score is not None else f"not scored: {why}"
+        elif plan and (other := find_mismatch(result, plan)):
+            reasons[name] = other
     return reasons
+
+
+def find_mismatch(result: Result, plan: Plan) -> str:
+    """In which way a result isn't of the videos that a plan has for its dimension; empty where it is.
+
+    The static filter chooses from more than the official five of a prompt, and looks no further once it has five.
+    """
+    videos = [video for video in plan.videos if result.dimension in video.dimensions]
+    kept = Counter(video.prompt for video in videos if video.name in result.videos)
+    wanted = [
+        video.name
+        for video in (videos if result.filtered else plan.expected(result.dimension))
+        if not (result.filtered and kept[video.prompt] >= SEEDS)
+    ]
+    known = result.videos.keys() | {*result.left_out}
+    absent, foreign = {*wanted} - known, result.videos.keys() - {video.name for video in videos}
+    said = [f"{len(wanted) - len(absent)} of {len(wanted)} videos of the plan are scored"] if absent else []
+    said += [f"{len(foreign)} that are scored are not in the plan"] if foreign else []
+    return f"{', '.join(said)}: `score` goes on with it" if said else ""
 
 
 def count_faults(plan: Plan, findings: Findings) -> dict[str, Counter[str]]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -83,5 +84,13 @@ def hash_text(text: str) -> str:
 
 
 def hash_file(path: Path) -> str:
+    """sha256 of a file, read once as long as it doesn't change. Raises OSError."""
+    stat = path.stat()
+    return _hash_file(path, stat.st_size, stat.st_mtime_ns)
+
+
+@cache
+def _hash_file(path: Path, size: int, modified: int) -> str:
+    """size, modified: what tells of a change."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

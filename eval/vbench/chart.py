@@ -103,18 +103,21 @@ def draw_differences(path: Path, first: str, found: dict[str, dict[str, Differen
     names = [name for name in (*DIMENSIONS, *TOTALS) if any(name in x for x in found.values())]
     figure = Figure(figsize=(5.6, 1.4 + 0.3 * len(names)), layout="constrained")
     axes = figure.subplots()
-    for i, (label, differences) in enumerate(found.items()):
+    for i, differences in enumerate(found.values()):
         known = {row: differences[name] for row, name in enumerate(names) if name in differences}
         means = np.array([100 * x.mean for x in known.values()])
         ends = [(x.mean, x.mean) if x.low is None else (x.low, x.high) for x in known.values()]
         bars = np.abs(100 * np.array(ends).reshape(-1, 2).T - means)
         rows = np.array([*known]) + 0.15 * (i - (len(found) - 1) / 2)
-        axes.errorbar(means, rows, xerr=bars, fmt="o", markersize=4, label=label)
+        axes.errorbar(means, rows, xerr=bars, fmt="o", markersize=4, label=str(i))
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
     label = f"paired difference from {first}, in percent points, with 95 % intervals"
     axes.set_xlabel(fill(label, WRAPPED), fontsize=9, parse_math=False)
     axes.grid(axis="x", alpha=0.3)
-    figure.legend(loc="outside upper center", ncols=1 if max(map(len, found)) > 20 else 4)
+    legend = figure.legend(loc="outside upper center", ncols=1 if max(map(len, found)) > 20 else 4)
+    for text, name in zip(legend.get_texts(), found, strict=True):  # as labels, "_x" would be hidden and "$" set
+        text.set_text(fill(name, WRAPPED))
+        text.set_parse_math(False)
     save_figure(figure, path)

@@ -6,23 +6,24 @@ import logging
 import os
 import re
 from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 from train.common.videos import ClipError, open_video
+from train.common.work import progress_bar
 
 from ..generate.models import Clip
+from .cache import hash_file
 from .plan import fold
-from .reading import NoFile, read_json, shape, write_json
+from .reading import NoFile, parse_json, read_json, shape, write_json
 from .suite import FLICKER, SEEDS, Plan
 
 log = logging.getLogger("fps_flex")
 SHOWN = 10  # of each kind of problem, in the terminal
+PICTURES = (".mp4", ".gif", ".png", ".jpg")  # what the official package takes for videos
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,14 @@ class Looked:
 
     file: list[Any]
     seen: Seen
+
+
+@dataclass(frozen=True)
+class Stock:
+    """The videos that can be scored: sha256 by name; and what is wrong with the others that are there."""
+
+    hashes: dict[str, str]
+    problems: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -112,24 +121,48 @@ def see(path: Path) -> Seen:
     return Seen(frames, first.height if first else 0, first.width if first else 0, fps, reason)
 
 
+def find_usable(folder: Path, names: Iterable[str], out: Path) -> Stock:
+    """Of the videos named, what can be scored; one of a single frame can't, since the official code gives it nonsense.
+
+    out: folder of the run, whose seen.json holds what was seen before.
+    """
+    hashes, problems = {}, {}
+    seen = _see_all(folder, [name for name in names if os.path.lexists(folder / name)], out / "seen.json")
+    for name, video in seen.items():
+        if video.reason is not None or video.frames < 2:
+            problems[name] = video.reason or "has one frame, expected at least two"
+            log.warning("%s: %s", name, problems[name])
+        else:
+            hashes[name] = hash_file(folder / name)
+    if problems:
+        log.warning("videos that can't be scored: %s", len(problems))
+    return Stock(hashes, problems)
+
+
+def warn_of_strays(folder: Path, plan: Plan) -> None:
+    stray = sorted({x.name for x in folder.iterdir() if x.suffix.lower() in PICTURES} - {x.name for x in plan.videos})
+    if stray:
+        some = ", ".join(stray[:3]) + (", ..." if len(stray) > 3 else "")
+        log.warning("videos that are not in the plan, and are left alone: %s (%s)", len(stray), some)
+
+
 def _see_all(folder: Path, names: list[str], cache: Path) -> dict[str, Seen]:
     known = _read_seen(cache)
     stats = {name: (folder / name).stat() for name in names}
     keys = {name: [str(folder), stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
     seen = {name: known[name].seen for name in names if name in known and known[name].file == keys[name]}
     todo = [name for name in names if name not in seen]
-    columns = (TextColumn("check"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
-        with Progress(*columns, console=Console(stderr=True), disable=not todo) as progress:
-            bar = progress.add_task("check", total=len(todo))
+        with progress_bar(bool(todo)) as progress:
+            bar = progress.add_task("looking at videos", total=len(todo))
             for name, found in zip(todo, pool.map(lambda name: see(folder / name), todo), strict=True):
                 seen[name] = found
                 progress.advance(bar)
     finally:  # also when interrupted
         pool.shutdown(cancel_futures=True)
-        held = {name: asdict(Looked(keys[name], found)) for name, found in seen.items()}
-        write_json(cache, held)
+        looked = known | {name: Looked(keys[name], found) for name, found in seen.items()}
+        write_json(cache, {name: asdict(one) for name, one in looked.items()})
     return {name: seen[name] for name in names}
 
 
@@ -207,12 +240,6 @@ def describe_findings(findings: Findings, shown: int = SHOWN) -> list[str]:
     return lines
 
 
-def read_findings(path: Path) -> Findings | None:
-    """None where there are none that can be read: then nothing is known of the files."""
-    try:
-        return shape("it", Findings, read_json(path))
-    except NoFile:
-        return None
-    except ValueError as error:
-        log.warning("%s can't be used (%s): nothing is known of the videos until `check` makes it again", path, error)
-        return None
+def parse_findings(data: bytes) -> Findings:
+    """Raises ValueError for what isn't what `write_findings` writes."""
+    return shape("it", Findings, parse_json("it", data))

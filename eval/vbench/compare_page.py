@@ -9,47 +9,49 @@ from pathlib import Path
 
 from train.common.videos import ClipError
 
-from .compare import Run
 from .compare_report import TOTALS_CAPTION, Found, explain_pair, explain_totals, tabulate_differences, tabulate_totals
-from .document import embed, quote_prompt, write_page
+from .document import embed, isolate, write_page
 from .losses import Loss, find_losses
 from .paired import Difference
 from .reading import write_plainly
-from .report import hide_paths
+from .report import Report, hide_paths
 from .strips import draw_strip, show_strip
 from .tables import percent, points
 
 
-def write_compare_page(out: Path, runs: list[Run], found: Found) -> None:
+def write_compare_page(out: Path, runs: list[Report], found: Found) -> None:
     """compare.html. out: folder that has compare.png."""
-    title = f"VBench: {' and '.join(run.label for run in runs)}"
+    title = f"VBench: {' and '.join(run.name for run in runs)}"
     chart = embed((out / "compare.png").read_bytes(), "png", _describe_chart(runs[0], found))
-    parts = [f"<h1>{escape(title)}</h1>", tabulate_totals(runs).to_html(TOTALS_CAPTION)]
+    parts = [
+        f"<h1>VBench: {' and '.join(isolate(run.name) for run in runs)}</h1>",
+        tabulate_totals(runs).to_html(TOTALS_CAPTION),
+    ]
     parts += [f"<p>{escape(hide_paths(said))}</p>" for said in explain_totals(runs)]
     parts.append(f"<p>{chart}</p>")
     for run in runs[1:]:
-        parts += _compare_pair(out, runs[0], run, found[run.label])
+        parts += _compare_pair(out, runs[0], run, found[run.name])
     write_plainly(out / "compare.html", write_page(title, parts))
 
 
-def _describe_chart(first: Run, found: Found) -> str:
+def _describe_chart(first: Report, found: Found) -> str:
     """In words."""
     said = [
         f"{label}: "
         + ", ".join(f"{name.replace('_', ' ')} {points(one.mean)} ({one.verdict})" for name, one in differences.items())
         for label, differences in found.items()
     ]
-    return f"Chart of paired differences from {first.label}, in percent points. {'. '.join(said)}."
+    return f"Chart of paired differences from {first.name}, in percent points. {'. '.join(said)}."
 
 
-def _compare_pair(out: Path, first: Run, other: Run, found: dict[str, Difference]) -> Iterator[str]:
-    yield f"<h2>{escape(other.label)} against {escape(first.label)}</h2>"
+def _compare_pair(out: Path, first: Report, other: Report, found: dict[str, Difference]) -> Iterator[str]:
+    yield f"<h2>{isolate(other.name)} against {isolate(first.name)}</h2>"
     said, *more = explain_pair(first, other, found)
     yield tabulate_differences(first, other, found).to_html(said)
     yield from (f"<p>{escape(one)}</p>" for one in more)
     losses = find_losses(first, other)
     if losses:
-        yield f"<h3>Prompts that lost most in {escape(other.label)}</h3>"
+        yield f"<h3>Prompts that lost most in {isolate(other.name)}</h3>"
         yield (
             '<p class="note">Of each dimension, the prompt with the lowest mean difference of its videos, and of these '
             "the video that lost most; normalised as VBench does it, the greatest loss first.</p>"
@@ -58,19 +60,19 @@ def _compare_pair(out: Path, first: Run, other: Run, found: dict[str, Difference
         yield _show_loss(out, first, other, loss)
 
 
-def _show_loss(out: Path, first: Run, other: Run, loss: Loss) -> str:
+def _show_loss(out: Path, first: Report, other: Report, loss: Loss) -> str:
     prompt = _find_prompt((first, other), loss)
     scores = "; ".join(
         f"{name.replace('_', ' ')} {percent(ours)} to {percent(theirs)}" for name, (ours, theirs) in loss.scores.items()
     )
     figures = [figure for run in (first, other) if (figure := _show_video(out, run, loss.video, prompt))]
     return (
-        f"<section><h4>{loss.dimension.replace('_', ' ')} {points(loss.change)}: {quote_prompt(prompt)}</h4>"
+        f"<section><h4>{loss.dimension.replace('_', ' ')} {points(loss.change)}: {isolate(prompt)}</h4>"
         f'<p>{escape(scores)}</p><div class="pair">{"".join(figures)}</div></section>'
     )
 
 
-def _find_prompt(runs: tuple[Run, ...], loss: Loss) -> str:
+def _find_prompt(runs: tuple[Report, ...], loss: Loss) -> str:
     """As a plan has it; else as the file's name does."""
     for run in runs:
         for video in run.plan.videos if run.plan else ():
@@ -79,7 +81,7 @@ def _find_prompt(runs: tuple[Run, ...], loss: Loss) -> str:
     return loss.prompt
 
 
-def _show_video(out: Path, run: Run, name: str, prompt: str) -> str:
+def _show_video(out: Path, run: Report, name: str, prompt: str) -> str:
     """A figure; a word where there is a video that can't be read, and nothing where there is none."""
     folder = run.plan.find_videos(run.path) if run.plan else None
     if folder is None or not os.path.exists(folder / name):
@@ -87,6 +89,6 @@ def _show_video(out: Path, run: Run, name: str, prompt: str) -> str:
     values = {dimension: result.per_video().get(name) for dimension, result in run.results.scores.items()}
     said = ", ".join(f"{one.replace('_', ' ')} {percent(x)}" for one, x in values.items() if x is not None)
     try:
-        return show_strip(draw_strip(folder / name), folder / name, out, prompt, escape(f"{run.label}: {said}"))
+        return show_strip(draw_strip(folder / name), folder / name, out, prompt, escape(f"{run.name}: {said}"))
     except ClipError as error:
-        return f"<p>{escape(run.label)}: {escape(hide_paths(str(error)))}</p>"
+        return f"<p>{escape(run.name)}: {escape(hide_paths(str(error)))}</p>"

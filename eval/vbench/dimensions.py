@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from train.common.videos import ClipError
+from train.common.work import progress_bar
 
 from . import flicker
 from .cache import Cache, hash_file, hash_text
+from .check import Stock
 from .official import Outcome, Scorer, score_official
 from .preflight import NEEDS, STATIC_FILTER, Readiness
 from .reading import NoFile, read_json, write_json
 from .results import parse_ours
-from .stock import Stock, progress_bar
 from .suite import DIMENSIONS, FLICKER, Plan, Planned
 from .values import Result, mean, to_value, to_weight
 
@@ -155,6 +156,9 @@ class Scoring:
         weights = {name: float(weight) for name, (_, weight) in counted.items()}
         weights = weights if len({*weights.values()}) > 1 else {}
         missing = [name for name in names if name not in self.stock.hashes or name in errors]
+        left_out = [name for name, (value, _) in outcome.results.items() if value is None and name in names]
+        if filtered:  # what it saw and didn't choose; it looks no further once it has five of a prompt
+            left_out = [name for name in names if name not in videos and name not in missing]
         result = Result(
             dimension,
             mean(videos, weights) / DIMENSIONS[dimension].unit if videos else None,
@@ -167,6 +171,7 @@ class Scoring:
             "; ".join(note),
             self._digest(wanted),
             weights,
+            tuple(left_out),
         )
         write_json(self._file(dimension), asdict(result))
         return result

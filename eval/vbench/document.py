@@ -28,7 +28,8 @@ table { border-collapse: collapse; overflow-wrap: normal; width: max-content; }
 th, td { padding: .25rem .7rem .25rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 th { font-weight: 600; }
 thead th { vertical-align: bottom; max-width: 8rem; white-space: normal; }
-tbody th { font-weight: 500; white-space: nowrap; }
+thead bdi { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 4; overflow: hidden; }
+tbody th { font-weight: 500; max-width: min(14rem, 34vw); }
 tr > :first-child { position: sticky; left: 0; background: var(--page); }
 .figure { text-align: right; font-variant-numeric: tabular-nums; } td.figure { white-space: nowrap; }
 td:not(.figure) { max-width: 24rem; overflow-wrap: anywhere; }
@@ -42,7 +43,7 @@ img, video { max-width: 100%; height: auto; } figure { margin: 0 0 1.2rem; } fig
     --warn: #fff; --edge: #000; }
   body { max-width: none; padding: 0; font-size: 10pt; }
   .scroll { overflow: visible; } table { width: 100%; font-size: 7.5pt; } th, td { padding: .2rem .4rem .2rem 0; }
-  tbody th, td.figure { white-space: normal; }
+  td.figure { white-space: normal; }
   tr > :first-child { position: static; } thead { display: table-header-group; }
   tr, figure, .partial, .totals { break-inside: avoid; }
   h1, h2, h3 { break-after: avoid; } pre { border: 1px solid var(--line); overflow: visible; }
@@ -79,6 +80,6 @@ def list_facts(facts: Iterable[tuple[str, str]]) -> str:
     return f"<dl>{''.join(f'<dt>{escape(what)}</dt><dd>{escape(value)}</dd>' for what, value in facts)}</dl>"
 
 
-def quote_prompt(prompt: str) -> str:
-    """A prompt in its own direction of writing."""
-    return f'<bdi dir="auto">{escape(prompt)}</bdi>'
+def isolate(text: str) -> str:
+    """A prompt or a name in its own direction of writing."""
+    return f'<bdi dir="auto">{escape(text)}</bdi>'

@@ -10,6 +10,7 @@ from fps_flex.checks import at_home
 from train.common.console import check_writable
 
 from .official import open_scorer
+from .ours import check_ours
 from .plan import choose_dimensions
 from .preflight import DETECTRON2, check_all
 from .reading import write_plainly
@@ -47,13 +48,30 @@ fetch() {
     say "fetching $2"
     mkdir -p "$(dirname "$2")" || return 1
     if [ $# -eq 6 ]; then
-        curl -L --fail --retry 3 -o "$2.zip.part" "$1" && unzip -p "$2.zip.part" "$6" >"$2.part"
+        get "$1" "$2.zip.part" || return 1
+        unzip -p "$2.zip.part" "$6" >"$2.part"
     else
-        curl -L --fail --retry 3 -o "$2.part" "$1"
+        get "$1" "$2.part" || return 1
     fi && is_right "$2.part" "$3" "$4" "$5" && mv -f "$2.part" "$2"
     result=$?
     rm -f "$2.part" "$2.zip.part"
     return $result
+}
+
+# get URL FILE; goes on with what an earlier try, or one that was stopped, left of the file
+get() {
+    curl -L --fail --retry 3 -C - -o "$2" "$1" && return 0
+    result=$?
+    case $result in 33 | 36) ;; *) [ "$result" -ne 22 ] || rm -f "$2"; return $result ;; esac
+    rm -f "$2"  # this server can't go on in the middle
+    curl -L --fail --retry 3 -o "$2" "$1"
+}
+
+# needs TOOL...
+needs() {
+    for tool in "$@"; do
+        command -v "$tool" >/dev/null 2>&1 || { say "error: needs $tool, which isn't there: install it first"; exit 1; }
+    done
 }
 
 # clone URL FOLDER FILE_THAT_IT_HAS
@@ -62,7 +80,9 @@ clone() {
     if [ -e "$2" ]; then say "$2 is there without $3: remove it first"; return 1; fi
     say "cloning $2"
     mkdir -p "$(dirname "$2")" && rm -rf "$2.part" && git clone --depth 1 "$1" "$2.part" &&
-        [ -f "$2.part/$3" ] && mv "$2.part" "$2"
+        [ -f "$2.part/$3" ] && mv "$2.part" "$2" && return 0
+    rm -rf "$2.part"
+    return 1
 }
 
 """
@@ -94,6 +114,7 @@ def weights_command(
     if script is not None:
         script = at_home(script)
         check_writable(script.parent, "--script")
+        check_ours(script, "python -m eval.vbench weights")
         write_plainly(script, write_script(missing, folder))
         lines.append(f"wrote {script}: sh {quote(str(script))} fetches what is missing")
     print("\n".join(lines))
@@ -154,4 +175,6 @@ def write_script(missing: list[Weight], folder: Path) -> str:
             call = ["fetch", file.source, str(path), size, str(file.bytes), file.sha256]
             call += [file.member] if file.how == "zip" else []
         lines.append(" ".join([call[0], *map(quote, call[1:])]) + " || failed=$((failed + 1))\n")
-    return SCRIPT + "".join(lines) + END
+    kinds = {file.how for file in missing}
+    tools = [tool for tool, of in (("curl", {"file", "zip"}), ("unzip", {"zip"}), ("git", {"git"})) if kinds & of]
+    return SCRIPT + (f"needs {' '.join(tools)}\n" if tools else "") + "".join(lines) + END

@@ -52,15 +52,6 @@ def read_frames(path: Path) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
             raise ClipError(f"{path}: has no frame")
 
 
-def count_frames(path: Path) -> int:
-    """By its packets, after decoding the first frame. Raises ClipError when that can't be done."""
-    with open_video(path) as (container, stream):
-        if next(container.decode(stream), None) is None:
-            raise ClipError(f"{path}: has no frame")
-    with open_video(path) as (container, stream):
-        return sum(1 for packet in container.demux(stream) if packet.size)
-
-
 def bits(path: Path) -> int:
     """Of a colour component. Raises ClipError."""
     with open_video(path) as (_, stream):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from .aggregate import normalise
-from .compare import Run
+from .report import Report
 from .suite import DIMENSIONS
 from .values import find_prompt
 
@@ -29,7 +29,7 @@ class Loss:
     video: str
 
 
-def find_losses(first: Run, other: Run) -> list[Loss]:
+def find_losses(first: Report, other: Report) -> list[Loss]:
     """The greatest first; none of a dimension where no prompt lost."""
     pairs = {name: found for name in DIMENSIONS if (found := _pair(first, other, name))}
     losses = []
@@ -43,7 +43,7 @@ def find_losses(first: Run, other: Run) -> list[Loss]:
     return sorted(losses, key=lambda loss: loss.change)
 
 
-def _pair(first: Run, other: Run, name: str) -> dict[str, Pairs]:
+def _pair(first: Report, other: Report, name: str) -> dict[str, Pairs]:
     """A dimension's videos that both runs have, by prompt."""
     if name not in first.results.scores or name not in other.results.scores:
         return {}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .chart import describe_chart
 from .check import describe_findings
-from .document import embed, list_facts, list_items, quote_prompt, write_page
+from .document import embed, isolate, list_facts, list_items, write_page
 from .making import describe_cost, describe_making, describe_settings
 from .report import CAPTION, SHOWN, Report, describe_intervals, hide_paths, tabulate_scores
 from .strips import draw_strips, show_strip
@@ -19,7 +19,7 @@ from .tables import percent
 def to_html(report: Report, out: Path) -> str:
     """out: the folder of the run, which the page goes to, with the chart."""
     parts = [
-        f"<h1>VBench: {escape(report.name)}</h1>",
+        f"<h1>VBench: {isolate(report.name)}</h1>",
         *_list_totals(report),
         *_list_cost(report),
         f"<p>{embed((out / 'chart.png').read_bytes(), 'png', describe_chart(report))}</p>",
@@ -61,7 +61,7 @@ def _list_videos(report: Report, out: Path) -> Iterator[str]:
     folder = report.plan.find_videos(out)
     strips = draw_strips(folder, report.plan)
     for video, strip in strips.shown:
-        caption = f"{quote_prompt(video.prompt)} ({escape(_tell_scores(report, video))})"
+        caption = f"{isolate(video.prompt)} ({escape(_tell_scores(report, video))})"
         yield show_strip(strip, folder / video.name, out, video.prompt, caption)
     if strips.left_out:
         yield f"<p>{escape(hide_paths(strips.describe_left_out()))}</p>"

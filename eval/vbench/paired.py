@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Literal
 
 from ..intervals import FEWEST, Estimate, Sample, estimate, holm
 from .aggregate import SHARES, combine_samples
 from .suite import DIMENSIONS
-from .values import Result, find_prompt
+from .values import YES_OR_NO, Result, find_prompt
 
 ALPHA = 0.05  # how often, at the most, one of a table's verdicts is by chance
-Verdict = Literal["better", "worse", "not told apart", "too few prompts", "a quick run"]
+SAME = "the same scores"
+Verdict = Literal[
+    "the same scores", "better", "worse", "not told apart", "too few prompts", "a quick run"
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Difference:
     """How far another run's videos score above the first run's, of the same prompts and seeds.
 
-    low, high: of the confidence interval of the mean; None for one prompt. p: adjusted for all rows of the table, None
-    without an interval. videos, prompts: that both have; only_first, only_other: videos that one of them alone has.
+    low, high: of the confidence interval of the mean; None for one prompt, and where all scores are the same. p:
+    adjusted for all rows of the table, None without an interval. videos, prompts: that both have; only_first,
+    only_other: videos that one of them alone has.
     """
 
     mean: float
@@ -76,9 +80,17 @@ def compare(
         if group in wanted:
             found[group] = one
             pairs[group] = reduce(Pairs.join, (pairs[name] for name in SHARES[group]))
+    if _are_the_same(samples):
+        found = {name: replace(one, low=None, high=None, p=None) for name, one in found.items()}
     tested = [name for name, one in found.items() if one.p is not None]
     adjusted = dict(zip(tested, holm(found[name].p for name in tested), strict=True))
     return {name: _judge(one, adjusted.get(name), pairs[name], quick) for name, one in found.items()}
+
+
+def _are_the_same(samples: Mapping[str, Sample]) -> bool:
+    """Whether two runs give each video the same score. Of yes and no alone, two models' may be alike too."""
+    told = any(name not in YES_OR_NO for name in samples)
+    return told and not any(value for sample in samples.values() for those in sample.values.values() for value in those)
 
 
 def pair(first: Result, other: Result) -> Sample:
@@ -97,7 +109,9 @@ def pair(first: Result, other: Result) -> Sample:
 def _judge(found: Estimate, p: float | None, pairs: Pairs, quick: bool) -> Difference:
     """A verdict takes enough prompts, a p that stands among all rows, and an interval that leaves out 0."""
     verdict: Verdict = "not told apart"
-    if quick:
+    if found.p is None and not found.mean and found.prompts > 1:
+        verdict = SAME
+    elif quick:
         verdict = "a quick run"
     elif pairs.fewest < FEWEST:
         verdict = "too few prompts"

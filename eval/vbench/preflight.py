@@ -44,7 +44,7 @@ def check(dimension: str, scorer: Scorer | None, weights: Path) -> Readiness:
     return Readiness(dimension, (*problems, *wrong.values()), (*wrong,), absent)
 
 
-def check_all(dimensions: Iterable[str], scorer: Scorer, weights: Path) -> tuple[list[Readiness], Readiness]:
+def check_all(dimensions: Iterable[str], scorer: Scorer | None, weights: Path) -> tuple[list[Readiness], Readiness]:
     """Of each dimension in the official order, and of the static filter. temporal_flickering itself is always ready."""
     chosen = {*dimensions}
     checked = [

@@ -17,7 +17,7 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from fps_flex.checks import is_real, is_whole, show
-from train.common.atomic import write_text
+from train.common.atomic import beside
 
 LARGEST = 1 << 28  # bytes of a file, and of all that a zip holds: ten times what VBench writes
 DEEPEST = 50  # lists and objects in each other
@@ -155,10 +155,17 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_plainly(path: Path, text: str) -> None:
-    """Raises ValueError where it can't be written, or is something else than a file."""
+    """In UTF-8. Raises ValueError where it can't be written, or is something else than a file."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Whole or not at all, in a folder that is made where there is none. Raises ValueError likewise."""
     try:
         if path.exists() and not path.is_file():
             raise ValueError(f"{path} is a {'folder' if path.is_dir() else 'device'}, expected a file to write")
-        write_text(path, text)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with beside(path) as temporary:
+            temporary.write_bytes(data)
     except OSError as error:
         raise ValueError(f"{path} can't be written ({error.strerror or error})") from None

@@ -12,11 +12,13 @@ from typing import Any
 
 from ..intervals import Estimate
 from .aggregate import Totals, aggregate, find_intervals, find_reasons, normalise
-from .check import Findings, describe_findings, read_findings
+from .check import Findings, describe_findings
 from .making import Making, describe_making, describe_settings, read_making
-from .reading import write_plainly
+from .ours import is_ours, read_written, writing
+from .reading import plain, write_bytes, write_plainly
 from .results import Results, read_results
-from .suite import DIMENSIONS, SEEDS, Plan, find_plan
+from .source import open_source
+from .suite import DIMENSIONS, SEEDS, Plan
 from .tables import Column, Table, count, percent, percents
 from .values import Result
 
@@ -32,13 +34,19 @@ COLUMNS = (
     Column("videos", ("videos", "expected_videos"), lambda found, of: f"{found:,} of {of:,}", figure=True),
     Column("note", ("note",)),
 )
+ZIP = "leaderboard.zip"
 CAPTION = "Scores in percent; normalised as VBench's leaderboard does it; intervals over prompts"
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that is known of a run. reasons: why a dimension doesn't count. intervals: by dimension, and of totals."""
+    """All that is known of a run, or of other scores, under the name that it has in the tables.
 
+    path: the run's folder, or where the scores were read. reasons: why a dimension doesn't count. intervals: by
+    dimension, and of totals.
+    """
+
+    path: Path
     name: str
     results: Results
     totals: Totals
@@ -52,20 +60,27 @@ class Report:
     def warnings(self) -> tuple[str, ...]:
         return (*self.totals.warnings, *self.making.problems)
 
+    def score(self, name: str) -> float | None:
+        """Of a dimension or a total."""
+        if name not in DIMENSIONS:
+            return getattr(self.totals, name)
+        result = self.results.scores.get(name)
+        return result and result.score
 
-def collect(out: Path, name: str | None = None) -> Report:
-    """Raises ValueError when there are no scores in `out`."""
-    plan = find_plan(out)
-    findings = read_findings(out / "check.json")
-    results = read_results(out)
-    totals, reasons = aggregate(results, plan, findings), find_reasons(results, plan, findings)
+
+def collect(path: Path, name: str | None = None) -> Report:
+    """path: as of `read_results`. name: none takes the path's. Raises ValueError where there are no scores."""
+    source = open_source(path)
+    plan, findings, results = source.plan, source.findings, read_results(source)
+    reasons = find_reasons(results, plan, findings)
+    totals = aggregate(results, plan, reasons)
     intervals = {
         name: found
         for name, found in find_intervals(results).items()
         if name in DIMENSIONS or getattr(totals, name) is not None
     }
-    name = name or out.resolve().name
-    return Report(name, results, totals, reasons, intervals, plan, findings, read_making(out, plan))
+    name = plain(" ".join((name or path.resolve().name).split()))
+    return Report(source.run, name, results, totals, reasons, intervals, plan, findings, read_making(source.run, plan))
 
 
 def to_dict(report: Report) -> dict[str, Any]:
@@ -163,8 +178,7 @@ def tabulate_scores(report: Report) -> Table:
 
 
 def _list_dimension(report: Report, name: str) -> list[Any]:
-    result, found = report.results.scores.get(name), report.intervals.get(name)
-    score = None if result is None else result.score
+    result, found, score = report.results.scores.get(name), report.intervals.get(name), report.score(name)
     expected = len(report.plan.expected(name)) if report.plan else DIMENSIONS[name].prompts * SEEDS
     return [
         name,
@@ -197,29 +211,56 @@ def write_tables(out: Path, report: Report) -> None:
     write_plainly(out / "scores.tex", table.to_tex(f"VBench: {report.name}. {CAPTION}."))
 
 
-def to_official(result: Result) -> dict[str, Any]:
-    """As the official package's *_eval_results.json has it."""
-    videos = [{"video_path": name, "video_results": value} for name, value in result.videos.items()]
+def to_official(result: Result, incomplete: bool) -> dict[str, Any]:
+    """As the official package's *_eval_results.json has it, with what tells how the score comes of the videos."""
+    said = {"filtered": False} if result.filtered is False else {}
+    said |= {"incomplete": True} if incomplete else {}
+    videos = []
+    for name, value in result.videos.items():
+        frames = {"frame_count": result.weights[name]} if result.weights else {}
+        last = {"cur_sim": result.last[name]} if result.last else {}
+        videos.append({"video_path": name, "video_results": value, **frames, **last, **said})
     return {result.dimension: [result.score, videos]}
+
+
+def list_official(report: Report) -> dict[str, str]:
+    """The text of each file in the official format, by its name."""
+    quick = bool(report.plan and report.plan.quick)
+    return {
+        f"{name}_eval_results.json": json.dumps(
+            to_official(result, quick or name in report.reasons), ensure_ascii=False, indent=4
+        )
+        + "\n"
+        for name, result in report.results.scores.items()
+        if result.score is not None
+    }
+
+
+def pack_leaderboard(texts: dict[str, str]) -> bytes:
+    packed = BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, text in texts.items():
+            archive.writestr(zipfile.ZipInfo(name), text)  # dated 1980: the same bytes again
+    return packed.getvalue()
 
 
 def write_leaderboard(out: Path, report: Report) -> str:
     """eval_results/ in the official format, and the leaderboard's zip of them where all sixteen are complete.
 
-    There is no zip of less: the official script would take what is missing for 0. Returns what was done, in a line.
+    There is no zip of less: the official script would take what is missing for 0. What is the user's is left alone.
+    Returns what was done, in a line.
     """
-    packed = BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, result in report.results.scores.items():
-            if result.score is not None:
-                text = json.dumps(to_official(result), ensure_ascii=False, indent=4) + "\n"
-                write_plainly(out / f"eval_results/{name}_eval_results.json", text)
-                archive.writestr(zipfile.ZipInfo(f"{name}_eval_results.json"), text)  # dated 1980: the same bytes again
-    file = out / "leaderboard.zip"
-    if report.totals.total is None:
-        file.unlink(missing_ok=True)
-        return "no leaderboard.zip: it needs all sixteen dimensions complete"
-    temporary = file.with_name(f".{file.name}.part")
-    temporary.write_bytes(packed.getvalue())
-    temporary.replace(file)
-    return f"wrote {file}"
+    texts, whole = list_official(report), report.totals.total is not None
+    files = {f"eval_results/{name}": text.encode() for name, text in texts.items()}
+    files |= {ZIP: pack_leaderboard(texts)} if whole else {}
+    written = read_written(out)
+    theirs = [name for name in files if not is_ours(out / name, name, written)]
+    with writing(out, (name for name in files if name not in theirs)):
+        for name, data in files.items():
+            if name not in theirs:
+                write_bytes(out / name, data)
+    if not whole and ZIP in written and is_ours(out / ZIP, ZIP, written):
+        (out / ZIP).unlink(missing_ok=True)
+    said = [f"wrote {out / ZIP}"] if whole and ZIP not in theirs else []
+    said += [] if whole else [f"no {ZIP}: it needs all sixteen dimensions complete"]
+    return "; ".join([*said, *(f"{out / name} isn't this command's, and is left as it is" for name in theirs)])

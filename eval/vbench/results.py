@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from fps_flex.checks import show
 
-from .reading import is_zip, open_zip, parse_json, plain, read_bytes, read_zipped, shape
-from .suite import DIMENSIONS, SEEDS
+from .reading import parse_json, plain, shape
+from .source import File, Source, open_source
+from .suite import DIMENSIONS, FLICKER, SEEDS
 from .values import Result, check_score, to_score, to_value, to_weight
 
 ROW = ("video_path", "video_results")  # what the official package says of a video, at the least
+MAY_LACK = {  # dimensions of which the official package scores fewer videos than there are, and why
+    "color": "the others were not scored, or the object wasn't found in them",
+    FLICKER: "the others were not scored, or the static filter kept fewer than five of a prompt",
+}
 
 
 @dataclass(frozen=True)
@@ -28,86 +31,65 @@ class Results:
     problems: tuple[str, ...] = ()
 
 
-def read_results(path: Path) -> Results:
-    """path: a run's folder, a folder of the official package's results, one such file, or a zip of them.
+def read_results(path: Path | Source) -> Results:
+    """path: a run's folder or its scores/, a folder of the official package's results, one such file, or a zip of them.
 
     What can't be used is named and left out. Raises ValueError where that leaves nothing at all.
     """
-    found: dict[str, tuple[str, Result]] = {}
-    refused: dict[str, Result] = {}
+    source = path if isinstance(path, Source) else open_source(path)
+    given: dict[str, list[tuple[str, Result]]] = {}
+    scores: dict[str, Result] = {}
     problems = []
-    for file, dimension, result in _read_all(path):
+    for file, dimension, result in _read_all(source.files):
         if isinstance(result, ValueError):
             what = f": {dimension} is left out" if dimension else " can't be read, and is left out"
             problems.append(plain(f"{file}{what}: {result}"))
             if dimension in DIMENSIONS:
-                refused[dimension] = Result(dimension, note=plain(str(result)))
-        elif dimension in found and _contradict(found[dimension][1], result):
-            problems.append(
-                plain(f"{file} and {found[dimension][0]} both score {dimension}, differently: it is left out")
-            )
-            found[dimension] = (file, Result(dimension, note="two files score it differently"))
-        elif dimension not in found or not found[dimension][1].videos:
-            found[dimension] = (file, result)
-    if not found and not problems:
-        raise ValueError(f"{path} holds no scores: expected a run's folder, *_eval_results.json, or a zip of them")
-    if not found:
+                scores[dimension] = Result(dimension, note=plain(str(result)))
+        else:
+            given.setdefault(dimension, []).append((file, result))
+    if not given and not problems:
+        raise ValueError(
+            f"{source.path} holds no scores: expected a run's folder, *_eval_results.json, or a zip of them"
+        )
+    if not given:
         more = f"; and {len(problems) - 1} more" if len(problems) > 1 else ""
-        raise ValueError(f"{path} holds no scores that can be used: {problems[0]}{more}")
-    scores = {**refused, **{name: result for name, (_, result) in found.items()}}
-    return Results({name: scores[name] for name in DIMENSIONS if name in scores}, tuple(problems))
+        raise ValueError(f"{source.path} holds no scores that can be used: {problems[0]}{more}")
+    for dimension, those in given.items():
+        scores[dimension] = _unite(dimension, those, problems)
+    return Results({name: scores[name] for name in DIMENSIONS if name in scores}, (*problems, *source.problems))
+
+
+def _unite(dimension: str, given: list[tuple[str, Result]], problems: list[str]) -> Result:
+    """The one that says most of what several files say of a dimension; none where they don't agree."""
+    scored = [(file, result) for file, result in given if result.score is not None] or given[:1]
+    file, best = max(scored, key=lambda one: bool(one[1].videos))
+    for other, result in scored:
+        if _contradict(best, result):
+            problems.append(plain(f"{other} and {file} both score {dimension}, differently: it is left out"))
+            return Result(dimension, note="two files score it differently")
+    return best
 
 
 def _contradict(one: Result, other: Result) -> bool:
     return one.score != other.score or bool(one.videos and other.videos and one.videos != other.videos)
 
 
-def _read_all(path: Path) -> Iterator[tuple[str, str, Result | ValueError]]:
+def _read_all(files: Iterable[File]) -> Iterator[tuple[str, str, Result | ValueError]]:
     """(file, dimension, its result or why there is none); the dimension is empty where that is of a whole file."""
-    for file, read in _list_files(path):
+    for file in files:
         try:
-            said = parse_json("it", read())
+            said = parse_json("it", file.read())
             if isinstance(said, list):
                 continue  # the official package's *_full_info.json
             if not isinstance(said, dict):
                 raise ValueError(f"expected scores of dimensions, found {show(said)}")
             items = [(said["dimension"], said)] if "dimension" in said else _list_official(said)
         except ValueError as error:
-            yield file, "", error
+            yield file.shown, "", error
             continue
         for dimension, value in items:
-            yield file, str(dimension), _parse(dimension, value, ours=value is said)
-
-
-def _list_files(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    """(name, what reads it) of each file of scores."""
-    if os.path.isdir(path):  # False where that can't be told
-        for file in _list_folder(path):
-            yield str(file), partial(read_bytes, file)
-        return
-    try:
-        data = read_bytes(path)
-        packed = open_zip(str(path), data) if is_zip(data) else None
-    except ValueError as error:
-        raise ValueError(f"{path}: scores can't be read ({error})") from None
-    if packed is None:
-        yield str(path), lambda: data
-        return
-    for member in sorted(packed.infolist(), key=lambda member: member.filename):
-        name = PurePath(member.filename).name
-        if name.endswith(".json") and not name.startswith((".", "__")):
-            yield f"{path}:{member.filename}", partial(read_zipped, packed, member)
-
-
-def _list_folder(path: Path) -> list[Path]:
-    """A run's scores, those of a folder scores/, or else all that the official package has anywhere in it."""
-    try:
-        ours = sorted((path / "scores").glob("*.json")) or [
-            file for file in sorted(path.glob("*.json")) if file.stem in DIMENSIONS
-        ]
-        return ours or sorted(path.rglob("*_eval_results.json"))
-    except OSError as error:
-        raise ValueError(f"{path}: scores can't be read ({error.strerror})") from None
+            yield file.shown, str(dimension), _parse(dimension, value, ours=value is said)
 
 
 def _list_official(said: dict[str, Any]) -> list[tuple[str, Any]]:
@@ -142,9 +124,11 @@ def parse_ours(said: dict[str, Any]) -> Result:
     if result.weights and result.weights.keys() != videos.keys():
         raise ValueError("its weights are of other videos than its values")
     known = {name: to_weight(weight) for name, weight in result.weights.items()}
-    weights, note = check_score(result.dimension, score, videos, known)
+    last = _to_values(result.dimension, result.last.items())
+    weights, last, note = check_score(result.dimension, score, videos, known, last)
     note = "; ".join(dict.fromkeys(filter(None, (result.note, note))))
-    return replace(result, score=score, videos=videos, weights=weights, note=note)
+    complete = result.complete and not result.missing and not result.errors
+    return replace(result, score=score, videos=videos, complete=complete, weights=weights, last=last, note=note)
 
 
 def _parse_official(dimension: str, said: Any) -> Result:
@@ -158,17 +142,31 @@ def _parse_official(dimension: str, said: Any) -> Result:
     ):
         raise ValueError("it is not a list of an overall score and its videos")
     videos = _to_values(dimension, [(_name_of(row), row["video_results"]) for row in rows])
-    weights, note = check_score(dimension, score, videos, *_read_frames(dimension, rows))
+    weights, last, note = check_score(dimension, score, videos, *_read_frames(dimension, rows))
+    partial = any(row.get("incomplete") is True for row in rows)
+    complete, lacking = _judge_count(dimension, len(videos))
+    return Result(
+        dimension,
+        score,
+        videos,
+        complete and not partial,
+        filtered=False if any(row.get("filtered") is False for row in rows) else None,
+        weights=weights,
+        last=last,
+        note="; ".join(filter(None, ["it says of itself that it is incomplete" if partial else "", lacking, note])),
+    )
+
+
+def _judge_count(dimension: str, videos: int) -> tuple[bool, str]:
+    """Whether so many videos can be all that the full suite has, and what a reader has to know of it."""
     expected = DIMENSIONS[dimension].prompts * SEEDS
-    notes, complete = [], len(videos) >= expected or not rows or dimension == "color"
-    if not rows:
-        notes.append("given without its videos, so whether it is complete can't be told")
-    elif len(videos) < expected and dimension == "color":
-        many = f"{len(videos)} of {expected} videos"
-        notes.append(f"{many}: the others were not scored, or the object wasn't found in them")
-    elif len(videos) < expected:
-        notes.append(f"only {len(videos)} of {expected} videos")
-    return Result(dimension, score, videos, complete, weights=weights, note="; ".join(filter(None, [*notes, note])))
+    if not videos:
+        return True, "given without its videos, so whether it is complete can't be told"
+    if videos >= expected:
+        return True, ""
+    if dimension not in MAY_LACK:
+        return False, f"only {videos} of {expected} videos"
+    return True, f"{videos} of {expected} videos: {MAY_LACK[dimension]}"
 
 
 def _name_of(row: dict[str, Any]) -> str:

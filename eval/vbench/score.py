@@ -10,33 +10,12 @@ from rich.console import Console
 
 from train.common.console import check_writable
 
+from .check import find_usable, warn_of_strays
 from .dimensions import Scoring
 from .official import Device, open_scorer
-from .preflight import STATIC_FILTER, Readiness, check, describe_readiness
-from .stock import inspect_videos, say_stock
-from .suite import FLICKER, Plan, read_plan
+from .preflight import check_all, describe_readiness
+from .suite import FLICKER, Plan
 from .values import Result
-
-
-def score_command(
-    out: Path,
-    dimensions: list[str] | None = None,
-    scorer_python: Path | None = None,
-    weights: Path | None = None,
-    device: Device = "auto",
-) -> None:
-    """Score the videos of a plan; what was scored before, of the same bytes and by the same scorer, is not done again.
-
-    Args:
-        out: folder of the run, with its plan.json. Scores go to its scores/, one file a dimension.
-        dimensions: some of the plan's; none takes all.
-        scorer_python: the Python of an environment with the official vbench package, as setup-scorer makes one.
-            Without it only temporal_flickering is scored.
-        weights: VBench's folder of weights; none takes $VBENCH_CACHE_DIR, or ~/.cache/vbench.
-        device: of the official package: cpu, cuda, or the one there is.
-    """
-    plan = read_plan(out / "plan.json")
-    score(plan.find_videos(out), plan, out, dimensions, scorer_python, weights, device)
 
 
 def score(
@@ -48,10 +27,11 @@ def score(
     weights: Path | None = None,
     device: Device = "auto",
 ) -> dict[str, Result]:
-    """Score each dimension and write out/scores/{dimension}.json; arguments as in score_command.
+    """Score each dimension and write out/scores/{dimension}.json.
 
-    Raises ValueError where nothing can be done: no such folder, a dimension that isn't planned, a Python that can't
-    be used, or a GPU that isn't there.
+    What was scored before, of the same bytes and by the same scorer, is not done again. dimensions: some of the plan's;
+    None for all. scorer_python, weights, device: of the official package. Raises ValueError where nothing can be done:
+    no such folder, a dimension that isn't planned, a Python that can't be used, or a GPU that isn't there.
     """
     chosen = [name for name in plan.dimensions if dimensions is None or name in dimensions]
     unknown = [name for name in dimensions or () if name not in plan.dimensions]
@@ -62,31 +42,32 @@ def score(
     check_writable(out / "scores", "--out")
     weights = find_weights(weights)
     scorer = open_scorer(scorer_python, device) if scorer_python else None
-    static_filter = check(STATIC_FILTER, scorer, weights)
-    checked = {name: Readiness(name, ()) if name == FLICKER else check(name, scorer, weights) for name in chosen}
+    checked, static_filter = check_all(chosen, scorer, weights)
     console = Console()
-    print("\n".join(describe_readiness(checked.values(), static_filter)))
-    stock = inspect_videos(videos, [video for video in plan.videos if set(video.dimensions) & set(chosen)], plan)
-    say_stock(stock)
+    print("\n".join(describe_readiness(checked, static_filter)))
+    stock = find_usable(videos, (x.name for x in plan.videos if {*x.dimensions} & {*chosen}), out)
+    warn_of_strays(videos, plan)
     run = Scoring(videos, plan, out / "scores", stock, scorer, weights)
     results = {}
-    for name in chosen:
-        if name == FLICKER:
-            results[name] = run.score_flicker(static_filter)
-        elif checked[name].ready:
-            results[name] = run.score_official(name)
+    for one in checked:
+        if one.dimension == FLICKER:
+            result = run.score_flicker(static_filter)
         else:
-            results[name] = run.score_nothing(checked[name])
-        console.print(_describe(results[name]), soft_wrap=True, highlight=False, markup=False)
+            result = run.score_official(one.dimension) if one.ready else run.score_nothing(one)
+        results[one.dimension] = result
+        console.print(_describe(result), soft_wrap=True, highlight=False, markup=False)
     complete = sum(result.complete for result in results.values())
     console.print(f"{complete} of {len(results)} dimensions complete; all in {out / 'scores'}", soft_wrap=True)
     return results
 
 
 def find_weights(weights: Path | None) -> Path:
-    """VBench's folder of weights: the one given, else its own."""
+    """VBench's folder of weights: the one given, else its own. Raises ValueError for what is no folder."""
     found = weights or Path(os.environ.get("VBENCH_CACHE_DIR") or "~/.cache/vbench")
-    return Path(os.path.abspath(found.expanduser()))
+    found = Path(os.path.abspath(found.expanduser()))
+    if os.path.exists(found) and not found.is_dir():
+        raise ValueError(f"--scorer-weights {found} is a file, expected VBench's folder of weights")
+    return found
 
 
 def _describe(result: Result) -> str:

@@ -23,11 +23,14 @@ from .compare import compare_runs, open_runs
 from .compare_page import write_compare_page
 from .compare_report import describe_comparison, write_comparison
 from .log import log_report
+from .ours import check_ours, writing
 from .page import to_html
 from .plan import check_case, describe_plan, make_plan
 from .reading import write_json, write_plainly
 from .report import collect, describe_report, to_dict, to_markdown, write_leaderboard, write_tables
 from .suite import Plan, find_suite, read_plan, write_plan
+
+REPORTS = ("chart.png", "report.html", "report.md", "report.json", "scores.csv", "scores.tex")
 
 
 def plan(
@@ -138,6 +141,7 @@ def aggregate(results: Path, json: Path | None = None) -> None:
     found = collect(results)
     say("\n".join(describe_report(found)))
     if json is not None:
+        check_ours(json, '"comparable":')
         write_json(json, to_dict(found))
 
 
@@ -154,8 +158,9 @@ def compare(runs: list[str], out: Path | None = None) -> None:
     say(describe_comparison(opened, found))
     if out is not None:
         check_writable(out, "--out")
-        write_comparison(out, opened, found)
-        write_compare_page(out, opened, found)
+        with writing(out, (f"compare.{kind}" for kind in ("html", "md", "json", "png", "csv", "tex"))):
+            write_comparison(out, opened, found)
+            write_compare_page(out, opened, found)
         say(f"wrote {out / 'compare.html'}, .md, .json, .png, .csv and .tex")
 
 
@@ -167,14 +172,17 @@ def report(out: Path, name: str | None = None, wandb: str | None = None) -> None
         name: of the model, in the report; none takes the folder's.
         wandb: a project of Weights & Biases to log to; WANDB_MODE=offline needs no account.
     """
+    if not out.is_dir():
+        raise ValueError(f"{out} holds no scores: there is no folder, expected a run's or one of official results")
     check_writable(out, "--out")
     found = collect(out, name)
     say("\n".join(describe_report(found)))
-    draw_scores(out / "chart.png", found)
-    write_plainly(out / "report.html", to_html(found, out))
-    write_plainly(out / "report.md", to_markdown(found))
-    write_json(out / "report.json", to_dict(found))
-    write_tables(out, found)
+    with writing(out, REPORTS):
+        draw_scores(out / "chart.png", found)
+        write_plainly(out / "report.html", to_html(found, out))
+        write_plainly(out / "report.md", to_markdown(found))
+        write_json(out / "report.json", to_dict(found))
+        write_tables(out, found)
     say(f"wrote {out / 'report.html'}, .md and .json, scores.csv and .tex; {write_leaderboard(out, found)}")
     if wandb is not None:
         log_report(out, found, wandb)

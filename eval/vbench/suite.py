@@ -128,18 +128,22 @@ def find_plan(out: Path) -> Plan | None:
 def read_plan(path: Path) -> Plan:
     """Raises NoFile where there is none, ValueError where what is there isn't one."""
     try:
-        data = read_bytes(path)
+        return parse_plan(str(path), read_bytes(path))
     except NoFile:
         raise NoFile(f"no plan {path}: `python -m eval.vbench plan --out {path.parent}` makes one") from None
+
+
+def parse_plan(name: str, data: bytes) -> Plan:
+    """Raises ValueError, by that name, for what isn't a plan."""
     try:
         plan = shape("it", Plan, parse_json("it", data))
     except ValueError as error:
-        raise ValueError(f"{path} is not a plan ({error}): remove it and plan again") from None
+        raise ValueError(f"{name} is not a plan ({error}): remove it and plan again") from None
     named = {*plan.dimensions, *(name for video in plan.videos for name in video.dimensions)}
     outside = [video.name for video in plan.videos if Path(video.name).name != video.name]
     if not plan.dimensions or not named <= DIMENSIONS.keys() or outside:
         wrong = [*(named - DIMENSIONS.keys()), *outside] or ["no dimension"]
-        raise ValueError(f"{path} is not a plan (it has {wrong[0]!r}): remove it and plan again")
+        raise ValueError(f"{name} is not a plan (it has {wrong[0]!r}): remove it and plan again")
     return plan
 
 

@@ -54,13 +54,13 @@ class Table:
         """In a wrapper that scrolls where the page is too narrow."""
         kinds = [' class="figure"' if column.figure else "" for column in self.columns]
         head = "".join(
-            f'<th scope="col"{kind}>{_breakable(column.title, 12)}</th>'
+            f'<th scope="col"{kind} title="{escape(column.title)}"><bdi>{_breakable(column.title, 12)}</bdi></th>'
             for column, kind in zip(self.columns, kinds, strict=True)
         )
         body = []
         for first, *others in self.texts():
             cells = (f"<td{kind}>{escape(text)}</td>" for text, kind in zip(others, kinds[1:], strict=True))
-            body.append(f'<tr><th scope="row">{_breakable(first, 24)}</th>{"".join(cells)}</tr>')
+            body.append(f'<tr><th scope="row"><bdi>{_breakable(first, 20)}</bdi></th>{"".join(cells)}</tr>')
         return (
             f'<p class="note">{escape(caption)}</p>\n'
             f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table>\n'

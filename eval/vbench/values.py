@@ -28,7 +28,8 @@ class Result:
     where they differ or did. complete: all videos were scored that the run's plan, or for the official package's files
     the full suite, has for the dimension. missing: those absent or unusable; errors says of the latter why. filtered:
     whether flicker's videos went through the static filter, None elsewhere. note: what a reader has to know of it.
-    digest: of what the videos were.
+    digest: of what the videos were. left_out: videos that officially count for nothing. last: values of the videos'
+    last frames, where the score is their mean.
     """
 
     dimension: str
@@ -42,6 +43,8 @@ class Result:
     note: str = ""
     digest: str = ""
     weights: dict[str, float] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+    last: dict[str, float] = field(default_factory=dict)
 
     def per_video(self) -> dict[str, float]:
         """By file name, all in the score's own unit."""
@@ -110,7 +113,7 @@ def check_score(
     videos: Mapping[str, float],
     weights: Mapping[str, float],
     last: Mapping[str, float] | None = None,
-) -> tuple[dict[str, float], str]:
+) -> tuple[dict[str, float], dict[str, float], str]:
     """That a score is the mean of its videos, in one of the ways in which the package takes it.
 
     On one GPU frames weigh alike in the dimensions that are `framed`, on several GPUs most have the plain mean over
@@ -118,19 +121,21 @@ def check_score(
     frames, empty where they aren't known. subject_consistency's weights never are: then the score can be anything
     between its least and its best video, if these differ in length.
 
-    Returns the weights of the mean that it is, and what a reader has to know. Raises ValueError where it is none.
+    Returns the weights and the last frames of the mean that it is, and what a reader has to know. Raises ValueError
+    where it is none.
     """
     about = DIMENSIONS[dimension]
     if not videos:
-        return {}, ""
+        return {}, {}, ""
     plain = mean(videos, {}) / about.unit
     if abs(plain - score) <= AGREE:
-        return {}, ""
+        return {}, {}, ""
     if weights and abs(mean(videos, weights) / about.unit - score) <= AGREE:
-        return dict(weights), ""
+        return dict(weights), {}, ""
     if last and abs(mean(last, {}) - score) <= AGREE:
-        return {}, f"the mean of its videos' last frames, as several GPUs give it: that of whole videos is {plain:.4f}"
+        note = f"the mean of its videos' last frames, as several GPUs give it: that of whole videos is {plain:.4f}"
+        return {}, dict(last), note
     within = min(videos.values()) - AGREE <= score * about.unit <= max(videos.values()) + AGREE
     if about.framed and not weights and within:
-        return {}, f"the mean of its videos is {plain:.4f}: these must differ in length, since frames weigh alike"
+        return {}, {}, f"the mean of its videos is {plain:.4f}: these must differ in length, since frames weigh alike"
     raise ValueError(f"its score is {score:.6g}, but the mean of its videos is {plain:.6g}")

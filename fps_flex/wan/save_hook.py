@@ -26,9 +26,16 @@ class SaveConfig:
         self.transformer, self.settings = transformer, settings
 
     def __call__(self, save_directory: str | Path, *args: Any, **options: Any) -> None:
-        """Write fps_flex.json, and config.json as diffusers does, which may push the folder to the hub."""
+        """Write fps_flex.json, and config.json as diffusers does, which may push the folder to the hub.
+
+        Where layers have got other processors since, config.json alone: nothing would say of which.
+        """
         folder = Path(save_directory)
-        if not folder.is_file():  # diffusers refuses it
+        ours = vars(self.transformer).get("_fps_processor")
+        others = [i for i, block in enumerate(self.transformer.blocks) if block.attn1.processor is not ours]
+        if others:
+            logger.warning("%s: without %s, since blocks %s have another attention by now", folder, SETTINGS, others)
+        elif not folder.is_file():  # diffusers refuses it
             folder.mkdir(parents=True, exist_ok=True)
             aside = folder / f".{SETTINGS}.part"
             aside.write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")

@@ -231,8 +231,8 @@ def test_a_table_once():
     assert r"\caption{50 \% of\_x}" in tex and r"{[}x] a\textbar{}b \textless{}c\textgreater{} & $-$12.35 & " in tex
     assert r"say ''x''" in tex.replace('"', "''") and r"\& 50 \%" in tex and r"y\_1 & - & - & " in tex
     page = table.to_html("all & more")
-    assert '<th scope="row">[x] a|b &lt;c&gt;</th><td class="figure">-12.35</td>' in page
-    assert '<th scope="col" class="figure">score</th>' in page and "all &amp; more" in page
+    assert '<th scope="row"><bdi>[x] a|b &lt;c&gt;</bdi></th><td class="figure">-12.35</td>' in page
+    assert '<th scope="col" class="figure" title="score"><bdi>score</bdi></th>' in page and "all &amp; more" in page
     assert table.to_lines()[1].startswith("[x] a|b <c>  -12.35")
     assert escape_tex("\\~^{}") == r"\textbackslash{}\textasciitilde{}\textasciicircum{}\{\}"
 
@@ -378,7 +378,7 @@ def test_the_greatest_loss_of_a_dimension(tmp_path):
     (loss,) = find_losses(*runs)
     assert (loss.dimension, loss.prompt, loss.video) == ("color", "a b", "a b-1.mp4")
     assert loss.change == pytest.approx(-0.2) and loss.scores["color"] == pytest.approx((0.7, 0.5))
-    assert find_losses(runs[0], replace(runs[0], label="same")) == []
+    assert find_losses(runs[0], replace(runs[0], name="same")) == []
 
 
 def test_scores_alone_are_compared_without_videos(full, tmp_path):

@@ -14,7 +14,7 @@ from eval.vbench.official import Scorer
 from eval.vbench.preflight import check, check_all, describe_readiness
 from eval.vbench.suite import DIMENSIONS
 from eval.vbench.weights import BERT_MODEL, CLIP_B, CLIP_L, EVERY, MUSIQ, NEEDS, VICLIP, Weight
-from tests.helpers.vbench_suite import refused
+from tests.helpers.vbench_suite import refused, trust_weights
 
 CURL = """#!/bin/sh
 echo "$@" >>"$SERVED/calls"
@@ -153,12 +153,16 @@ def test_each_missing_file_is_listed_once_on_lines_of_its_own(tmp_path, capsys, 
     command(["weights", f"--scorer_weights={folder}", "--dimensions=imaging_quality"])
     assert "has 3 bytes, expected 108,503,300 at least" in capsys.readouterr().out
     os.truncate(folder / MUSIQ.path, 109_000_000)
+    command(["weights", f"--scorer_weights={folder}", "--dimensions=imaging_quality"])
+    assert "wrong checksum: " in capsys.readouterr().out
+    trust_weights(monkeypatch)
     command(["weights", f"--scorer_weights={folder}", "--dimensions=imaging_quality", f"--script={script}"])
     assert f"no file is missing in {folder}" in capsys.readouterr().out
     assert subprocess.run(["sh", script], capture_output=True, text=True).stderr == "all there\n"
 
 
-def test_a_run_says_what_can_be_scored_in_a_line_a_dimension(tmp_path):
+def test_a_run_says_what_can_be_scored_in_a_line_a_dimension(tmp_path, monkeypatch):
+    trust_weights(monkeypatch)
     packages = dict.fromkeys((*EVERY, "clip", "easydict", "pyiqa", "transformers"), True)
     scorer = Scorer(tmp_path / "python", {}, packages, None, "cpu")
     chosen = ("temporal_flickering", "dynamic_degree", "imaging_quality", "color")
@@ -191,8 +195,35 @@ def test_checksums_are_those_that_addresses_and_names_carry():
     [
         (["--dimensions=beauty"], "dimensions beauty: expected some of"),
         (["--script=/proc/x/fetch.sh"], "/proc/x can't be written"),
+        (["--script={tmp}/notes.txt"], "notes.txt isn't as this command wrote it, and would be lost"),
+        (["--scorer_weights={tmp}/notes.txt"], "notes.txt is a file, expected VBench's folder of weights"),
         (["--scorer_python=nowhere"], "nowhere can't be used"),
     ],
 )
 def test_mistakes(tmp_path, capsys, arguments, message):
+    (tmp_path / "notes.txt").write_text("precious")
+    arguments = [text.format(tmp=tmp_path) for text in arguments]
     assert message in refused(capsys, ["weights", f"--scorer_weights={tmp_path}", *arguments])
+    assert (tmp_path / "notes.txt").read_text() == "precious"
+
+
+def test_the_script_says_first_which_tool_is_missing(tmp_path):
+    script, tools = tmp_path / "fetch.sh", tmp_path / "tools"
+    script.write_text(write_script(FILES[:1], tmp_path / "cache"))
+    tools.mkdir()
+    done = subprocess.run(
+        [shutil.which("sh"), script], capture_output=True, text=True, env={"PATH": str(tools)}, cwd=tmp_path
+    )
+    assert (done.returncode, done.stderr) == (1, "error: needs curl, which isn't there: install it first\n")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_the_script_goes_on_with_half_a_file(tmp_path, served):
+    """A curl that, as the real one, appends to what is there."""
+    half = tmp_path / "the cache/one/a.pth.part"
+    half.parent.mkdir(parents=True)
+    half.write_bytes(DATA["a.pth"][:40])
+    (tmp_path / "bin/curl").write_text(CURL.replace('cp "$file" "$target"', 'tail -c +41 "$file" >>"$target"'))
+    code, _, calls = fetch(tmp_path, served, FILES[:1])
+    assert code == 0 and "-C - -o" in calls[0]
+    assert (tmp_path / "the cache" / FILES[0].path).read_bytes() == DATA["a.pth"]

@@ -9,6 +9,7 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 from diffusers import WanPipeline, WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 
 from fps_flex import FPSAttention
 from fps_flex.diffusers import install, install_trained, uninstall
@@ -123,3 +124,26 @@ def test_an_expert_saved_with_its_pipeline_keeps_its_noise_levels(tmp_path):
         (tmp_path / "model_index.json").write_text(json.dumps({"boundary_ratio": 0.9}))
         weights = open_weights(tmp_path / name)
         assert weights.noise_levels == tuple(weights.settings["noise_levels"]) == levels
+
+
+@pytest.mark.parametrize("blocks", [slice(None), slice(1)], ids=["all", "some"])
+def test_layers_that_are_stock_again_are_saved_without_settings(tmp_path, caplog, blocks):
+    transformer = with_attention()
+    for block in transformer.blocks[blocks]:
+        block.attn1.set_processor(WanAttnProcessor())
+    with caplog.at_level(logging.WARNING):
+        transformer.save_pretrained(tmp_path)
+    assert not (tmp_path / SETTINGS).exists() and (tmp_path / "config.json").exists()
+    assert f"without {SETTINGS}, since blocks {[*range(len(transformer.blocks))][blocks]} have another" in caplog.text
+    copied = deepcopy(with_attention())
+    copied.save_pretrained(tmp_path / "copied")
+    assert (tmp_path / "copied" / SETTINGS).exists()
+
+
+def test_the_transformer_inside_of_pefts_wrapper_is_what_takes_it():
+    peft = pytest.importorskip("peft")
+    wrapped = peft.get_peft_model(tiny_transformer(), peft.LoraConfig(r=2, target_modules=["to_q"]))
+    with pytest.raises(ValueError, match=r"got a PeftModel, expected .*: pass its get_base_model\(\)$"):
+        install(wrapped, THREE, **SMALL)
+    install(wrapped.get_base_model(), THREE, **SMALL)
+    assert relative_error(call(wrapped.get_base_model()), call(with_attention())) == 0

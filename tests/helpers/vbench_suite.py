@@ -9,6 +9,7 @@ import torch
 
 from eval.vbench.__main__ import command
 from eval.vbench.suite import DIMENSIONS, Plan, Planned
+from eval.vbench.weights import NEEDS
 from train.common.videos import write_video
 
 GROUPS = {
@@ -85,6 +86,14 @@ def write_score(out, name, score, complete=True, **more):
     said = {"dimension": name, "score": score, "videos": {}, "complete": complete, "missing": [], "filtered": None,
             "scorer": {}, "note": "", **more}  # fmt: skip
     (out / f"scores/{name}.json").write_text(json.dumps(said))
+
+
+def trust_weights(monkeypatch):
+    """Made-up files of the right size count for VBench's weights, as if their checksums were right too."""
+    sums = {file.path: file.sha256 for _, files in NEEDS.values() for file in files}
+    monkeypatch.setattr(
+        "eval.vbench.weights.hash_file", lambda path: next(x for name, x in sums.items() if str(path).endswith(name))
+    )
 
 
 def contents(folder, *names):

@@ -31,12 +31,6 @@ def find_device() -> torch.device:
     return device
 
 
-def progress_bar(title: str, enabled: bool) -> Progress:
-    """On stderr: how many of how many, the time they took, and about what is left."""
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"))
-    return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not enabled)
-
-
 def wait_for_all() -> None:
     """Until every process is here, however long the slowest takes; torchrun ends all of them when one fails."""
     if rank_and_world()[1] > 1:
@@ -45,11 +39,19 @@ def wait_for_all() -> None:
         dist.barrier()
 
 
+def progress_bar(enabled: bool = True) -> Progress:
+    """For tasks whose descriptions say what is done, with the time that is left."""
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
+        TimeRemainingColumn(), console=Console(stderr=True), disable=not enabled,
+    )  # fmt: skip
+
+
 def for_each(title: str, items: list[Item], done: Callable[[Item], bool], work: Callable[[Item], None]) -> None:
     """Do the work that isn't done yet, shared out to the processes; returns when all of them are through."""
     rank, world = rank_and_world()
     todo = [item for item in items[rank::world] if not done(item)]
-    with progress_bar(title, enabled=rank == 0 and bool(todo)) as progress:
+    with progress_bar(rank == 0 and bool(todo)) as progress:
         bar = progress.add_task(title, total=len(todo))
         gc.freeze()  # what is there already needn't be looked through below
         for item in todo:

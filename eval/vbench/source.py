@@ -1,0 +1,120 @@
+"""Where scores are read from, with the plan they belong to: a run's folder, one of results, a file, or a zip."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+from .check import Findings, parse_findings
+from .ours import WRITTEN, is_ours, parse_written, read_written
+from .reading import NoFile, is_zip, open_zip, read_bytes, read_zipped
+from .suite import DIMENSIONS, Plan, find_plan, parse_plan
+
+PARTS = ("scores", "eval_results")  # folders of a run that hold scores
+
+
+@dataclass(frozen=True)
+class File:
+    """inside: its path in the folder or zip. shown: as messages name it."""
+
+    inside: PurePosixPath
+    shown: str
+    read: Callable[[], bytes]
+
+
+@dataclass(frozen=True)
+class Source:
+    """files: those with scores. run: folder of the run, with its videos and records. problems: what can't be read."""
+
+    path: Path
+    files: list[File]
+    run: Path
+    plan: Plan | None = None
+    findings: Findings | None = None
+    problems: tuple[str, ...] = ()
+
+
+def open_source(path: Path) -> Source:
+    """Raises ValueError for what can't be read, and a plan that is none."""
+    if os.path.isdir(path):  # False where that can't be told
+        return _of_run(path, _list_folder(path), _find_run(path))
+    try:
+        data = read_bytes(path)
+        packed = open_zip(str(path), data) if is_zip(data) else None
+    except ValueError as error:
+        raise ValueError(f"{path}: scores can't be read ({error})") from None
+    if packed is None:
+        run = _find_run(path.parent)
+        return _of_run(
+            path, [File(PurePosixPath(path.name), str(path), lambda: data)], path if run == path.parent else run
+        )
+    members = sorted(packed.infolist(), key=lambda member: member.filename)
+    return _of_zip(path, [
+        File(PurePosixPath(x.filename), f"{path}:{x.filename}", partial(read_zipped, packed, x)) for x in members
+    ])  # fmt: skip
+
+
+def _find_run(folder: Path) -> Path:
+    """The run that a folder of scores is a part of, or else the folder."""
+    above = folder.resolve().parent
+    return above if folder.resolve().name in PARTS and os.path.exists(above / "plan.json") else folder
+
+
+def _of_run(path: Path, files: list[File], run: Path) -> Source:
+    check = run / "check.json"
+    return _with_run(
+        path, files, run, find_plan(run), File(PurePosixPath(check.name), str(check), partial(read_bytes, check))
+    )
+
+
+def _with_run(path: Path, files: list[File], run: Path, plan: Plan | None, check: File | None) -> Source:
+    try:
+        return Source(path, files, run, plan, check and parse_findings(check.read()))
+    except NoFile:
+        return Source(path, files, run, plan)
+    except ValueError as error:
+        said = (
+            f"{check.shown} can't be used ({error}): what is wrong with the videos isn't known until `check` makes it"
+        )
+        return Source(path, files, run, plan, problems=(f"{said} again",))
+
+
+def _list_folder(path: Path) -> list[File]:
+    """A run's scores or those of a folder scores/, and all that the official package has anywhere in it."""
+    try:
+        found = [*sorted((path / "scores").glob("*.json")), *(x for x in sorted(path.glob("*.json")) if _is_ours(x))]
+        found += sorted(path.rglob("*_eval_results.json"))
+    except OSError as error:
+        raise ValueError(f"{path}: scores can't be read ({error.strerror})") from None
+    names = {file: file.relative_to(path).as_posix() for file in dict.fromkeys(found)}
+    written = read_written(path)
+    others = [file for file, name in names.items() if not (name in written and is_ours(file, name, written))]
+    return [File(PurePosixPath(names[x]), str(x), partial(read_bytes, x)) for x in others or names]
+
+
+def _is_ours(file: Path | PurePosixPath) -> bool:
+    return file.stem in DIMENSIONS
+
+
+def _of_zip(path: Path, members: list[File]) -> Source:
+    """Raises ValueError for a zip of several runs."""
+    every = [x for x in members if not (x.inside.name.startswith((".", "__")) or "__MACOSX" in x.inside.parts)]
+    plans = [x for x in every if x.inside.name == "plan.json"]
+    if len(plans) > 1:
+        raise ValueError(f"{path} holds {len(plans)} runs, expected one: {', '.join(x.shown for x in plans[:3])}")
+    files = _choose(members, [x for x in every if x.inside.suffix == ".json"])
+    if not plans:
+        return Source(path, files, path)
+    checks = [x for x in every if x.inside == plans[0].inside.with_name("check.json")]
+    return _with_run(path, files, path, parse_plan(plans[0].shown, plans[0].read()), checks[0] if checks else None)
+
+
+def _choose(members: list[File], every: list[File]) -> list[File]:
+    """As of a folder; where nothing is named like that, every file, since a leaderboard's zip may name them anyhow."""
+    named = [x for x in every if x.inside.parent.name == "scores" or x.inside.name.endswith("_eval_results.json")
+             or _is_ours(x.inside) and x.inside.parent.name != "records"]  # fmt: skip
+    own = {x.inside.parent / name for x in members if x.inside.name == WRITTEN for name in parse_written(x.read())}
+    return [x for x in named if x.inside not in own] or named or every
