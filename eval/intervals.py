@@ -132,7 +132,7 @@ def _bounds(samples: Mapping[str, Sample], weights: Mapping[str, float], constan
 def _of_equal(mean: float, least: float, most: float, fewest: int, prompts: int, values: int) -> Estimate:
     """Where no prompt differs from the mean, so that t's interval would be a point, though another could.
 
-    p is the sign test's. As many equal draws are seen with a probability of 5 % where a share of 0.05^(1 / prompts) of
+    p is the sign test's. As many equal draws are seen with a probability of 2.5 % where 0.025^(1 / prompts) of
     all prompts has that value. The others could lie at a bound; no farther than 0, once their number rules that out.
     """
     if not (isfinite(least) and isfinite(most)):
@@ -140,7 +140,7 @@ def _of_equal(mean: float, least: float, most: float, fewest: int, prompts: int,
     p = min(1.0, 2 * 0.5**fewest) if mean else 1.0
     if p < 1 - CONFIDENCE:
         least, most = max(least, mean - abs(mean)), min(most, mean + abs(mean))
-    other = 1 - (1 - CONFIDENCE) ** (1 / fewest)
+    other = 1 - ((1 - CONFIDENCE) / 2) ** (1 / fewest)
     low, high = mean - other * max(0.0, mean - least), mean + other * max(0.0, most - mean)
     return Estimate(mean, low, high, p, prompts, values)
 

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -81,16 +80,3 @@ class Cache:
 
 def hash_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def hash_file(path: Path) -> str:
-    """sha256 of a file, read once as long as it doesn't change. Raises OSError."""
-    stat = path.stat()
-    return _hash_file(path, stat.st_size, stat.st_mtime_ns)
-
-
-@cache
-def _hash_file(path: Path, size: int, modified: int) -> str:
-    """size, modified: what tells of a change."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

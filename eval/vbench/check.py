@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from train.common.atomic import digest_file
 from train.common.videos import ClipError, open_video
 from train.common.work import progress_bar
 
 from ..generate.models import Clip
-from .cache import hash_file
 from .plan import fold
 from .reading import NoFile, parse_json, read_json, shape, write_json
 from .suite import FLICKER, SEEDS, Plan
@@ -133,7 +133,7 @@ def find_usable(folder: Path, names: Iterable[str], out: Path) -> Stock:
             problems[name] = video.reason or "has one frame, expected at least two"
             log.warning("%s: %s", name, problems[name])
         else:
-            hashes[name] = hash_file(folder / name)
+            hashes[name] = digest_file(folder / name)
     if problems:
         log.warning("videos that can't be scored: %s", len(problems))
     return Stock(hashes, problems)

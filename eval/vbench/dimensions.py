@@ -11,11 +11,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from train.common.atomic import digest_file
 from train.common.videos import ClipError
 from train.common.work import progress_bar
 
 from . import flicker
-from .cache import Cache, hash_file, hash_text
+from .cache import Cache, hash_text
 from .check import Stock
 from .official import Outcome, Scorer, score_official
 from .preflight import NEEDS, STATIC_FILTER, Readiness
@@ -184,7 +185,7 @@ class Scoring:
 
     def _describe_scorer(self, dimension: str) -> dict[str, Any]:
         """All that a value depends on besides the video; what is cached is known by it."""
-        files = {weight.path: hash_file(self.weights / weight.path) for weight in NEEDS[dimension][1]}
+        files = {weight.path: digest_file(self.weights / weight.path) for weight in NEEDS[dimension][1]}
         versions = {name: number for name, number in self.scorer.versions.items() if name != "vbench"}
         return {"name": "vbench", "version": self.scorer.versions.get("vbench"), "device": self.scorer.device,
                 "versions": versions, "weights": files}  # fmt: skip

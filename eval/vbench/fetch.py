@@ -7,10 +7,10 @@ from pathlib import Path
 from shlex import quote
 
 from fps_flex.checks import at_home
+from train.common.atomic import check_ours
 from train.common.console import check_writable
 
 from .official import open_scorer
-from .ours import check_ours
 from .plan import choose_dimensions
 from .preflight import DETECTRON2, check_all
 from .reading import write_plainly

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from .cache import hash_file
+from train.common.atomic import digest_file
+
 from .reading import NoFile, parse_json, read_bytes, shape, write_json
 
 WRITTEN = ".vbench-written.json"  # beside the files: sha256 by name; null where a kill may have left anything
@@ -32,7 +33,7 @@ def is_ours(path: Path, name: str, written: Mapping[str, str | None]) -> bool:
     """Whether `path` may be written as `name`: there is nothing yet, or what a command wrote there."""
     if not os.path.lexists(path):
         return True
-    return name in written and path.is_file() and written[name] in (None, hash_file(path))
+    return name in written and path.is_file() and written[name] in (None, digest_file(path))
 
 
 @contextmanager
@@ -51,16 +52,6 @@ def writing(folder: Path, names: Iterable[str]) -> Iterator[None]:
     try:
         yield
     finally:
-        sums = {name: hash_file(folder / name) for name in names if (folder / name).is_file()}
+        sums = {name: digest_file(folder / name) for name in names if (folder / name).is_file()}
         rest = {name: known for name, known in written.items() if name not in names}
         write_json(folder / WRITTEN, {**rest, **sums})
-
-
-def check_ours(path: Path, mark: str) -> None:
-    """Raises ValueError where there is a file without the mark that begins what a command writes there."""
-    try:
-        data = read_bytes(path)
-    except ValueError:
-        return  # none, or what writing refuses
-    if data and mark.encode() not in data[:4096]:
-        raise ValueError(f"{path} isn't as this command wrote it, and would be lost: choose another name")

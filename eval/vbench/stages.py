@@ -10,6 +10,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from train.common.atomic import check_ours
 from train.common.console import check_writable
 from train.common.work import rank_and_world, wait_for_all
 
@@ -23,7 +24,7 @@ from .compare import compare_runs, open_runs
 from .compare_page import write_compare_page
 from .compare_report import describe_comparison, write_comparison
 from .log import log_report
-from .ours import check_ours, writing
+from .ours import writing
 from .page import to_html
 from .plan import check_case, describe_plan, make_plan
 from .reading import write_json, write_plainly

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .cache import hash_file
-
 STATIC_FILTER = "static_filter"
 HUB = "https://huggingface.co/OpenGVLab/VBench_Used_Models/resolve/main"
 CLIP = "https://openaipublic.azureedge.net/clip/models"
@@ -45,7 +43,7 @@ class Weight:
             return f"wrong size: {file} has {size:,} bytes, expected {self.size:,}"
         if size < self.least:
             return f"wrong size: {file} has {size:,} bytes, expected {self.least:,} at least"
-        if self.sha256 and not (found := hash_file(file)).startswith(self.sha256):
+        if self.sha256 and not (found := digest_file(file)).startswith(self.sha256):
             return f"wrong checksum: {file} has sha256 {found}, expected {self.sha256}"
         return None
 

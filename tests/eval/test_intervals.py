@@ -74,7 +74,7 @@ def test_one_prompt_has_no_interval():
 def test_equal_prompts_have_none_without_bounds_and_an_exact_one_with():
     assert estimate(Sample({"a": [2.0], "b": [2.0]})).low is None
     found = estimate(Sample({name: [1.0] for name in "abcd"}, 0.0, 1.0))
-    assert (found.low, found.high) == (pytest.approx(0.05**0.25), 1.0)
+    assert (found.low, found.high) == (pytest.approx(0.025**0.25), 1.0)
 
 
 @pytest.mark.parametrize(("prompts", "told"), [(2, False), (5, False), (6, True), (72, True)])

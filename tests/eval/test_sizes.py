@@ -46,8 +46,8 @@ TILED = model(Vae(8), Clip(), FPSAttention("fps"))
          "height is 30, expected a multiple of 4: 28 or 32"),
         (LONG_BOXES, (4, 12, 12), "frames is 4, expected a multiple of 3: 3 or 6; "
          "height is 12, expected a multiple of 8: 8 or 16; width is 12, expected a multiple of 10: 10 or 20"),
-        (TILED, (81, 100, 832),
-         "height is 100, expected a multiple of 16 with room for the attention's tile: 128 or 144"),
+        (TILED, (81, 100, 832), "height is 100, "
+         "expected a multiple of 16 with room for the attention's tile: 128 or 144"),
         (TILED, (81, 130, 832), "height is 130, expected a multiple of 16: 128 or 144"),
         (TILED, (8, 480, 832), "frames is 8, expected 4k + 1 with room for the attention's tile: 21 or 25"),
     ],

@@ -92,7 +92,7 @@ def trust_weights(monkeypatch):
     """Made-up files of the right size count for VBench's weights, as if their checksums were right too."""
     sums = {file.path: file.sha256 for _, files in NEEDS.values() for file in files}
     monkeypatch.setattr(
-        "eval.vbench.weights.hash_file", lambda path: next(x for name, x in sums.items() if str(path).endswith(name))
+        "eval.vbench.weights.digest_file", lambda path: next(x for name, x in sums.items() if str(path).endswith(name))
     )
 
 
