@@ -185,7 +185,7 @@ def _count(others: list[dict[str, Any]], settings: dict[str, Any]) -> str:
 
 
 def _explain_equal(prompts: int) -> str:
-    share = 1 - (1 - CONFIDENCE) ** (1 / prompts)
+    share = 1 - ((1 - CONFIDENCE) / 2) ** (1 / prompts)
     return (
         f" {EQUAL_MARK}: all videos have this number, so there is no spread to go by; the interval is what {prompts} "
         f"equal prompts can't rule out: that up to {share:.0%} of all prompts have another number, as far off as it "

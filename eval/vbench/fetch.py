@@ -114,7 +114,7 @@ def weights_command(
     if script is not None:
         script = at_home(script)
         check_writable(script.parent, "--script")
-        check_ours(script, "python -m eval.vbench weights")
+        check_ours(script, "python -m eval.vbench weights", "choose another --script")
         write_plainly(script, write_script(missing, folder))
         lines.append(f"wrote {script}: sh {quote(str(script))} fetches what is missing")
     print("\n".join(lines))

@@ -142,7 +142,7 @@ def aggregate(results: Path, json: Path | None = None) -> None:
     found = collect(results)
     say("\n".join(describe_report(found)))
     if json is not None:
-        check_ours(json, '"comparable":')
+        check_ours(json, '"comparable":', "choose another --json")
         write_json(json, to_dict(found))
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from train.common.atomic import digest_file
+
 STATIC_FILTER = "static_filter"
 HUB = "https://huggingface.co/OpenGVLab/VBench_Used_Models/resolve/main"
 CLIP = "https://openaipublic.azureedge.net/clip/models"

@@ -308,7 +308,9 @@ def test_two_files_of_one_name_in_a_zip_are_both_read(tmp_path):
 def test_what_is_written_over_a_folder_or_a_device_is_refused_in_a_line(tmp_path, capsys):
     path = write_results(tmp_path / "a", {"scene": 0.5})
     (tmp_path / "folder").mkdir()
-    assert f"{tmp_path / 'folder'} is a folder" in refused(capsys, ["aggregate", path, f"--json={tmp_path / 'folder'}"])
+    assert f"{tmp_path / 'folder'} can't be replaced (Is a directory)" in refused(
+        capsys, ["aggregate", path, f"--json={tmp_path / 'folder'}"]
+    )
     assert "/dev/null is a device" in refused(capsys, ["aggregate", path, "--json=/dev/null"])
     assert "/proc/x/a.json can't be written" in refused(capsys, ["aggregate", path, "--json=/proc/x/a.json"])
     assert f"{path}/x_eval_results.json/a can't be" in refused(

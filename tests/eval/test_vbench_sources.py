@@ -196,7 +196,9 @@ def test_the_users_leaderboard_zip_and_results_stay(tmp_path, capsys):
 def test_json_of_totals_writes_over_no_scores(tmp_path, capsys):
     scores = tmp_path / "bom.json"
     scores.write_text(json.dumps(full_results()))
-    assert "bom.json isn't as this command wrote it" in refused(capsys, ["aggregate", scores, f"--json={scores}"])
+    assert "bom.json was not written by this command: choose another --json" in refused(
+        capsys, ["aggregate", scores, f"--json={scores}"]
+    )
     assert json.loads(scores.read_text()) == full_results()
     for _ in range(2):
         command(["aggregate", str(scores), f"--json={tmp_path / 'totals.json'}"])

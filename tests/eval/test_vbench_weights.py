@@ -195,7 +195,7 @@ def test_checksums_are_those_that_addresses_and_names_carry():
     [
         (["--dimensions=beauty"], "dimensions beauty: expected some of"),
         (["--script=/proc/x/fetch.sh"], "/proc/x can't be written"),
-        (["--script={tmp}/notes.txt"], "notes.txt isn't as this command wrote it, and would be lost"),
+        (["--script={tmp}/notes.txt"], "notes.txt was not written by this command: choose another --script"),
         (["--scorer_weights={tmp}/notes.txt"], "notes.txt is a file, expected VBench's folder of weights"),
         (["--scorer_python=nowhere"], "nowhere can't be used"),
     ],

@@ -46,10 +46,10 @@ def write_lines(path: Path, values: Iterable[Any]) -> None:
     write_text(path, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values))
 
 
-def check_ours(path: Path, mark: str = MARK) -> None:
+def check_ours(path: Path, mark: str = MARK, elsewhere: str = ELSEWHERE) -> None:
     """Raises ValueError where what a path holds isn't ours to replace: a folder, or a file of another's making.
 
-    mark: what a file of ours holds in its first bytes. One that is empty holds nothing to lose.
+    mark: what a file of ours holds in its first bytes. One that is empty holds nothing to lose. elsewhere: what to do.
     """
     try:
         with path.open("rb") as file:
@@ -57,9 +57,9 @@ def check_ours(path: Path, mark: str = MARK) -> None:
     except (FileNotFoundError, NotADirectoryError):  # the latter is told where its folder is made
         return
     except OSError as error:
-        raise ValueError(f"{path} can't be replaced ({error.strerror}): {ELSEWHERE}") from None
+        raise ValueError(f"{path} can't be replaced ({error.strerror}): {elsewhere}") from None
     if beginning.strip(b"\0") and mark.encode() not in beginning:
-        raise ValueError(f"{path} was not written by this command: {ELSEWHERE}")
+        raise ValueError(f"{path} was not written by this command: {elsewhere}")
 
 
 def digest_file(path: Path) -> str | None:
