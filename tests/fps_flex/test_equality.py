@@ -162,8 +162,7 @@ def test_a_window_of_one_tile_is_a_row_of_its_own():
         assert describe_attention(attention) == "windows"
     attention = FPSAttention(StepSchedule((), (Regime((1, 1, 1), 1),)), **SMALL)
     assert [name for name, *_ in plan_rows("a", None, attention)] == ["dense", "quantised", "sparse", "joint"]
-    with pytest.raises(ValueError, match="the checkpoint's attention is dense"):
-        plan_rows("a", None, FPSAttention(FULL))
+    assert [name for name, *_ in plan_rows("a", None, FPSAttention(FULL))] == ["dense"]
     assert describe_attention(FPSAttention("fps")) == "FP8 and windows of fps"
 
 
