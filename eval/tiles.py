@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from fps_flex import TileLayout, density, sliding_tile_block_mask
+from fps_flex.checks import Triple
 from fps_flex.masks import as_windows, tile_mask
 
-Triple = tuple[int, int, int]
 KINDS = ListedColormap(["white", "#f4a261", "#2a6f97"])
 
 

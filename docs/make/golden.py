@@ -14,6 +14,7 @@ from jsonargparse import auto_cli
 from torch import Tensor
 
 from fps_flex import FPSAttention, Plan, Regime, StepSchedule, density, preset, sliding_tile_mask_mod
+from fps_flex.checks import Triple
 from fps_flex.masks import tile_mask
 from fps_flex.quant import (
     channel_scales,
@@ -30,7 +31,6 @@ from fps_flex.wan.flow import sampling_levels
 from train.common.console import check_writable
 
 Arrays = dict[str, np.ndarray]
-Triple = tuple[int, int, int]
 
 FORMATS = ("fp32", "pow2")
 PAD = 1e4  # what pad slots of q, k and v hold: nothing may depend on it

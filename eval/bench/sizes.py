@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fps_flex import FPSAttention, Plan, density
+from fps_flex.checks import Triple
 from fps_flex.wan import WAN_1_3B, WAN_14B, WAN_TINY, Wan, WanConfig
 from fps_flex.wan.weights import fill
 
-Triple = tuple[int, int, int]
 Size = Literal["tiny", "1.3B", "14B"]
 
 CONFIGS = {"tiny": WAN_TINY, "1.3B": WAN_1_3B, "14B": WAN_14B}

@@ -208,4 +208,10 @@ def note_on_weights(model: TextToVideo, with_trained: bool) -> list[str]:
 def command(args: list[str] | None = None) -> None:
     """args: the command line, without the command; by default this process's own."""
     with cli_errors("stopped; the same command goes on with what is missing"):
-        run_command([models, folders], args, as_positional=False, description=__doc__.splitlines()[0])
+        run_command(
+            [models, folders],
+            args,
+            as_positional=False,
+            description=__doc__.splitlines()[0],
+            prog="python -m eval.fidelity",
+        )

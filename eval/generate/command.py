@@ -151,4 +151,6 @@ def plan_jobs(prompts: list[str], count: int, seed: int) -> list[Job]:
 def command(args: list[str] | None = None) -> None:
     """args: the command line, without the command; by default this process's own."""
     with cli_errors("stopped; the same command goes on with what is missing"):
-        run_command(main, args, as_positional=False, description=__doc__.splitlines()[0])
+        run_command(
+            main, args, as_positional=False, description=__doc__.splitlines()[0], prog="python -m eval.generate"
+        )

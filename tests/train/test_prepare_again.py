@@ -22,14 +22,14 @@ from tests.helpers.raw_clips import letterbox, scene, write
 from tests.train.test_prepare import ROOT, RUN, SMALL, caption, contents, prepare, write_config
 from train.cached import CachedClips
 from train.common.lock import locked
-from train.common.work import wait_for_all
+from train.common.work import PATIENCE, wait_for_all
 from train.data import VideoData
 from train.fit import main as fit
 from train.index import check_encoders, read_index
 from train.prepare import encode, pack
 from train.prepare.__main__ import command
 from train.prepare.pack import choose_held_out
-from train.prepare.records import PATIENCE, Clip
+from train.prepare.records import Clip
 from train.prepare.standardise import list_buckets
 
 WITH_TESTS = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), *sys.path])}

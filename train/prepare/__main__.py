@@ -184,7 +184,14 @@ def command(args: list[str] | None = None) -> None:
     """args: the command line, without the command; by default this process's own."""
     with cli_errors("stopped; the same command goes on where it was"):
         try:
-            run_command(main, args, as_positional=False, description=__doc__.splitlines()[0], fail_untyped=False)
+            run_command(
+                main,
+                args,
+                as_positional=False,
+                description=__doc__.splitlines()[0],
+                fail_untyped=False,
+                prog="python -m train.prepare",
+            )
         except Exception as error:
             if getattr(error, "errno", None) != errno.ENOSPC and "No space left" not in str(error):
                 raise

@@ -5,16 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
-from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
+
+from fps_flex.checks import Triple
 
 from ..common.boxes import WHOLE, Box
 from ..common.faults import ClipError, is_passing
-
-Item = TypeVar("Item")
-PATIENCE = timedelta(days=365)
-Triple = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
