@@ -17,7 +17,14 @@ from fps_flex.checks import require
 from fps_flex.wan import Wan, WanConfig
 from fps_flex.wan.codecs import Codec, TextEncoder
 from fps_flex.wan.experts import ALL, Levels, as_levels
-from fps_flex.wan.flow import add_noise, draw_noise_levels, euler_sample, flow_loss, spread_noise_levels
+from fps_flex.wan.flow import (
+    add_noise,
+    draw_noise_levels,
+    euler_sample,
+    flow_loss,
+    guided_velocity,
+    spread_noise_levels,
+)
 from fps_flex.wan.model import Residual
 from fps_flex.wan.weights import build_empty, fill, open_weights
 
@@ -180,11 +187,7 @@ class FlowModule(L.LightningModule):
         text, no_text = (self.text(x, self.device) for x in (prompts, [""] * len(prompts)))
 
         def velocity(x: Tensor, sigma: Tensor) -> Tensor:
-            with_text = self.shown(x, 1000 * sigma, text)
-            if guidance == 1:
-                return with_text
-            without = self.shown(x, 1000 * sigma, no_text)
-            return without + guidance * (with_text - without)
+            return guided_velocity(lambda states: self.shown(x, 1000 * sigma, states), text, no_text, guidance)
 
         for latents in euler_sample(velocity, noise, steps, self.shift):  # noqa: B007 - the last is decoded
             after_step()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from fps_flex import FPSAttention, density
 from fps_flex.checks import is_finite, require
 from fps_flex.wan import Wan
+from fps_flex.wan.flow import guided_velocity
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -88,10 +90,7 @@ def sample_latents(
         model, scale = wan, guidance
         if low and timestep < low.boundary * TIMESTEPS:
             model, scale = low.wan, low.guidance
-        velocity = model(x, t, text).float()
-        if scale != 1:
-            without = model(x, t, no_text).float()
-            velocity = without + scale * (velocity - without)
+        velocity = guided_velocity(partial(_velocity, model, x, t), text, no_text, scale)
         x = scheduler.step(velocity, timestep, x, return_dict=False)[0]
         if not is_finite(x):
             raise ValueError(
@@ -100,3 +99,10 @@ def sample_latents(
             )
         after_step()
     return x
+
+
+def _velocity(
+    wan: Wan, x: Float[Tensor, "b c f h w"], t: Float[Tensor, " b"], text: Float[Tensor, "b l e"]
+) -> Float[Tensor, "b c f h w"]:
+    """In fp32, whatever the model computes in: guidance multiplies what rounding leaves."""
+    return wan(x, t, text).float()

@@ -75,6 +75,23 @@ def sampling_levels(steps: int, shift: float, device: torch.device | str = "cpu"
     return shift_noise(torch.linspace(1, 0, steps + 1, device=device), shift)
 
 
+def guided_velocity(
+    velocity: Callable[[Tensor], Float[Tensor, "b c f h w"]],
+    text: Float[Tensor, "b l e"],
+    no_text: Float[Tensor, "b l e"],
+    guidance: float,
+) -> Float[Tensor, "b c f h w"]:
+    """Classifier-free guidance, in the dtype that velocity(text states) returns.
+
+    guidance: 1 follows the text alone, in one pass; more leads away from `no_text`, and takes a second.
+    """
+    with_text = velocity(text)
+    if guidance == 1:
+        return with_text
+    without = velocity(no_text)
+    return without + guidance * (with_text - without)
+
+
 @torch.no_grad()
 def euler_sample(
     velocity: Callable[[Tensor, Tensor], Tensor], noise: Float[Tensor, "b c f h w"], steps: int, shift: float

@@ -7,6 +7,7 @@ from fps_flex.wan.flow import (
     draw_noise_levels,
     euler_sample,
     flow_loss,
+    guided_velocity,
     sampling_levels,
     shift_noise,
     spread_noise_levels,
@@ -56,6 +57,22 @@ def test_euler_follows_the_true_velocity_to_the_video():
     *_, last = euler_sample(velocity, noise, steps=7, shift=5.0)
     torch.testing.assert_close(last, x)
     assert seen == sampling_levels(7, 5.0)[:-1].tolist() and seen[0] == 1.0
+
+
+def test_guidance_leads_away_from_no_text_and_1_takes_one_pass():
+    text, no_text = torch.randn(2, 1, 3, 4)
+    passes = []
+
+    def velocity(states):
+        passes.append(states)
+        return states.mean() * torch.ones(1, 2, 1, 2, 2, dtype=torch.bfloat16)
+
+    assert torch.equal(guided_velocity(velocity, text, no_text, 1), velocity(text)) and len(passes) == 2
+    with_text, without = velocity(text), velocity(no_text)
+    got = guided_velocity(velocity, text, no_text, 5.0)
+    assert torch.equal(got, without + 5.0 * (with_text - without)) and got.dtype == torch.bfloat16
+    assert passes[-2] is text and passes[-1] is no_text
+    torch.testing.assert_close(guided_velocity(velocity, text, no_text, 0.0), without)
 
 
 def test_no_steps_is_an_error():
