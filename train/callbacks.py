@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import logging
 import math
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 
 from fps_flex.checks import require
+from fps_flex.wan.lora import copy_trained, trained
 
 from .common.console import one_line
 from .common.pictures import draw_contact_sheet, draw_loss_curve, side_by_side
@@ -41,7 +41,7 @@ class AverageWeights(Callback):
         self._step = 0
 
     def setup(self, trainer: L.Trainer, pl_module: FlowModule, stage: str) -> None:
-        pl_module.average = deepcopy(pl_module.model).requires_grad_(False)
+        pl_module.average = copy_trained(pl_module.model).requires_grad_(False)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: FlowModule) -> None:
         self._step = trainer.global_step
@@ -53,8 +53,9 @@ class AverageWeights(Callback):
         """After each optimizer step; that after the first is the weights themselves."""
         if trainer.global_step > self._step:
             self._step = trainer.global_step
-            average, live = (list(model.parameters()) for model in (pl_module.average, pl_module.model))
-            torch._foreach_lerp_(average, live, 1 - self.decay if self._step > 1 else 1.0)
+            live = trained(pl_module.model)
+            average = [pl_module.average.get_parameter(name) for name in live]
+            torch._foreach_lerp_(average, list(live.values()), 1 - self.decay if self._step > 1 else 1.0)
 
 
 class Progress(RichProgressBar):

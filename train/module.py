@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 from math import isfinite
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import lightning as L
 import torch
@@ -13,25 +13,35 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from fps_flex import FPSAttention, Plan
-from fps_flex.checks import require
+from fps_flex.checks import one_of, require
 from fps_flex.wan import Wan, WanConfig
+from fps_flex.wan.base import Base
 from fps_flex.wan.codecs import Codec, TextEncoder
-from fps_flex.wan.experts import ALL, Levels, as_levels
+from fps_flex.wan.dense import is_dense
+from fps_flex.wan.experts import ALL, as_levels
 from fps_flex.wan.flow import (
     add_noise,
+    distill_loss,
     draw_noise_levels,
     euler_sample,
     flow_loss,
     guided_velocity,
     spread_noise_levels,
+    velocity_error,
 )
+from fps_flex.wan.linears import Linears
+from fps_flex.wan.lora import Lora, trained
 from fps_flex.wan.model import Residual
-from fps_flex.wan.weights import build_empty, fill, open_weights
 
+from .building import Making, build_model, build_teacher, open_start, record_of
+from .optimizers import OptimizerName, build_optimizer, check_optimizer, pack, unpack
 from .order import PADDING, generator_of
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
+
+
+Objective = Literal["flow", "distill"]
 
 
 class NotFinite(RuntimeError):
@@ -62,6 +72,14 @@ class FlowModule(L.LightningModule):
         val_levels: noise levels at which each validation clip is scored.
         checkpointing: recompute activations in the backward pass to save memory.
         compiled: run the transformer's blocks through torch.compile; made for GPUs.
+        lora: train adapters beside frozen weights in place of the weights.
+        adapter: LoRA to start from, in any of the usual namings or a .ckpt of such a run; none starts as the base.
+        base: dtype of the weights: fp32, bf16, or, of a LoRA's frozen ones, fp8 (e4m3 with a scale per row).
+        linears: what the blocks' linear layers compute in: bf16 (the precision's own), or on a GPU fp8-ffn, fp8.
+        objective: flow, or distill: towards the velocity of the dense, unquantised model that training starts from.
+        flow_weight: of the flow loss beside distillation.
+        optimizer: adamw, or adamw8bit, whose momenta take a quarter of the memory.
+        offload_activations: what blocks are recomputed from waits in the host's memory.
         residual: what runs from block to block, and the head: in the dtype of the computation (compute: bf16 under
             bf16-mixed), or in fp32 as in the official model, which rounds less and keeps twice the bytes a block;
             none takes fp32 up to the size of 1.3B, else compute (eval.bench residual says what each costs).
@@ -94,6 +112,14 @@ class FlowModule(L.LightningModule):
         checkpointing: bool = False,
         compiled: bool = False,
         residual: Residual | None = None,
+        lora: Lora | None = None,
+        adapter: str | None = None,
+        base: Base = "fp32",
+        linears: Linears = "bf16",
+        objective: Objective = "flow",
+        flow_weight: float = 0.0,
+        optimizer: OptimizerName = "adamw",
+        offload_activations: bool = False,
     ) -> None:
         super().__init__()
         for name, value, bounds in (
@@ -108,6 +134,7 @@ class FlowModule(L.LightningModule):
             ("logit_std", logit_std, {"above": 0}),
             ("text_dropout", text_dropout, {"least": 0, "most": 1}),
             ("val_levels", val_levels, {"least": 1}),
+            ("flow_weight", flow_weight, {"least": 0}),
         ):
             require(f"model.{name}", value, **bounds)
         for part, given, name in ((codec, codec.channels, "channels"), (text, text.dim, "text_dim")):
@@ -115,12 +142,20 @@ class FlowModule(L.LightningModule):
                 raise ValueError(
                     f"the {type(part).__name__} gives {given}, expected the transformer's {name} = {getattr(wan, name)}"
                 )
-        self.model, made_for = (
-            (Wan(wan, attention), ALL) if checkpoint is None else _start_from(checkpoint, wan, attention)
-        )
-        self.noise_levels = as_levels("model.noise_levels", noise_levels or made_for)
-        self.model.checkpointing, self.model.compiled = checkpointing, compiled
+        check_optimizer(optimizer, eps)
+        check_objective(objective, attention, linears, offload_activations, checkpointing)
+        self.making = Making(base, linears, lora, adapter)
+        self.making.check(wan)
+        weights = self.open_start(checkpoint, wan)
+        self.noise_levels = as_levels("model.noise_levels", noise_levels or (weights.noise_levels if weights else ALL))
+        self.model = build_model(weights, wan, attention, self.making)
+        self.model.checkpointing, self.model.compiled, self.model.offload = checkpointing, compiled, offload_activations
         self.model.residual = residual
+        self.base_record = record_of(checkpoint, weights, self.making)
+        self.strict_loading = lora is None  # a checkpoint of adapters holds these alone
+        # in a tuple, out of what Lightning saves and counts
+        self._teacher = (build_teacher(self.model, weights, self.making),) if objective == "distill" else ()
+        self.objective, self.flow_weight, self.optimizer_name = objective, flow_weight, optimizer
         self.codec, self.text = codec, text
         self.lr, self.warmup_steps, self.weight_decay, self.betas, self.eps = lr, warmup_steps, weight_decay, betas, eps
         self.shift, self.logit_mean, self.logit_std = shift, logit_mean, logit_std
@@ -129,8 +164,20 @@ class FlowModule(L.LightningModule):
         self.before_step: Callable[[], None] = lambda: None
         self.is_sound = True
         # of the batches of one optimizer step, and of the clips of one validation; in fp64 their order doesn't matter
-        self.train_loss, self.val_loss = (MeanMetric(nan_strategy="disable").set_dtype(torch.float64) for _ in range(2))
+        self.train_loss, self.val_loss, self.val_error = (
+            MeanMetric(nan_strategy="disable").set_dtype(torch.float64) for _ in range(3)
+        )
         self._clips: list[tuple[str, Tensor]] = []  # of one optimizer step, each with its loss
+
+    open_start = staticmethod(open_start)
+
+    def saved_names(self) -> list[str]:
+        """What of the transformer a checkpoint holds: all, or of a LoRA the adapter."""
+        return list(trained(self.model) if self.making.lora else self.model.state_dict())
+
+    def on_fit_start(self) -> None:
+        for teacher in self._teacher:
+            teacher.to(self.device)
 
     @property
     def shown(self) -> Wan:
@@ -147,7 +194,9 @@ class FlowModule(L.LightningModule):
         latents, text = self._encode(batch, dropped)
         drawn = (self.shift, self.logit_mean, self.logit_std)
         levels = [draw_noise_levels(1, *drawn, generator, self.noise_levels) for generator in generators]
-        losses = self._losses(self.model, latents, text, torch.cat(levels).to(self.device), _noise(latents, generators))
+        losses, _ = self._losses(
+            self.model, latents, text, torch.cat(levels).to(self.device), _noise(latents, generators)
+        )
         self._note(batch, losses.detach())
         if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
             self.log("train/loss", self.train_loss.compute().float(), prog_bar=True, batch_size=len(latents))
@@ -162,9 +211,13 @@ class FlowModule(L.LightningModule):
         drawn = (self.shift, self.logit_mean, self.logit_std)
         levels = spread_noise_levels(self.val_levels, *drawn, self.noise_levels)
         for sigma in levels.to(self.device):
-            losses = self._losses(self.shown, latents, text, sigma.expand(len(latents)), noise)
+            losses, errors = self._losses(self.shown, latents, text, sigma.expand(len(latents)), noise)
             self.val_loss.update(losses[counts])  # torchmetrics forgets weights where NaN is to stay NaN
+            if errors is not None:
+                self.val_error.update(errors[counts])
         self.log("val/loss", self.val_loss, prog_bar=True, batch_size=len(latents))
+        if self._teacher:
+            self.log("val/error", self.val_error, prog_bar=True, batch_size=len(latents))
 
     @property
     def seed(self) -> int:
@@ -194,9 +247,8 @@ class FlowModule(L.LightningModule):
         return self.codec.decode(latents).clamp(-1, 1)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        optimizer = torch.optim.AdamW(
-            self.model.parameters(), self.lr, self.betas, self.eps, self.weight_decay, fused=True
-        )
+        how = (self.lr, self.betas, self.eps, self.weight_decay)
+        optimizer = build_optimizer(self.optimizer_name, trained(self.model).values(), *how)
         warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._warm(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}
 
@@ -222,14 +274,15 @@ class FlowModule(L.LightningModule):
 
     def check_weights(self) -> None:
         """Raises NotFinite where a step left them so; all processes hold the same."""
-        largest = torch.stack(torch._foreach_norm(list(self.model.parameters()), torch.inf)).amax()
+        largest = torch.stack(torch._foreach_norm(list(trained(self.model).values()), torch.inf)).amax()
         if not largest.isfinite():
             raise NotFinite(f"the weights are not finite after step {self.global_step}: lower model.lr")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """What a reader needs to build the same model and to sample from it, as plain data.
 
-        `state_dict` holds the averaged weights, where there are such, and `current_model_state` those in training.
+        `state_dict` holds the averaged weights, where there are such, and `current_model_state` those in training; of a
+        LoRA the adapter's alone.
         """
         data = self.trainer.datamodule
         checkpoint["fps_flex"] = checkpoint.get("fps_flex", {}) | {
@@ -242,11 +295,15 @@ class FlowModule(L.LightningModule):
             "codec": self.codec.spec(),
             "text": self.text.spec(),
             "clip": {"frames": data.frames, "height": data.height, "width": data.width, "fps": data.fps},
+            **self.base_record,
         }
         state = checkpoint["state_dict"]
-        live, average = ({x: tensor for x, tensor in state.items() if x.startswith(part)} for part in PARTS)
+        kept = self.saved_names()
+        live, average = ({x: state[x] for x in (part + name for name in kept) if x in state} for part in PARTS)
         checkpoint["current_model_state"] = live
         checkpoint["state_dict"] = {x.replace("average.", "model.", 1): y for x, y in average.items()} or live
+        for optimizer in checkpoint["optimizer_states"]:
+            optimizer["state"] = pack(optimizer["state"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The inverse; and the optimizer takes its settings from this configuration, its state from the checkpoint."""
@@ -255,8 +312,12 @@ class FlowModule(L.LightningModule):
             live = live | {x.replace("model.", "average.", 1): tensor for x, tensor in average.items()}
         checkpoint["state_dict"] = live
         step = checkpoint["global_step"]
-        for group in checkpoint["optimizer_states"][0]["param_groups"]:
-            group |= {"lr": self.lr * self._warm(step), "initial_lr": self.lr, "betas": self.betas, "eps": self.eps}
+        (optimizer,) = checkpoint["optimizer_states"]
+        optimizer["state"] = unpack(optimizer["state"])
+        for group in optimizer["param_groups"]:
+            lr = self.lr * self._warm(step)
+            lr = torch.tensor(lr) if isinstance(group["lr"], Tensor) else lr  # as torchao keeps it
+            group |= {"lr": lr, "initial_lr": self.lr, "betas": self.betas, "eps": self.eps}
             group["weight_decay"] = self.weight_decay
         for schedule in checkpoint["lr_schedulers"]:
             schedule |= {"base_lrs": [self.lr], "_last_lr": [self.lr * self._warm(step)]}
@@ -273,9 +334,19 @@ class FlowModule(L.LightningModule):
         prompts = ["" if drop else prompt for drop, prompt in zip(dropped.tolist(), batch["prompt"], strict=True)]
         return self.codec.encode(batch["video"]), self.text(prompts, self.device)
 
-    def _losses(self, model: Wan, latents: Tensor, text: Tensor, sigma: Tensor, noise: Tensor) -> Float[Tensor, " b"]:
-        velocity = model(add_noise(latents, noise, sigma), 1000 * sigma, text)
-        return flow_loss(velocity, latents, noise)
+    def _losses(
+        self, model: Wan, latents: Tensor, text: Tensor, sigma: Tensor, noise: Tensor
+    ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"] | None]:
+        """Of each clip; and how far its velocity is from the teacher's, where there is one."""
+        noisy, timestep = add_noise(latents, noise, sigma), 1000 * sigma
+        with torch.no_grad():  # first, while the model keeps nothing for its backward yet
+            targets = [teacher(noisy, timestep, text) for teacher in self._teacher]
+        velocity = model(noisy, timestep, text)
+        flow = flow_loss(velocity, latents, noise)
+        if not targets:
+            return flow, None
+        errors = velocity_error(velocity.detach(), targets[0])
+        return distill_loss(velocity, targets[0]) + self.flow_weight * flow, errors
 
     def _note(self, batch: dict[str, Any], losses: Float[Tensor, " b"]) -> None:
         """Remember the clips of a step, for the line that a loss or gradient that isn't finite ends in."""
@@ -302,6 +373,20 @@ class FlowModule(L.LightningModule):
 PARTS = ("model.", "average.")
 
 
+def check_objective(
+    objective: Objective, attention: FPSAttention, linears: Linears, offload: bool, checkpointing: bool
+) -> None:
+    """Raises ValueError for an unknown one, and for what would do nothing."""
+    one_of("model.objective", objective, get_args(Objective))
+    if objective == "distill" and is_dense(attention) and linears == "bf16":
+        raise ValueError(
+            "model.objective distill has nothing to distil: the attention is dense and unquantised, as the teacher's; "
+            "choose another model.attention.schedule, or objective flow"
+        )
+    if offload and not checkpointing:
+        raise ValueError("model.offload_activations is of recomputed blocks: set model.checkpointing true too")
+
+
 def _draws(batch: dict[str, Any]) -> tuple[list[int], list[int]]:
     """Each clip's index, and the pass that meets it."""
     return batch["index"].tolist(), batch["pass"].tolist()
@@ -311,23 +396,3 @@ def _noise(latents: Float[Tensor, "b c f h w"], generators: list[torch.Generator
     return torch.stack([torch.randn(latents.shape[1:], generator=generator) for generator in generators]).to(
         latents.device
     )
-
-
-def _start_from(checkpoint: str, wan: WanConfig, attention: FPSAttention) -> tuple[Wan, Levels]:
-    """A model filled from a checkpoint, in fp32, and the noise levels that it is for.
-
-    Raises ValueError where that is missing, of other sizes, or of two transformers.
-    """
-    if not checkpoint.strip():
-        raise ValueError("model.checkpoint is empty, expected weights to start from, or null for random ones")
-    weights = open_weights(checkpoint)
-    other = [
-        f"{name} {value}, expected {getattr(wan, name)}"
-        for name, value in asdict(weights.config).items()
-        if value != getattr(wan, name)
-    ]
-    if other:
-        raise ValueError(f"{checkpoint} holds a transformer of {', '.join(other)}: set model.wan to what it holds")
-    model = build_empty(wan, attention)
-    fill(model, weights.stream(), "cpu", torch.float32)
-    return model, weights.noise_levels

@@ -15,6 +15,8 @@ from torch import Tensor
 from fps_flex.checks import is_whole, show
 from fps_flex.wan.casting import check_finite
 
+from .optimizers import shape_of
+
 if TYPE_CHECKING:
     from .data import VideoData
     from .module import FlowModule
@@ -80,7 +82,8 @@ def _check_counts(checkpoint: dict[str, Any], step: int) -> None:
 
 
 def _check_state(part: str, state: dict[str, Tensor], module: FlowModule) -> None:
-    shapes = {name: tuple(x.shape) for name, x in module.model.state_dict(prefix="model.").items()}
+    state_now = module.model.state_dict()
+    shapes = {f"model.{name}": tuple(state_now[name].shape) for name in module.saved_names()}
     for name in dict.fromkeys((*shapes, *state)):
         shape = tuple(state[name].shape) if name in state else None
         if shape != shapes.get(name):
@@ -116,14 +119,15 @@ def _check_optimizer(states: list[Any], module: FlowModule, trained: bool) -> No
                 f"its optimizer's state of parameter {show(index)} is not one of shape {shapes.get(index)}"
             )
         for name, mean in momentum.items():
-            check_finite(f"its optimizer's {name} of parameter {index}", mean)
+            if isinstance(mean, Tensor):
+                check_finite(f"its optimizer's {name} of parameter {index}", mean)
 
 
 def _is_momentum(momentum: object, shape: tuple[int, ...] | None) -> bool:
     """As AdamW keeps it: how often it stepped, and two means of gradients."""
-    if not isinstance(momentum, dict) or not all(map(_has_values, momentum.values())):
+    if not isinstance(momentum, dict) or not all(_has_values(x) or isinstance(x, dict) for x in momentum.values()):
         return False
-    return {name: tuple(x.shape) for name, x in momentum.items()} == {"step": (), "exp_avg": shape, "exp_avg_sq": shape}
+    return {name: shape_of(x) for name, x in momentum.items()} == {"step": (), "exp_avg": shape, "exp_avg_sq": shape}
 
 
 def _has_values(x: object) -> bool:

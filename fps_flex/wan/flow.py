@@ -68,6 +68,16 @@ def flow_loss(
     return (velocity.float() - (noise.float() - latents.float())).square().mean(dim=(1, 2, 3, 4))
 
 
+def distill_loss(velocity: Float[Tensor, "b c f h w"], target: Float[Tensor, "b c f h w"]) -> Float[Tensor, " b"]:
+    """Mean squared error of each sample against another model's velocity, in fp32."""
+    return (velocity.float() - target.float()).square().mean(dim=(1, 2, 3, 4))
+
+
+def velocity_error(velocity: Float[Tensor, "b c f h w"], target: Float[Tensor, "b c f h w"]) -> Float[Tensor, " b"]:
+    """How far each sample's velocity is from another model's, as a share of that one's norm."""
+    return (distill_loss(velocity, target) / target.float().square().mean(dim=(1, 2, 3, 4))).sqrt()
+
+
 def sampling_levels(steps: int, shift: float, device: torch.device | str = "cpu") -> Float[Tensor, " {steps}+1"]:
     """sigma of each step and the 0 that ends them, evenly spaced before the shift. Raises ValueError below 1 step."""
     if steps < 1:

@@ -1,4 +1,4 @@
-"""FP8 linear layers for inference, through torchao: the paper runs the feed-forward network in FP8 too."""
+"""FP8 linear layers through torchao, in training and for inference: the paper runs the feed-forward network in FP8."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import nn
 from .model import Wan
 
 Linears = Literal["bf16", "fp8-ffn", "fp8"]
+PARTS: dict[str, tuple[str, ...]] = {"bf16": (), "fp8-ffn": ("ffn.",), "fp8": ("ffn.", "self_attn.", "cross_attn.")}
 
 
 @torch.no_grad()
@@ -32,18 +33,34 @@ def quantize_linears(model: Wan, linears: Linears) -> None:
 
     # torchao would switch a search on for all of Inductor, which takes minutes a block
     config = Float8DynamicActivationFloat8WeightConfig(granularity=PerRow(), set_inductor_config=False)
-    parts = ("ffn.",) if linears == "fp8-ffn" else ("ffn.", "self_attn.", "cross_attn.")
     for block in model.blocks:
-        quantize_(
-            block,
-            config,
-            filter_fn=lambda module, name: isinstance(module, nn.Linear) and name.startswith(parts),
+        quantize_(block, config, filter_fn=lambda module, name: _is_one(module, name, linears))
+
+
+def compute_in_fp8(model: Wan, linears: Linears) -> None:
+    """Let the blocks' linear layers compute in e4m3, in place: forward, and both products of the backward.
+
+    Weights and their names stay as they are; they are rounded per row as they are used, activations and gradients per
+    token. For training with compiled blocks.
+    """
+    if linears == "bf16":
+        return
+    from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+
+    config = Float8LinearConfig.from_recipe_name("rowwise")
+    for block in model.blocks:
+        convert_to_float8_training(
+            block, config=config, module_filter_fn=lambda module, name: _is_one(module, name, linears)
         )
+
+
+def _is_one(module: nn.Module, name: str, linears: Linears) -> bool:
+    return isinstance(module, nn.Linear) and name.startswith(PARTS[linears])
 
 
 def check_linears(linears: Linears, device: torch.device) -> None:
     """Raises ValueError for an unknown kind, and for fp8 without torchao or without a GPU that has float8."""
-    if linears not in ("bf16", "fp8-ffn", "fp8"):
+    if linears not in PARTS:
         raise ValueError(f"linears are {linears!r}, expected bf16, fp8-ffn or fp8")
     if linears == "bf16":
         return

@@ -7,6 +7,7 @@ residual stream and the head where `residual` says so.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 
 from ..attention import FPSAttention
@@ -88,7 +90,8 @@ def default_residual(config: WanConfig) -> Residual:
 class Wan(nn.Module):
     """The velocity of rectified flow.
 
-    checkpointing: blocks recompute their activations in the backward. compiled: blocks run through torch.compile, one
+    checkpointing: blocks recompute their activations in the backward. offload: what a block of them starts from waits
+    in the host's memory meanwhile. compiled: blocks run through torch.compile, one
     graph for all of them; made for GPUs. residual: the dtype of what runs from block to block, and of the head:
     "compute", that in which the linear layers compute (autocast's or their weights'), or "fp32" as in the official
     model, which rounds less and keeps twice the bytes a block; None takes `default_residual`.
@@ -103,10 +106,12 @@ class Wan(nn.Module):
         checkpointing: bool = False,
         compiled: bool = False,
         residual: Residual | None = None,
+        offload: bool = False,
     ) -> None:
         super().__init__()
         self.config, self.attention = config, attention
         self.checkpointing, self.compiled, self.residual = checkpointing, compiled, residual
+        self.offload = offload
         c = config
         self.patch_embedding = nn.Conv3d(c.channels, c.dim, c.patch, c.patch)
         self.text_embedding = nn.Sequential(nn.Linear(c.text_dim, c.dim), nn.GELU("tanh"), nn.Linear(c.dim, c.dim))
@@ -148,11 +153,13 @@ class Wan(nn.Module):
         text = self.text_embedding(text.to(dtype))
         run = _compiled_run if self.compiled else _run
         for block in self.blocks:
-            if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(run, block, x, modulation, text, rope, attend, use_reentrant=False)
-            else:
-                x = run(block, x, modulation, text, rope, attend)
+            forward = partial(run, block, modulation=modulation, text=text, rope=rope, attend=attend)
+            x = self._recomputed(forward, x) if self.checkpointing and torch.is_grad_enabled() else forward(x)
         return self._unpatchify(plan.layout.unorder(self.head(x, time)), grid)
+
+    def _recomputed(self, forward: Callable[[Tensor], Tensor], x: Float[Tensor, "b s d"]) -> Float[Tensor, "b s d"]:
+        with save_on_cpu(pin_memory=x.is_cuda) if self.offload else nullcontext():
+            return checkpoint(forward, x, use_reentrant=False)
 
     def _embed_time(self, timestep: Float[Tensor, " b"]) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b 6 d"]]:
         with torch.autocast(timestep.device.type, enabled=False):
@@ -205,8 +212,8 @@ class Block(nn.Module):
         return add(x, gate_f * self.ffn(modulate(self.norm2(x), shift_f, scale_f).type_as(text)))
 
 
-def _run(block: nn.Module, *args: Any) -> Tensor:
-    return block(*args)
+def _run(block: nn.Module, x: Tensor, **shared: Any) -> Tensor:
+    return block(x, **shared)
 
 
 _compiled_run = compiled(_run)

@@ -1,0 +1,107 @@
+"""A frozen linear layer whose weights lie in e4m3: a byte per weight, and a scale per row.
+
+What LoRA trains beside it needs the gradient of its input, but none of its weights. Its products are either those of
+the restored weights, in the input's dtype, or of the codes themselves, on a GPU's FP8 units.
+"""
+
+from __future__ import annotations
+
+from copy import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+FLOAT8 = torch.float8_e4m3fn
+LARGEST = torch.finfo(FLOAT8).max
+
+
+def quantize_rows(x: Float[Tensor, "rows n"]) -> tuple[Float[Tensor, "rows n"], Float[Tensor, "rows 1"]]:
+    """Codes in e4m3, and what each row's are times, in fp32."""
+    scale = x.abs().amax(dim=-1, keepdim=True).float().clamp_min(1e-12) / LARGEST
+    return (x.float() / scale).clamp(-LARGEST, LARGEST).to(FLOAT8), scale
+
+
+class Fp8Linear(nn.Linear):
+    """x W^T + bias with W = scale * codes, all of it frozen.
+
+    weight: the codes. multiply_codes: products of codes, with x and the gradient of the output rounded to e4m3 per
+    row; otherwise those of the restored weights.
+    """
+
+    compute_dtype = torch.float32  # in which peft makes adapters, and not in that of the codes
+
+    def __init__(
+        self,
+        codes: Float[Tensor, "o i"],
+        scale: Float[Tensor, "o 1"],
+        bias: Float[Tensor, " o"],
+        multiply_codes: bool = False,
+    ) -> None:
+        nn.Module.__init__(self)  # and not nn.Linear's, which makes weights
+        self.out_features, self.in_features = codes.shape
+        self.weight, self.scale, self.bias = (nn.Parameter(x, requires_grad=False) for x in (codes, scale, bias))
+        self.multiply_codes = multiply_codes
+
+    @classmethod
+    def of(cls, weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"], multiply_codes: bool = False) -> Fp8Linear:
+        return cls(*quantize_rows(weight), bias, multiply_codes)
+
+    def restored(self) -> Fp8Linear:
+        """The layer on the same codes that multiplies the restored weights."""
+        layer = copy(self)
+        layer.multiply_codes = False
+        return layer
+
+    def forward(self, x: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
+        """In x's dtype, or autocast's."""
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        product = _MultiplyCodes if self.multiply_codes else _MultiplyRestored
+        y = product.apply(x.reshape(-1, self.in_features), self.weight, self.scale)
+        return (y + self.bias.to(y.dtype)).view(*x.shape[:-1], self.out_features)
+
+
+class _MultiplyRestored(torch.autograd.Function):
+    """Keeps the codes for the backward, a half of what restored weights in bf16 take."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Float[Tensor, "m i"], codes: Tensor, scale: Tensor) -> Float[Tensor, "m o"]:
+        ctx.save_for_backward(codes, scale)
+        return F.linear(x, restore(codes, scale, x.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Float[Tensor, "m o"]) -> tuple[Tensor, None, None]:
+        return gradient @ restore(*ctx.saved_tensors, gradient.dtype), None, None
+
+
+class _MultiplyCodes(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Float[Tensor, "m i"], codes: Tensor, scale: Tensor) -> Float[Tensor, "m o"]:
+        ctx.save_for_backward(codes, scale)
+        return _multiply(*quantize_rows(x), codes.t(), scale.t(), x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Float[Tensor, "m o"]) -> tuple[Tensor, None, None]:
+        """The sum is over W's rows, so their scales go into the gradient before it is rounded, and the codes stay."""
+        codes, scale = ctx.saved_tensors
+        rounded, of_rows = quantize_rows(gradient.float() * scale.t())
+        by_column = codes.t().contiguous().t()  # as the FP8 units take their second factor
+        ones = torch.ones(1, codes.shape[1], device=codes.device)
+        return _multiply(rounded, of_rows, by_column, ones, gradient.dtype), None, None
+
+
+def restore(codes: Float[Tensor, "o i"], scale: Float[Tensor, "o 1"], dtype: torch.dtype) -> Float[Tensor, "o i"]:
+    return (codes.float() * scale).to(dtype)
+
+
+def _multiply(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """(a_scale a) (b b_scale) in bf16, the only dtype that products with a scale per row have, then in dtype."""
+    return torch._scaled_mm(a, b, a_scale, b_scale, out_dtype=torch.bfloat16, use_fast_accum=True).to(dtype)

@@ -1,0 +1,121 @@
+"""The transformer that is trained: from which weights, in which dtypes, whole or by adapters; and its teacher."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fps_flex import FPSAttention
+from fps_flex.wan import Wan, WanConfig
+from fps_flex.wan.adapters import Adapter, read_adapter
+from fps_flex.wan.base import Base, build_base
+from fps_flex.wan.dense import dense_attention
+from fps_flex.wan.files import read_training_checkpoint
+from fps_flex.wan.linears import Linears, compute_in_fp8
+from fps_flex.wan.lora import ADAPTER, Lora, add_adapter, check_peft, load_adapter, without_adapter
+from fps_flex.wan.weights import Weights, open_weights
+
+
+@dataclass(frozen=True)
+class Making:
+    """How a transformer is made of weights. adapter: LoRA to start from, a file."""
+
+    base: Base = "fp32"
+    linears: Linears = "bf16"
+    lora: Lora | None = None
+    adapter: str | None = None
+
+    def check(self, config: WanConfig) -> None:
+        """Raises ValueError for what doesn't go together or isn't installed."""
+        if self.lora:
+            check_peft()
+            self.lora.check_fits(config)
+        elif self.base == "fp8":
+            raise ValueError(
+                "model.base fp8 is of frozen weights: use fp32 or bf16, or train a LoRA (--model.lora.rank)"
+            )
+        elif self.adapter is not None:
+            raise ValueError("model.adapter is what a LoRA starts from, and none is trained: name --model.lora.rank")
+
+
+def open_start(checkpoint: str | None, wan: WanConfig) -> Weights | None:
+    """The weights that training starts from; None for random ones.
+
+    Raises ValueError where they are missing, of other sizes, or of two transformers.
+    """
+    if checkpoint is None:
+        return None
+    if not checkpoint.strip():
+        raise ValueError("model.checkpoint is empty, expected weights to start from, or null for random ones")
+    weights = open_weights(checkpoint)
+    other = [
+        f"{name} {value}, expected {getattr(wan, name)}"
+        for name, value in asdict(weights.config).items()
+        if value != getattr(wan, name)
+    ]
+    if other:
+        raise ValueError(f"{checkpoint} holds a transformer of {', '.join(other)}: set model.wan to what it holds")
+    return weights
+
+
+def build_model(weights: Weights | None, wan: WanConfig, attention: FPSAttention, making: Making) -> Wan:
+    """weights: None for random ones. Raises ValueError for an adapter that can't be started from."""
+    start = making.adapter and _read_start(making.adapter, weights)
+    if weights is None and making.base == "fp32":
+        model = Wan(wan, attention)
+        compute_in_fp8(model, making.linears)
+    else:
+        tensors = Wan(wan, attention).state_dict().items() if weights is None else weights.stream()
+        device = torch.get_default_device()
+        model = build_base(wan, attention, tensors, making.base, making.linears, device)
+    if making.lora:
+        add_adapter(model, making.lora)
+        if start:
+            load_adapter(model, _named(making.adapter, start, making.lora))
+    return model
+
+
+def build_teacher(model: Wan, weights: Weights | None, making: Making) -> Wan:
+    """The dense, unquantised model: behind adapters on the same weights, else a frozen copy of the start in bf16."""
+    dense = dense_attention(model.attention.block)
+    if making.lora:
+        return without_adapter(model, dense)
+    if weights is None:
+        raise ValueError("model.objective distill learns from the weights it starts from: name model.checkpoint")
+    device = torch.get_default_device()
+    teacher = build_base(model.config, dense, weights.stream(), "bf16", "bf16", device).requires_grad_(False)
+    teacher.compiled, teacher.residual = model.compiled, model.residual
+    return teacher
+
+
+def _read_start(path: str, weights: Weights | None) -> Adapter:
+    if path.endswith(".ckpt") and weights is not None:
+        made_for = read_training_checkpoint(path)["fps_flex"].get("base", {})
+        if made_for and made_for["fingerprint"] != weights.fingerprint():
+            raise ValueError(f"{path} is an adapter of other weights ({made_for['path']}) than model.checkpoint")
+    return read_adapter(path)
+
+
+def _named(path: str, adapter: Adapter, lora: Lora) -> dict[str, Tensor]:
+    """As a model's adapters are named. A factor alpha / rank other than this configuration's goes into `up`."""
+    if adapter.differences:
+        raise ValueError(
+            f"{path} also changes {next(iter(adapter.differences))}, which no LoRA here does: merge it into the "
+            "weights (python -m fps_flex.weights convert, --format merged) and start from these"
+        )
+    named = {}
+    for layer, low_rank in adapter.layers.items():
+        named[f"{layer}.lora_A.{ADAPTER}.weight"] = low_rank.down
+        named[f"{layer}.lora_B.{ADAPTER}.weight"] = low_rank.up * (low_rank.alpha / lora.alpha)
+    return named
+
+
+def record_of(checkpoint: str | None, weights: Weights | None, making: Making) -> dict[str, Any]:
+    """What a checkpoint of adapters says of what they were trained beside."""
+    if making.lora is None or weights is None:
+        return {}
+    lora = {"rank": making.lora.rank, "alpha": making.lora.alpha, "targets": list(making.lora.targets)}
+    return {"lora": lora, "base": {"path": checkpoint, "fingerprint": weights.fingerprint(), "dtype": making.base}}

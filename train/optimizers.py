@@ -1,0 +1,79 @@
+"""AdamW, with its momenta in fp32 or in 8 bits; a checkpoint holds either as plain tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib.util import find_spec
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from fps_flex.checks import one_of
+
+OptimizerName = Literal["adamw", "adamw8bit"]
+LEAST_EPS = 1e-8  # of 8 bits, in which small squares of gradients become 0
+PACKED = "packed"  # of a packed momentum: what it is besides tensors
+
+
+def check_optimizer(name: OptimizerName, eps: float) -> None:
+    """Raises ValueError for an unknown one, one that isn't installed, and an eps that would make its steps explode."""
+    one_of("model.optimizer", name, get_args(OptimizerName))
+    if name == "adamw":
+        return
+    if find_spec("torchao") is None:
+        raise ValueError("model.optimizer adamw8bit needs torchao: pip install torchao, or use adamw")
+    if eps < LEAST_EPS:
+        raise ValueError(
+            f"model.eps is {eps:g}, expected at least {LEAST_EPS:g} with adamw8bit: its squares of small gradients "
+            "round to 0, and what is left to divide by is eps"
+        )
+
+
+def build_optimizer(
+    name: OptimizerName,
+    parameters: Iterable[nn.Parameter],
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+) -> torch.optim.Optimizer:
+    if name == "adamw":
+        return torch.optim.AdamW(parameters, lr, betas, eps, weight_decay, fused=True)
+    from torchao.optim import AdamW8bit
+
+    return AdamW8bit(parameters, lr, betas, eps, weight_decay)
+
+
+def pack(momenta: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """An optimizer's state in which what torchao keeps in 8 bits is the plain tensors that it consists of."""
+    return {index: {name: _pack(x) for name, x in momentum.items()} for index, momentum in momenta.items()}
+
+
+def unpack(momenta: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """The inverse of `pack`."""
+    return {index: {name: _unpack(x) for name, x in momentum.items()} for index, momentum in momenta.items()}
+
+
+def _pack(value: Tensor) -> Tensor | dict[str, Any]:
+    if not hasattr(value, "codes"):
+        return value
+    about = {"signed": value.signed, "dtype": str(value.dtype).removeprefix("torch.")}
+    return {"codes": value.codes, "scale": value.scale, "qmap": value.qmap, PACKED: about}
+
+
+def _unpack(value: Tensor | dict[str, Any]) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    from torchao.optim.subclass_8bit import OptimState8bit
+
+    about = value[PACKED]
+    dtype = getattr(torch, about["dtype"])
+    return OptimState8bit(value["codes"], value["scale"], value["qmap"], about["signed"], dtype)
+
+
+def shape_of(value: Any) -> tuple[int, ...] | None:
+    """Of a momentum, packed or not; None for what is none."""
+    if isinstance(value, dict):
+        value = value.get("codes") if value.keys() == {"codes", "scale", "qmap", PACKED} else None
+    return tuple(value.shape) if isinstance(value, Tensor) else None
