@@ -57,8 +57,8 @@ def export(
     if shard_bytes is not None:
         as_whole("shard_bytes", shard_bytes)
     specs = {name: cast.spec(name, spec) for name, spec in weights.specs.items()}
-    with _appearing(folder) as aside:
-        _check_room(folder, sum(spec.nbytes for spec in specs.values()))
+    with appearing(folder) as aside:
+        check_room(folder, sum(spec.nbytes for spec in specs.values()))
         names = {to_diffusers(name) if naming == "diffusers" else name: name for name in specs}
         renamed = {new: specs[name] for new, name in names.items()}
 
@@ -102,7 +102,7 @@ def _check_new(path: Path) -> None:
 
 
 @contextmanager
-def _appearing(folder: Path) -> Iterator[Path]:
+def appearing(folder: Path) -> Iterator[Path]:
     """Where to write what is to be a folder. A failure leaves nothing.
 
     Each call writes into a folder of its own, so that of two at once one is refused at the end and neither touches the
@@ -127,7 +127,7 @@ def _appearing(folder: Path) -> Iterator[Path]:
         raise
 
 
-def _check_room(folder: Path, size: int) -> None:
+def check_room(folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder.parent).free
     if free < size:
         raise ValueError(f"{folder} would take {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free: make room")

@@ -103,6 +103,23 @@ def _check_clip(name: str, value: object) -> None:
         raise ValueError(f"{name}.fps is {parts['fps']}, expected a number above 0 and up to {RATE}")
 
 
+def _check_lora(name: str, value: object) -> None:
+    parts = as_fields(name, value, ("rank", "alpha", "targets"))
+    as_whole(f"{name}.rank", parts["rank"])
+    if as_real(f"{name}.alpha", parts["alpha"]) <= 0:
+        raise ValueError(f"{name}.alpha is {parts['alpha']}, expected a number above 0")
+    targets = as_tuple(f"{name}.targets", parts["targets"], "a list of layers' names")
+    if not targets or not all(isinstance(target, str) for target in targets):
+        raise ValueError(f"{name}.targets is {show(targets)}, expected layers' names")
+
+
+def _check_base(name: str, value: object) -> None:
+    parts = as_fields(name, value, ("path", "fingerprint", "dtype"))
+    for part, text in parts.items():
+        if not (isinstance(text, str) and text.isprintable()):
+            raise ValueError(f"{name}.{part} is {show(text)}, expected a text")
+
+
 def _check_options(name: str, value: object) -> None:
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise ValueError(f"{name} is {show(value)}, expected a dict of names")
@@ -130,6 +147,8 @@ _CHECKS: dict[str, Callable[[str, object], object]] = {
     "text": _check_coder,
     "clip": _check_clip,
     "noise_levels": as_levels,
+    "lora": _check_lora,
+    "base": _check_base,
     "options": _check_options,
     "position": _check_position,
 }

@@ -11,7 +11,7 @@ from functools import partial
 from itertools import islice
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from zipfile import is_zipfile
 
 import torch
@@ -21,6 +21,8 @@ from ..checks import as_path, show
 from .experts import find_experts
 from .fields import check_checkpoint
 from .recognise import Shape, what_file
+
+Which = Literal["average", "live"]
 
 PICKLES = {".pth", ".pt", ".bin", ".pkl", ".pickle"}
 
@@ -103,6 +105,12 @@ def read_specs(file: Path) -> dict[str, Spec]:
             name: Spec(tuple(part.get_shape()), DTYPES.get(part.get_dtype(), torch.uint8))
             for name, part in parts.items()
         }
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """What a safetensors file's header says beside its tensors. Raises ValueError as `read_specs`."""
+    with _open(file) as tensors:
+        return tensors.metadata() or {}
 
 
 def match_shard(name: str) -> re.Match[str] | None:
@@ -246,6 +254,11 @@ def read_training_checkpoint(path: Path) -> dict[str, Any]:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path} is no checkpoint of this project ({reason})") from None
     return held
+
+
+def weights_in(held: dict[str, Any], which: Which) -> dict[str, Tensor]:
+    """Those of a checkpoint of train.fit; where they were not averaged, both are the live ones."""
+    return held.get("current_model_state", held["state_dict"]) if which == "live" else held["state_dict"]
 
 
 def _damage(path: Path) -> str | None:

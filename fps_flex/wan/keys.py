@@ -53,6 +53,10 @@ _COMPANIONS = {"vae", "first_stage_model", "cond_stage_model", "conditioner", "t
 MARKER = "scaled_fp8"  # ComfyUI's, of a file and no part of its model
 
 _OFFICIAL_BLOCK, _OFFICIAL_MODEL = ({theirs: ours for ours, theirs in table.items()} for table in (_BLOCK, _MODEL))
+_FLAT_BLOCK, _FLAT_MODEL = (
+    {name.replace(".", "_"): ours for ours, theirs in table.items() for name in (ours, theirs)}
+    for table in (_BLOCK, _MODEL)
+)
 
 
 def to_diffusers(name: str) -> str:
@@ -63,6 +67,20 @@ def to_diffusers(name: str) -> str:
 def to_official(name: str) -> str:
     """The official name of a diffusers one; a name that is none is returned as it is."""
     return _rename(name, _OFFICIAL_MODEL, _OFFICIAL_BLOCK)
+
+
+def is_official(name: str) -> bool:
+    """Whether a module, or a tensor that is a module's own, is called so in the official naming."""
+    found = re.fullmatch(r"blocks\.\d+\.(.+)", name)
+    return found[1] in _BLOCK if found else name in _MODEL
+
+
+def from_flat(name: str) -> str:
+    """The official name of one in either naming with _ for each dot; a name that is none is returned as it is."""
+    found = re.fullmatch(r"blocks_(\d+)_(.+)", name)
+    if found:
+        return f"blocks.{found[1]}.{_FLAT_BLOCK[found[2]]}" if found[2] in _FLAT_BLOCK else name
+    return _FLAT_MODEL.get(name, name)
 
 
 def naming_of(names: set[str]) -> Naming:

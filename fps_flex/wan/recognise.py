@@ -22,13 +22,17 @@ _FIRST_BYTES = {
     rb"\x08[\x03-\x0c][\x12:]": "an ONNX model",
     rb"\s*\{": "a JSON file",
 }
+LORA = (
+    r"lora_(A|B|down|up|mid|unet|te|transformer)|\.lora\.|\.(alpha|diff|diff_[bm]|dora_scale|set_weight)$|lokr_|hada_w"
+    r"|lora_magnitude|\.(oft|boft)_"
+)
 # What a tensor's name says, in the order in which it is asked: the narrower first.
 _NAMES = {
     r"\.(wscales|smooth_factor(_orig)?|wtscale)$": "quantised by SVDQuant",
     r"\.(qweight|qzeros|g_idx)$": "quantised by GPTQ or AWQ",
     r"\.(absmax|quant_map|quant_state|SCB|weight_format|nested_absmax)(\.|$)": "quantised by bitsandbytes",
     r"\.(weight_scale_2|weight_codebook|weight_s_rel)$": "quantised to 4 bits",
-    r"lora_(A|B|down|up|unet|te)|\.lora\.|\.(alpha|diff|diff_b|dora_scale)$|lokr_|hada_w|lora_magnitude": "a LoRA",
+    LORA: "a LoRA",
     r"^vision_model\.|^visual\.|^image_encoder\.|visual_projection": "a CLIP vision encoder",
     r"(^|\.)(encoder\.(downsamples|middle|conv_in|down_blocks|down)|decoder\.(middle|upsamples|conv_in|up_blocks|up)"
     r"|(post_)?quant_conv)\.|^conv1\.weight$": "a VAE",

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ..attention import FPSAttention
 from ..checks import as_device, as_fields, as_instance, as_path, one_of, show
+from .adapters import adapter_in
 from .casting import check_finite, keeps_fp32
-from .experts import ALL, Levels, as_levels, levels_of
+from .experts import Levels, as_levels, levels_of
 from .fields import check_said
-from .files import Shape, Spec, TensorFiles, open_files, read_training_checkpoint
-from .fingerprint import digest_held, held_in_file, held_in_memory
+from .files import Shape, Spec, Which, open_files, read_training_checkpoint, weights_in
 from .fp8_files import FLOAT8, READABLE, without_scales
-from .hub import local
+from .hub import HUB, local
 from .keys import official_names, unwrap
+from .merging import merge
 from .model import Wan, WanConfig
+from .opened import Weights
 from .recognise import what_channels, what_names
 from .sizes import infer_config
 
@@ -29,58 +31,27 @@ SETTINGS = "fps_flex.json"  # beside exported weights: the attention and the noi
 RELEASED = {"noise_levels"}  # all that it says of an expert of a release
 MADE_WITH = ("residual", "shift", "clip", "text_length")  # of those settings, what may be left unsaid
 
-Which = Literal["average", "live"]
 
-
-@dataclass(frozen=True)
-class Weights:
-    """A transformer's weights: found and checked, but not read yet.
-
-    config: its sizes. specs: of its tensors, by their official names. read: gives a tensor by its official name.
-    trained: what a checkpoint of train.fit says about the attention, the codecs and the clips it was trained with;
-    None for other weights. settings: what of that goes along when it is exported: the sizes, the attention, the noise
-    levels, and what videos are made with. noise_levels: the lowest and the highest that they are for. files: they lie
-    in as safetensors; None where `read` costs no memory.
-    """
-
-    config: WanConfig
-    specs: dict[str, Spec]
-    read: Callable[[str], Tensor]
-    trained: dict[str, Any] | None = None
-    settings: dict[str, Any] | None = None
-    noise_levels: Levels = ALL
-    files: TensorFiles | None = None
-
-    def fingerprint(self) -> str:
-        """The same for a copy elsewhere, another for other weights: a digest as of `digest_held`.
-
-        Of a checkpoint of train.fit also the run, which goes on when it is resumed, and the step.
-        """
-        if self.files:
-            held = {name: x for file in set(self.files.where.values()) for name, x in held_in_file(file).items()}
-        else:
-            held = {name: held_in_memory(tensor) for name, tensor in self.stream()}
-        said = self.trained or {}
-        of_run = "".join(f"{name} {said[key]}, " for name, key in (("run", "run_id"), ("step", "step")) if key in said)
-        return f"{of_run}weights {digest_held(held)}"
-
-    def stream(self) -> Iterator[tuple[str, Tensor]]:
-        """Each tensor with its official name."""
-        return ((name, self.read(name)) for name in self.specs)
-
-
-def open_weights(path: str | Path, which: Which = "average") -> Weights:
+def open_weights(path: str | Path, which: Which = "average", base: str | Path | None = None) -> Weights:
     """path: safetensors in the official or in the diffusers naming, also as ComfyUI has them (a file, an index of
     shards, or a folder with either or with all shards), hf: and the name of a release that has them, or a .ckpt of
-    train.fit, of which `which` picks the weights.
+    train.fit, of which `which` picks the weights. Those of a LoRA are added to the weights that it was trained on,
+    which are where they were then, or at `base`.
 
     Raises ValueError for what is missing, broken, quantised, a pickle or another model, for tensors that are not
-    exactly a text-to-video Wan transformer's, and for another `which`, or the live weights of anything but a .ckpt.
+    exactly a text-to-video Wan transformer's, for another `which`, or the live weights of anything but a .ckpt, for
+    other weights than a LoRA was trained on, and for a base of anything but a LoRA's .ckpt.
     """
     path = local(path)
     one_of("which", which, get_args(Which))
     if path.suffix == ".ckpt":
-        return _open_trained(path, which)
+        held = read_training_checkpoint(path)
+        if "lora" in held["fps_flex"]:
+            return _open_adapted(path, held, which, base)
+    if base is not None:
+        raise ValueError(f"base is {show(str(base))}, of a LoRA's .ckpt, and {path} is none: leave it out")
+    if path.suffix == ".ckpt":
+        return _open_trained(path, held, which)
     if which == "live":
         raise ValueError(f"{path} has no live weights beside averaged ones: only a .ckpt of train.fit does")
     return _open_released(path)
@@ -103,7 +74,7 @@ def load_wan(
         raise ValueError(f"dtype is {show(dtype)}, expected a floating-point dtype of torch, or None")
     weights = open_weights(path)
     model = build_empty(weights.config, attention)
-    fill(model, weights.stream(), device, dtype)
+    fill(model, (weights.unrounded if dtype else weights).stream(), device, dtype)
     return model
 
 
@@ -229,24 +200,53 @@ def _settings(
     return settings if length is None else settings | {"text_length": length}
 
 
-def _open_trained(path: Path, which: Which) -> Weights:
-    held = read_training_checkpoint(path)
-    state = held.get("current_model_state", held["state_dict"]) if which == "live" else held["state_dict"]
-    state = {name.removeprefix("model."): tensor for name, tensor in state.items()}
-    try:
-        config = _config_from(held["fps_flex"]["wan"])
-        attention = FPSAttention.from_dict(held["fps_flex"]["attention"])
-        levels = as_levels("noise_levels", held["fps_flex"]["noise_levels"])
-    except ValueError as error:
-        raise ValueError(f"{path} is no checkpoint of this project ({error})") from None
+def _open_trained(path: Path, held: dict[str, Any], which: Which) -> Weights:
+    state = {name.removeprefix("model."): tensor for name, tensor in weights_in(held, which).items()}
+    config, settings, levels = _said_by(path, held)
     _check_shapes(path, {name: tuple(tensor.shape) for name, tensor in state.items()}, config)
     specs = {name: Spec(tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
     quantised = [f"{name} is of {spec.dtype}" for name, spec in specs.items() if spec.dtype not in READABLE]
     if quantised:
         raise ValueError(f"{path}: {quantised[0]}, expected floating-point weights, not quantised ones")
-    # through the class, so that a preset's name in an older checkpoint becomes its numbers
-    settings = _settings(config, attention, levels, held["fps_flex"])
     return Weights(config, specs, state.__getitem__, held["fps_flex"], settings, levels)
+
+
+def _said_by(path: Path, held: dict[str, Any]) -> tuple[WanConfig, dict[str, Any], Levels]:
+    """The sizes, settings and noise levels of a checkpoint of train.fit."""
+    said = held["fps_flex"]
+    try:
+        config = _config_from(said["wan"])
+        attention = FPSAttention.from_dict(said["attention"])
+        levels = as_levels("noise_levels", said["noise_levels"])
+    except ValueError as error:
+        raise ValueError(f"{path} is no checkpoint of this project ({error})") from None
+    # through the class, so that a preset's name in an older checkpoint becomes its numbers
+    return config, _settings(config, attention, levels, said), levels
+
+
+def _open_adapted(path: Path, held: dict[str, Any], which: Which, base: str | Path | None) -> Weights:
+    """The weights that a LoRA was trained on, with what it adds to them."""
+    config, settings, levels = _said_by(path, held)
+    adapter = adapter_in(path, held, which)
+    below = _open_base(path, held["fps_flex"], base)
+    if below.config != config:
+        raise ValueError(f"{path} was trained on another model ({config}) than its base is ({below.config})")
+    merged = merge(below, adapter, path=path)
+    return replace(merged, trained=held["fps_flex"], settings=settings, noise_levels=levels)
+
+
+def _open_base(path: Path, said: dict[str, Any], base: str | Path | None) -> Weights:
+    if "base" not in said:
+        raise ValueError(f"{path} is no checkpoint of this project (it lacks fps_flex.base)")
+    where = str(base if base is not None else said["base"]["path"])
+    if not where.startswith(HUB) and not as_path("base", where).exists():
+        raise ValueError(f"{where}, what the LoRA {path} was trained on, is not there: name where it is with --base")
+    below = open_weights(where)
+    if (found := below.fingerprint()) != (expected := said["base"]["fingerprint"]):
+        raise ValueError(
+            f"{where} is not what the LoRA {path} was trained on ({found}, expected {expected}): name that with --base"
+        )
+    return below
 
 
 def _check_shapes(path: Path, shapes: dict[str, Shape], config: WanConfig) -> None:

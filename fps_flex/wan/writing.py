@@ -39,12 +39,12 @@ def write_shards(folder: Path, specs: Mapping[str, Spec], read: Read, shard_byte
     (folder / f"{STEM}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
-def write_file(file: Path, specs: Mapping[str, Spec], read: Read) -> None:
-    """Save tensors into one file. Arguments and errors as of `write_shards`."""
+def write_file(file: Path, specs: Mapping[str, Spec], read: Read, metadata: Mapping[str, str] | None = None) -> None:
+    """Save tensors into one file. metadata: for its header. Other arguments, and errors, as of `write_shards`."""
     # wide dtypes first, as safetensors' own writer has them: each tensor then lies at a multiple of its item size
     names = sorted(specs, key=lambda name: -specs[name].dtype.itemsize)
     with file.open("wb") as opened:
-        opened.write(_header({name: specs[name] for name in names}))
+        opened.write(_header({name: specs[name] for name in names}, metadata or {}))
         for name in names:
             tensor = read(name)
             if Spec(tuple(tensor.shape), tensor.dtype) != specs[name]:
@@ -67,8 +67,8 @@ def _split(specs: Mapping[str, Spec], shard_bytes: int | None) -> Iterator[dict[
     yield shard
 
 
-def _header(specs: Mapping[str, Spec]) -> bytes:
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+def _header(specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> bytes:
+    entries: dict[str, object] = {"__metadata__": {"format": "pt", **metadata}}
     begin = 0
     for name, spec in specs.items():
         end = begin + spec.nbytes
