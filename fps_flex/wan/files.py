@@ -17,7 +17,7 @@ from zipfile import is_zipfile
 import torch
 from torch import Tensor
 
-from ..checks import as_path, show
+from ..checks import as_path, show, some
 from .experts import find_experts
 from .fields import check_checkpoint
 from .recognise import Shape, what_file
@@ -189,9 +189,9 @@ def _shards(index: Path) -> list[Path]:
     wrong = [f"{name} is in {file}" for name, file in weight_map.items() if held.get(name) != file]
     left_out = [name for name in held if name not in weight_map]
     if wrong:
-        raise ValueError(f"{index} says that {_some(wrong)}, which is not so: fetch the index and its shards again")
+        raise ValueError(f"{index} says that {some(wrong)}, which is not so: fetch the index and its shards again")
     if left_out:
-        raise ValueError(f"{index} leaves out {_some(left_out)}, which its shards hold: fetch the index again")
+        raise ValueError(f"{index} leaves out {some(left_out)}, which its shards hold: fetch the index again")
     return [index.parent / name for name in names]
 
 
@@ -209,10 +209,6 @@ def _weight_map(index: Path) -> dict[str, str]:
     if outside:
         raise ValueError(f"{index} names {outside[0]}, expected files in its own folder")
     return weight_map
-
-
-def _some(things: list[str]) -> str:
-    return ", ".join(things[:3]) + (f" and {len(things) - 3} more" if len(things) > 3 else "")
 
 
 def _open(file: Path) -> Any:

@@ -10,6 +10,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
+from ..checks import some
 from .recognise import what_names
 
 logger = logging.getLogger(__name__)
@@ -99,9 +100,9 @@ def unwrap(path: Path, names: Iterable[str]) -> dict[str, str]:
     beside = sorted(group for group in groups if group != prefix)
     for group in beside:
         if group.rstrip(".").rpartition(".")[2] not in _COMPANIONS:
-            some, other = (next(iter(groups[x])) for x in sorted((prefix, group), reverse=True))
+            first, other = (next(iter(groups[x])) for x in sorted((prefix, group), reverse=True))
             raise ValueError(
-                f"{path} holds {some} and {other}: expected all names to begin with {max(prefix, group)}, or none to"
+                f"{path} holds {first} and {other}: expected all names to begin with {max(prefix, group)}, or none to"
             )
     if beside:
         logger.warning("of %s the transformer (%s) is read, not its %s", path, prefix or "no prefix", ", ".join(beside))
@@ -118,8 +119,7 @@ def _transformer_of(path: Path, groups: dict[str, list[str]]) -> str:
         every = [name for names in groups.values() for name in names]
         if what := what_names(every):
             raise ValueError(f"{path} is {what}, expected a text-to-video Wan transformer's weights")
-        some = ", ".join(sorted(every)[:3])
-        raise ValueError(f"{path} holds no Wan transformer (no {_FIRST}): its tensors are {some}, ...")
+        raise ValueError(f"{path} holds no Wan transformer (no {_FIRST}): its tensors are {some(sorted(every))}")
     return found[0]
 
 

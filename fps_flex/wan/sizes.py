@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..checks import as_instance, as_whole, show
+from ..checks import as_instance, as_whole, show, some
 from .model import WanConfig
 from .recognise import Shape
 
@@ -40,8 +40,8 @@ def infer_config(path: Path, shapes: Mapping[str, Shape], folder: Path) -> WanCo
             eps=said.get("eps", 1e-6),
         )
     except (OSError, KeyError, IndexError, ValueError, TypeError, RecursionError) as error:
-        some = ", ".join(sorted(shapes)[:3])
-        raise ValueError(f"{path} holds no Wan transformer ({error}): its tensors are {some}, ...") from None
+        names = some(sorted(shapes))
+        raise ValueError(f"{path} holds no Wan transformer ({error}): its tensors are {names}") from None
     _check_said(folder / CONFIG, said, config)
     return config
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from ..checks import is_finite
+from ..checks import is_finite, some
 from .files import Shape, open_files
 from .fingerprint import Held, held_in_file
 
@@ -20,7 +20,7 @@ def read_held(folder: Path, stem: str) -> dict[str, Held]:
     """
     found = [x for x in (folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json") if x.is_file()]
     if len(found) != 1:
-        lies = ", ".join(sorted(x.name for x in (found or folder.iterdir()))[:5])
+        lies = some(sorted(x.name for x in (found or folder.iterdir())), 5)
         raise ValueError(f"expected {stem}.safetensors or its index of shards in {folder}, found {lies}")
     held: dict[str, Held] = {}
     for file in sorted(set(open_files(found[0]).where.values())):
@@ -32,8 +32,7 @@ def check_held(folder: Path, held: dict[str, Held], expected: dict[str, Shape], 
     """Raises ValueError unless these are exactly the tensors of such a model, in floating point."""
     scaled = [f"{name} is {x.dtype}" for name, x in held.items() if x.dtype not in FLOATS]
     if scaled:
-        more = f" and {len(scaled) - 1} more" if len(scaled) > 1 else ""
-        raise ValueError(f"{folder} is quantised ({scaled[0]}{more}): expected weights in BF16, F16 or F32")
+        raise ValueError(f"{folder} is quantised ({some(scaled, 1)}): expected weights in BF16, F16 or F32")
     wrong = [
         *(f"missing {name}" for name in expected if name not in held),
         *(f"unknown {name}" for name in held if name not in expected),
@@ -44,8 +43,7 @@ def check_held(folder: Path, held: dict[str, Held], expected: dict[str, Shape], 
         ),
     ]
     if wrong:
-        more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
-        raise ValueError(f"{folder} is no {kind} of its config.json: {'; '.join(wrong[:4])}{more}")
+        raise ValueError(f"{folder} is no {kind} of its config.json: {some(wrong, 4, '; ')}")
 
 
 def check_finite(what: str, model: nn.Module) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attention import FPSAttention
-from ..checks import as_device, as_fields, as_instance, as_path, one_of, show
+from ..checks import as_device, as_fields, as_instance, as_path, one_of, show, some
 from .casting import check_finite, keeps_fp32
 from .experts import ALL, Levels, as_levels, levels_of
 from .fields import check_said
@@ -261,8 +261,7 @@ def _check_shapes(path: Path, shapes: dict[str, Shape], config: WanConfig) -> No
         ),
     ]
     if wrong:
-        more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
-        raise ValueError(f"{path} is no text-to-video Wan transformer: {'; '.join(wrong[:8])}{more}")
+        raise ValueError(f"{path} is no text-to-video Wan transformer: {some(wrong, 8, '; ')}")
 
 
 def _expected_shapes(path: Path, config: WanConfig, most_layers: int) -> dict[str, Shape]:
