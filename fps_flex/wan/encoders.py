@@ -41,8 +41,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class WanVAE(Codec):
-    """Wan's VAE, in fp32: the first frame alone, then 4 a latent, of 8x8 pixels (Wan2.1, and Wan2.2 A14B) or 16x16
-    (Wan2.2 5B), as its config.json says; latents normalised by its own statistics.
+    """Wan's VAE, in fp32; latents normalised by its own statistics.
+
+    A latent is the first frame alone, or 4 frames after it, of 8x8 pixels (Wan2.1, and Wan2.2 A14B) or 16x16 (Wan2.2
+    5B), as its config.json says.
 
     Args:
         path: folder of a Wan in the diffusers layout (with vae/), or hf: and its name on the Hugging Face hub.

@@ -34,6 +34,17 @@ Residual = Literal["compute", "fp32"]
 class WanConfig:
     """The sizes of a Wan transformer.
 
+    Args:
+        dim: channels of a token; the heads share them.
+        ffn_dim: channels inside a block's feed-forward network.
+        heads: of attention.
+        layers: blocks.
+        channels: of the latents; those of the codec.
+        text_dim: channels of a text state; those of the text encoder.
+        freq_dim: channels of the sinusoids that a noise level is embedded by, an even number.
+        patch: latent frames, rows and columns of a token.
+        eps: of the norms.
+
     Raises ValueError for a size below 1, and when the heads don't divide dim or are too narrow for RoPE.
     """
 
