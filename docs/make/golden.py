@@ -269,7 +269,7 @@ def _share(extent: Extent) -> float:
 
 
 def main(out: Path = Path("docs/golden")) -> None:
-    """Write the golden vectors, a file a case.
+    """Write the golden vectors, a file per case.
 
     Args:
         out: folder to write into.

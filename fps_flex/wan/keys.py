@@ -71,7 +71,7 @@ def naming_of(names: set[str]) -> Naming:
 
 
 def _rename(name: str, model: dict[str, str], block: dict[str, str]) -> str:
-    prefix = found[0] if (found := re.match(r"blocks\.\d+\.", name)) else ""
+    prefix = match[0] if (match := re.match(r"blocks\.\d+\.", name)) else ""
     rest = name.removeprefix(prefix)
     table = block if prefix else model
     owner, dot, leaf = rest.rpartition(".")
@@ -111,16 +111,16 @@ def unwrap(path: Path, names: Iterable[str]) -> dict[str, str]:
 
 def _transformer_of(path: Path, groups: dict[str, list[str]]) -> str:
     """The prefix of the one transformer among the groups of names."""
-    found = [prefix for prefix, names in groups.items() if any(_strip(name, prefix) == _FIRST for name in names)]
-    if len(found) > 1:
-        several = ", ".join(prefix or "no prefix" for prefix in found)
-        raise ValueError(f"{path} holds {len(found)} models, {several}: save the one to load in a file of its own")
-    if not found:
+    prefixes = [prefix for prefix, names in groups.items() if any(_strip(name, prefix) == _FIRST for name in names)]
+    if len(prefixes) > 1:
+        several = ", ".join(prefix or "no prefix" for prefix in prefixes)
+        raise ValueError(f"{path} holds {len(prefixes)} models, {several}: save the one to load in a file of its own")
+    if not prefixes:
         every = [name for names in groups.values() for name in names]
         if what := what_names(every):
             raise ValueError(f"{path} is {what}, expected a text-to-video Wan transformer's weights")
         raise ValueError(f"{path} holds no Wan transformer (no {_FIRST}): its tensors are {some(sorted(every))}")
-    return found[0]
+    return prefixes[0]
 
 
 def official_names(path: Path, names: Iterable[str]) -> dict[str, str]:

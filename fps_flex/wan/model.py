@@ -102,7 +102,7 @@ class Wan(nn.Module):
     checkpointing: blocks recompute their activations in the backward. compiled: blocks run through torch.compile, one
     graph for all of them; made for GPUs. residual: the dtype of what runs from block to block, and of the head:
     "compute", that in which the linear layers compute (autocast's or their weights'), or "fp32" as in the official
-    model, which rounds less and keeps twice the bytes a block; None takes `default_residual`.
+    model, which rounds less and keeps twice the bytes per block; None takes `default_residual`.
 
     Raises ValueError for an unknown residual.
     """
