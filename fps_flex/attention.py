@@ -40,16 +40,20 @@ CARRIED = (torch.bfloat16, torch.float32, torch.float64)
 class FPSAttention:
     """Self-attention over a video with tile-wise FP8, sliding windows of tiles and a step-aware strength.
 
-    schedule: a StepSchedule, or a preset's name (fps, sta, uniform, dense), in whose place its numbers are kept.
-    tile: tokens of a tile on (T, H, W); None asks `plan_tile` for the one with the fewest pads, and makes the whole
-        grid one tile where the schedule is dense.
-    block: slots of a kernel block, a multiple of 128 on a GPU; smaller ones suit small grids on a CPU.
-    quantize, sparse: switch either half off (both: dense attention).
-    scale_format: "fp32" scales, as in the paper, undone in the score_mod; or "pow2", powers of two that multiply into
-        the carrier exactly, so that no score_mod is needed.
-    carrier: the dtype that holds codes: "input", the dtype of q (training), or "float8" (inference on a GPU;
-        the kernel then also rounds P and its output to e4m3).
-    engine: see engines.py.
+    Args:
+        schedule: a StepSchedule, or a preset's name (fps, sta, uniform, dense), in whose place its numbers are kept.
+        tile: tokens of a tile on (T, H, W); None asks `plan_tile` for the one with the fewest pads, and makes the whole
+            grid one tile where the schedule is dense.
+        block: slots of a kernel block, a multiple of 128 on a GPU; smaller ones suit small grids on a CPU.
+        quantize: round Q, K and V to FP8 as the schedule says; without, none is (and without `sparse` too: dense
+            attention).
+        sparse: keep to the schedule's windows; without, every token sees all.
+        scale_format: "fp32" scales, as in the paper, undone in the score_mod; or "pow2", powers of two that multiply
+            into the carrier exactly, so that no score_mod is needed.
+        carrier: the dtype that holds codes: "input", the dtype of q (training), or "float8" (inference on a GPU;
+            the kernel then also rounds P and its output to e4m3).
+        engine: what computes it: eager (any device; small grids), triton, flash, or auto, which takes the fastest that
+            can (engines.py).
 
     Raises ValueError for an unknown or contradictory option, and for one of another type.
     """

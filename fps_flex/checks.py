@@ -18,6 +18,12 @@ Triple = tuple[int, int, int]
 Kind = TypeVar("Kind")
 
 
+def some(things: Sequence[str], most: int = 3, between: str = ", ") -> str:
+    """The first of many, and how many more there are."""
+    more = len(things) - most
+    return between.join(things[:most]) + (f" and {more} more" if more > 0 else "")
+
+
 def show(value: object) -> str:
     """A value as an error says it: on one line, and cut where it is long."""
     line = " ".join(repr(value).split())

@@ -29,9 +29,9 @@ from .attention import FPSAttention, Plan
 from .checks import show
 from .schedule import StepSchedule
 from .tiles import Triple
-from .wan.model import WanConfig
 from .wan.rope import rotate
 from .wan.save_hook import SaveConfig
+from .wan.stock import from_diffusers
 from .wan.weights import read_saved_settings
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def install(
     """
     _check_options(options, but=("schedule", "tile"))
     wan = _unwrap(transformer)
-    _install(wan, FPSAttention(schedule, tile, **options), {"wan": asdict(_describe(wan))})
+    _install(wan, FPSAttention(schedule, tile, **options), {"wan": asdict(from_diffusers(wan.config))})
 
 
 def install_trained(transformer: WanTransformer3DModel, path: str | Path, **options: Any) -> None:
@@ -73,7 +73,7 @@ def install_trained(transformer: WanTransformer3DModel, path: str | Path, **opti
     _check_options(options)
     wan = _unwrap(transformer)
     settings = read_saved_settings(path)
-    here = asdict(_describe(wan))
+    here = asdict(from_diffusers(wan.config))
     other = {name: value for name, value in settings["wan"].items() if value != here[name]}
     if other:
         trained, given = (", ".join(f"{name} {sizes[name]}" for name in other) for sizes in (other, here))
@@ -254,18 +254,3 @@ def _check(wan: WanTransformer3DModel) -> None:
             )
         if getattr(processor, "_parallel_config", None) is not None:
             raise ValueError("the transformer splits its tokens over GPUs (context parallelism): FPS attention can't")
-
-
-def _describe(wan: WanTransformer3DModel) -> WanConfig:
-    c = wan.config
-    return WanConfig(
-        dim=c.num_attention_heads * c.attention_head_dim,
-        ffn_dim=c.ffn_dim,
-        heads=c.num_attention_heads,
-        layers=c.num_layers,
-        channels=c.in_channels,
-        text_dim=c.text_dim,
-        freq_dim=c.freq_dim,
-        patch=tuple(c.patch_size),
-        eps=c.eps,
-    )

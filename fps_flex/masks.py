@@ -39,7 +39,7 @@ def in_window(query: Tensor, key: Tensor, window: Tensor, tiles: Tensor) -> Tens
 
 
 def as_windows(windows: Tensor | Sequence, layout: TileLayout) -> Int[Tensor, "b 3"]:
-    """Windows in tiles, (T, H, W) or one such triple a sample, as a tensor on the layout's device.
+    """Windows in tiles, (T, H, W) or one such triple per sample, as a tensor on the layout's device.
 
     Raises ValueError for another shape, what isn't whole numbers, and a window below 1. Reads the values: it waits for
     a GPU.
@@ -49,7 +49,7 @@ def as_windows(windows: Tensor | Sequence, layout: TileLayout) -> Int[Tensor, "b
     several = isinstance(rows, (list, tuple)) and len(rows) > 0 and all(isinstance(x, (list, tuple)) for x in rows)
     rows = rows if several else [rows]
     if not all(_is_window(row) for row in rows):
-        raise ValueError(f"windows are {show(windows)}, expected whole tiles (T, H, W), or one such triple a sample")
+        raise ValueError(f"windows are {show(windows)}, expected whole tiles (T, H, W), or one such triple per sample")
     if any(size < 1 for row in rows for size in row):
         given = [list(map(int, row)) for row in rows]
         raise ValueError(f"windows are {show(given if several else given[0])}, expected at least 1 tile on each axis")
@@ -64,7 +64,7 @@ def _is_window(row: object) -> bool:
 def sliding_tile_mask_mod(layout: TileLayout, windows: Tensor | Sequence) -> MaskMod:
     """The mask_mod of a sliding window of tiles, complete on its own: windows, borders and pad keys.
 
-    windows: tiles a query tile sees on (T, H, W); one triple for all samples, or one a sample ([B, 3]).
+    windows: tiles a query tile sees on (T, H, W); one triple for all samples, or one per sample ([B, 3]).
     Pad slots are masked as keys only, so that every row has a key and stays finite. Raises as `as_windows`.
     """
     return window_mask_mod(layout, as_windows(windows, layout))

@@ -37,10 +37,11 @@ def unshift_noise(sigma: Tensor, shift: float) -> Tensor:
 class Regime:
     """Sparsity and quantisation at one stage of denoising.
 
-    window: how far a query tile sees on (T, H, W): an int is so many tiles, a float between 0 and 1 a share of the
-        axis's tiles, rounded to whole tiles and at least 1, and None the whole axis. 1.0 is refused: it equals the 1 of
-        one tile, and regimes that differ must not be equal.
-    granularity: tiles per axis that share one scale (1, 2, ...), "head", or None for no quantisation.
+    Args:
+        window: how far a query tile sees on (T, H, W): an int is so many tiles, a float between 0 and 1 a share of the
+            axis's tiles, rounded to whole tiles and at least 1, and None the whole axis. 1.0 is refused: it equals the
+            1 of one tile, and regimes that differ must not be equal.
+        granularity: tiles per axis that share one scale (1, 2, ...), "head", or None for no quantisation.
 
     Raises ValueError for anything else.
     """
@@ -86,9 +87,11 @@ def _in_tiles(extent: Extent, n: int) -> int:
 class StepSchedule:
     """Progress of denoising -> regime. The default is the `fps` preset.
 
-    bounds: progress at which each regime but the first begins, ascending, inside (0, 1). regimes: one more than
-    bounds. shift: the shift under which progress is read off sigma, whatever shift a sampler uses: the same sigma
-    always meets the same regime.
+    Args:
+        bounds: progress at which each regime but the first begins, ascending, inside (0, 1).
+        regimes: one more than bounds.
+        shift: the shift under which progress is read off sigma, whatever shift a sampler uses: the same sigma always
+            meets the same regime.
 
     Raises ValueError for other types, and when these don't fit together.
     """

@@ -45,7 +45,7 @@ class VideoData(L.LightningDataModule):
         fps: frames a second; clips of another rate are resampled.
         height: rows of pixels; clips of another size are scaled and cropped.
         width: columns of pixels.
-        batch_size: clips a batch, on each device.
+        batch_size: clips per batch, on each device.
         workers: processes that load clips.
         train_clips: how many moving shapes there are to train on; a folder's clips are all used.
         val_clips: clips held out for validation; of a folder at most a fifth, but at least one, and none of a source

@@ -27,7 +27,7 @@ from .common.atomic import beside
 from .common.caches import cache_file
 from .common.faults import is_passing
 from .common.videos import ClipError, probe
-from .left_out import speaks
+from .common.work import speaks
 
 logger = logging.getLogger(__name__)
 

@@ -26,6 +26,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
 from fps_flex import density
+from fps_flex.wan import encoders  # noqa: F401 - so that --help and short class names know them
 from fps_flex.wan.files import read_training_checkpoint
 
 from .callbacks import AverageWeights, LogFirstValidation, LossCurve, Progress, SampleVideo, read_losses

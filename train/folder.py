@@ -13,8 +13,9 @@ from torch.utils.data import Dataset
 
 from .common.caches import cache_file
 from .common.videos import ClipError, read_clip
+from .common.work import speaks
 from .findings import Finding, look_at
-from .left_out import LeftOut, speaks, tell_left_out
+from .left_out import LeftOut, tell_left_out
 from .listing import is_image
 from .order import Pick, as_pick, generator_of
 from .sources import read_rows

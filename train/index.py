@@ -16,10 +16,10 @@ from typing import Any
 
 from torch import Tensor
 
-from fps_flex.checks import Triple, as_bool, as_fields, as_instance, as_real, as_triple, as_whole
+from fps_flex.checks import Triple, as_bool, as_fields, as_instance, as_real, as_triple, as_whole, some
 from fps_flex.wan.codecs import Codec, TextEncoder
 
-from .common.atomic import write_text
+from .common.atomic import write_json
 
 INDEX = "index.json"
 EMPTY_PROMPT = "empty_prompt.safetensors"
@@ -76,7 +76,7 @@ def read_index(folder: Path) -> Index:
     index = parse_index(folder)
     missing = sorted({clip.shard for clip in index.clips if not (folder / clip.shard).is_file()})
     if missing or not index.clips:
-        raise ValueError(f"{folder} lacks {', '.join(missing[:3]) or 'clips'}{_more(missing)}: prepare it again")
+        raise ValueError(f"{folder} lacks {some(missing) or 'clips'}: prepare it again")
     _check_shards(index)
     return index
 
@@ -109,7 +109,7 @@ def _parse_clip(record: Any) -> CachedClip:
 
 def write_index(index: Index) -> None:
     record = {name: value for name, value in asdict(index).items() if name != "folder"}
-    write_text(index.folder / INDEX, json.dumps(record, ensure_ascii=False, indent=1) + "\n")
+    write_json(index.folder / INDEX, record)
 
 
 def read_shapes(file: Path) -> dict[str, Shape]:
@@ -215,7 +215,3 @@ def _options(spec: dict[str, Any]) -> dict[str, Any]:
 def _brief(spec: dict[str, Any]) -> str:
     options = ", ".join(f"{name} {value}" for name, value in _options(spec).items())
     return f"{spec.get('kind')} ({options})"
-
-
-def _more(names: list[str]) -> str:
-    return f" and {len(names) - 3} more" if len(names) > 3 else ""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .common.atomic import write_text
+from .common.work import speaks
 
 NAMED = 20
 KINDS = 8
@@ -22,12 +23,6 @@ class LeftOut(NamedTuple):
     def __str__(self) -> str:
         """Bytes of a name that are no UTF-8 as \\xff."""
         return os.fsencode(f"{self.path}: {self.reason}").decode(errors="backslashreplace")
-
-
-def speaks() -> bool:
-    """Whether this process is the one of a run that speaks to its user."""
-    ranks = [os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if os.environ.get(name)]
-    return not ranks or ranks[0] == "0"
 
 
 def tell_left_out(logger: logging.Logger, clips: list[LeftOut], total: int, folder: Path, file: Path | None) -> None:

@@ -9,8 +9,10 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
+from fps_flex.checks import some
+
+from .common.work import speaks
 from .entries import Row, read_entry
-from .left_out import speaks
 from .listing import is_video, list_files
 from .tables import read_table
 from .texts import find_prompts, read_lists, read_text, read_texts
@@ -66,7 +68,7 @@ def _only(folder: Path, suffix: str) -> Path | None:
     files = sorted(path for path in folder.glob(f"*.{suffix}") if path.is_file() and not path.name.startswith("."))
     if len(files) > 1:
         kind = "JSONL" if suffix == "jsonl" else suffix.upper()
-        names = ", ".join(path.name for path in files[:10]) + (", ..." if len(files) > 10 else "")
+        names = some([path.name for path in files], 10)
         raise ValueError(f"{folder} has {len(files)} {kind} files ({names}): expected one, or metadata.{suffix}")
     return files[0] if files else None
 

@@ -11,8 +11,8 @@ from collections.abc import Hashable
 
 import torch
 
+from .common.work import speaks
 from .folder import Clip
-from .left_out import speaks
 from .origins import Origin, find_origin
 
 logger = logging.getLogger(__name__)

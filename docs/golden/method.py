@@ -243,7 +243,7 @@ def _blocks(kinds):
 
 
 def quantized(case, layout, groups, form):
-    """{q, k, v: (amax, scale, scale at every slot, codes)}; V's scale is one a channel."""
+    """{q, k, v: (amax, scale, scale at every slot, codes)}; V's scale is one per channel."""
     parts = {}
     for name in "qkv":
         x = to_slots(case[name], layout, PAD)

@@ -28,6 +28,7 @@ from fps_flex.quant import (
 )
 from fps_flex.schedule import Extent
 from fps_flex.wan.flow import sampling_levels
+from train.common.atomic import beside
 from train.common.console import check_writable
 
 Arrays = dict[str, np.ndarray]
@@ -268,16 +269,15 @@ def _share(extent: Extent) -> float:
 
 
 def main(out: Path = Path("docs/golden")) -> None:
-    """Write the golden vectors, a file a case.
+    """Write the golden vectors, a file per case.
 
     Args:
         out: folder to write into.
     """
     check_writable(out, "--out")
     for name, arrays in build().items():
-        temporary = out / f".{name}.part.npz"
-        np.savez_compressed(temporary, **arrays)
-        temporary.replace(out / f"{name}.npz")
+        with beside(out / f"{name}.npz") as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, **arrays)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from eval.vbench.flicker import score_flicker
 from eval.vbench.official import Scorer, open_scorer, score_official
 from eval.vbench.preflight import STATIC_FILTER
 from eval.vbench.suite import FLICKER
-from train.common.atomic import write_text
+from train.common.atomic import write_json
 
 if TYPE_CHECKING:
     from jaxtyping import UInt8
@@ -78,18 +78,18 @@ def main(scorer_python: Path, out: Path = RESULTS, models: list[str] | None = No
     scorer = open_scorer(scorer_python, "cpu")
     suite = json.loads(Path(scorer.suite).read_text(encoding="utf-8"))
     here = {name: version(name) for name in ("av", "numpy")}
-    said: dict[str, Any] = {
+    result: dict[str, Any] = {
         "command": "python -m docs.make.parity --scorer_python SCORER/bin/python",
         "versions": {"here": {**here, "ffmpeg": av.ffmpeg_version_info}, "scorer": scorer.versions},
     }
     with TemporaryDirectory() as temporary:
-        said[FLICKER] = compare_flicker(scorer, suite, Path(temporary))
-        said["random_weights"] = {
+        result[FLICKER] = compare_flicker(scorer, suite, Path(temporary))
+        result["random_weights"] = {
             "note": f"weights are random (seed {seed}): this shows that the package runs, these are no scores",
             **{name: compare_model(scorer, suite, name, seed, Path(temporary)) for name in models or MODELS},
         }
-    write_text(out, json.dumps(said, indent=1) + "\n")
-    print(json.dumps({name: one for name, one in said.items() if name != "versions"}, indent=1))
+    write_json(out, result)
+    print(out.read_text(encoding="utf-8"))
 
 
 def compare_flicker(scorer: Scorer, suite: list[dict[str, Any]], work: Path) -> dict[str, Any]:

@@ -77,8 +77,8 @@ def shard_bytes(text: str | None, format: str) -> int | None:
         return None if format == "comfyui" else SHARD_BYTES
     if text.lower() == "none":
         return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip(), re.ASCII)
-    size = int(float(found[1]) * UNITS.get(found[2].upper(), 0)) if found and len(text) < 30 else 0
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip(), re.ASCII)
+    size = int(float(match[1]) * UNITS.get(match[2].upper(), 0)) if match and len(text) < 30 else 0
     if size < 1:
         raise ValueError(f"--shard-size is {text[:60]!r}, expected 5GB, 500MB, a number of bytes, or none for one file")
     if format == "comfyui":
@@ -105,9 +105,9 @@ def convert(options: argparse.Namespace) -> str:
     with shown(weights.unrounded if options.dtype else weights) as reading:
         export(reading, folder, naming, size, cast)
     kinds = Counter(str(cast.spec(name, spec).dtype).removeprefix("torch.") for name, spec in weights.specs.items())
-    held = ", ".join(f"{count} tensors in {kind}" for kind, count in kinds.most_common())
+    counts = ", ".join(f"{count} tensors in {kind}" for kind, count in kinds.most_common())
     kept = "" if options.dtype else ", as they are read"
-    lines = [f"{held}{kept}", cast.describe(), f"wrote {options.folder} in the {naming} naming"]
+    lines = [f"{counts}{kept}", cast.describe(), f"wrote {options.folder} in the {naming} naming"]
     return "\n".join(filter(None, lines))
 
 

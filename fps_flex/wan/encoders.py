@@ -41,8 +41,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class WanVAE(Codec):
-    """Wan's VAE, in fp32: the first frame alone, then 4 a latent, of 8x8 pixels (Wan2.1, and Wan2.2 A14B) or 16x16
-    (Wan2.2 5B), as its config.json says; latents normalised by its own statistics.
+    """Wan's VAE, in fp32; latents normalised by its own statistics.
+
+    A latent is the first frame alone, or 4 frames after it, of 8x8 pixels (Wan2.1, and Wan2.2 A14B) or 16x16 (Wan2.2
+    5B), as its config.json says.
 
     Args:
         path: folder of a Wan in the diffusers layout (with vae/), or hf: and its name on the Hugging Face hub.
@@ -238,13 +240,13 @@ def clean(prompt: str) -> str:
 
 def _check_weights(folder: Path, stem: str, build: Callable[[], nn.Module]) -> None:
     """Raises ValueError unless a folder holds exactly the tensors of a model, of its shapes and not quantised."""
-    held = read_held(folder, stem)
+    tensors = read_held(folder, stem)
     try:
         with torch.device("meta"):
             empty = build()
     except Exception as error:
         raise ValueError(f"no model is of the sizes in {folder / 'config.json'} ({first_line(error)})") from None
     expected = {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
-    if TIED & held.keys():
-        expected = {name: shape for name, shape in expected.items() if name not in TIED or name in held}
-    check_held(folder, held, expected, type(empty).__name__)
+    if TIED & tensors.keys():
+        expected = {name: shape for name, shape in expected.items() if name not in TIED or name in tensors}
+    check_held(folder, tensors, expected, type(empty).__name__)

@@ -44,13 +44,13 @@ def find_experts(folder: Path) -> Experts | None:
     Raises ValueError for what no file can be called, a model_index.json that is none, and a boundary outside 0 to 1.
     """
     folder = as_path("path", folder)
-    said = _read_index(folder / INDEX) if (folder / INDEX).is_file() else {}
-    boundary = said.get("boundary_ratio")
+    index = _read_index(folder / INDEX) if (folder / INDEX).is_file() else {}
+    boundary = index.get("boundary_ratio")
     if boundary is not None and not (is_real(boundary) and 0 < boundary < 1):
         raise ValueError(
             f"{folder / INDEX} says boundary_ratio = {show(boundary)}, expected more than 0 and less than 1"
         )
-    names = _layout(folder, said)
+    names = _layout(folder, index)
     if names is None:
         return None
     high, low = names
@@ -66,10 +66,10 @@ def as_levels(name: str, value: object) -> Levels:
     return lowest, highest
 
 
-def _layout(folder: Path, said: dict[str, Any]) -> tuple[str, str] | None:
+def _layout(folder: Path, index: dict[str, Any]) -> tuple[str, str] | None:
     """Names of a release's two transformers, by its index or by what lies there; in `transformer` alone lies one."""
     diffusers, official = LAYOUTS
-    indexed = said.get("transformer_2") not in (None, [None, None]) or said.get("boundary_ratio") is not None
+    indexed = index.get("transformer_2") not in (None, [None, None]) or index.get("boundary_ratio") is not None
     if indexed or (folder / diffusers[1]).is_dir():
         return diffusers
     return official if any((folder / name).is_dir() for name in official) else None
@@ -88,9 +88,9 @@ def levels_of(path: Path) -> Levels:
 
 def _read_index(file: Path) -> dict[str, Any]:
     try:
-        said = json.loads(file.read_text(encoding="utf-8"))
+        index = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        said = None
-    if not isinstance(said, dict):
+        index = None
+    if not isinstance(index, dict):
         raise ValueError(f"{file} is no index of a release: fetch it again")
-    return said
+    return index

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 from uuid import uuid4
 
 from torch import Tensor
@@ -18,9 +17,10 @@ from .experts import ALL
 from .files import Spec, match_shard
 from .hub import HUB
 from .keys import to_diffusers
-from .model import Wan, WanConfig
+from .model import Wan
+from .stock import diffusers_config, official_config
 from .weights import SETTINGS, Weights
-from .writing import write_file, write_shards
+from .writing import write_file, write_json, write_shards
 
 SHARD_BYTES = 5_000_000_000
 
@@ -57,7 +57,7 @@ def export(
     if shard_bytes is not None:
         as_whole("shard_bytes", shard_bytes)
     specs = {name: cast.spec(name, spec) for name, spec in weights.specs.items()}
-    with appearing(folder) as aside:
+    with appearing(folder) as temporary:
         check_room(folder, sum(spec.nbytes for spec in specs.values()))
         names = {to_diffusers(name) if naming == "diffusers" else name: name for name in specs}
         renamed = {new: specs[name] for new, name in names.items()}
@@ -66,19 +66,19 @@ def export(
             return cast(names[new], weights.read(names[new]))
 
         if naming == "comfyui":
-            write_file(aside / f"{folder.name}.safetensors", renamed, read)
+            write_file(temporary / f"{folder.name}.safetensors", renamed, read)
         else:
-            write_shards(aside, renamed, read, shard_bytes)
-        _describe(aside, weights, naming)
+            write_shards(temporary, renamed, read, shard_bytes)
+        _describe(temporary, weights, naming)
 
 
 def _describe(folder: Path, weights: Weights, naming: Format) -> None:
     """Write what weights don't show: config.json, and the settings or the noise levels where there are any."""
-    config = (_diffusers_config if naming == "diffusers" else _official_config)(weights.config)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    config = (diffusers_config if naming == "diffusers" else official_config)(weights.config)
+    write_json(folder / "config.json", config)
     expert = {"noise_levels": list(weights.noise_levels)} if weights.noise_levels != ALL else None
-    if said := weights.settings or expert:
-        (folder / SETTINGS).write_text(json.dumps(said, indent=2) + "\n")
+    if settings := weights.settings or expert:
+        write_json(folder / SETTINGS, settings)
 
 
 def new_folder(folder: object, naming: Format) -> Path:
@@ -109,15 +109,15 @@ def appearing(folder: Path) -> Iterator[Path]:
     other's files; what a killed one leaves, .NAME.*.part, is therefore nobody's to remove but the user's.
     Raises ValueError where it can't be written, and where the folder has appeared meanwhile.
     """
-    aside = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}.part")
+    temporary = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}.part")
     made = [parent for parent in folder.parents if not parent.exists()]
     try:
-        aside.mkdir(parents=True)
-        yield aside
+        temporary.mkdir(parents=True)
+        yield temporary
         _check_new(folder)  # rename would take the place of an empty one
-        aside.rename(folder)
+        temporary.rename(folder)
     except BaseException as error:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         with suppress(OSError):
             for parent in made:
                 parent.rmdir()
@@ -131,38 +131,3 @@ def check_room(folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder.parent).free
     if free < size:
         raise ValueError(f"{folder} would take {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free: make room")
-
-
-def _official_config(config: WanConfig) -> dict[str, Any]:
-    return {
-        "_class_name": "WanModel",
-        "model_type": "t2v",
-        "patch_size": config.patch,
-        "dim": config.dim,
-        "ffn_dim": config.ffn_dim,
-        "freq_dim": config.freq_dim,
-        "text_dim": config.text_dim,
-        "in_dim": config.channels,
-        "out_dim": config.channels,
-        "num_heads": config.heads,
-        "num_layers": config.layers,
-        "eps": config.eps,
-    }
-
-
-def _diffusers_config(config: WanConfig) -> dict[str, Any]:
-    return {
-        "_class_name": "WanTransformer3DModel",
-        "patch_size": config.patch,
-        "num_attention_heads": config.heads,
-        "attention_head_dim": config.head_dim,
-        "in_channels": config.channels,
-        "out_channels": config.channels,
-        "text_dim": config.text_dim,
-        "freq_dim": config.freq_dim,
-        "ffn_dim": config.ffn_dim,
-        "num_layers": config.layers,
-        "cross_attn_norm": True,
-        "qk_norm": "rms_norm_across_heads",
-        "eps": config.eps,
-    }

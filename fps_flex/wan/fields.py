@@ -16,24 +16,24 @@ from .experts import as_levels
 from .model import WanConfig
 
 NEEDED = ("wan", "attention", "noise_levels")
-FRAMES, SIDE, RATE = 100_000, 65_536, 1000  # more frames, pixels a side and frames a second no clip here has
+FRAMES, SIDE, RATE = 100_000, 65_536, 1000  # more frames, pixels per side and frames a second no clip here has
 
 
-def check_checkpoint(held: object) -> None:
+def check_checkpoint(loaded: object) -> None:
     """Raises ValueError for what lacks the model's weights, sizes, attention or noise levels, for weights that are no
     plain tensors under names of their own, and for any field of another type.
 
     Which of the other fields are there is for their readers to ask.
     """
-    if not isinstance(held, dict) or not {"state_dict", "fps_flex"} <= set(held):
+    if not isinstance(loaded, dict) or not {"state_dict", "fps_flex"} <= set(loaded):
         raise ValueError("it lacks state_dict or fps_flex")
     for name in ("state_dict", "current_model_state"):
-        _check_state(f"its {name}", held.get(name, {}))
-    said = held["fps_flex"]
-    lacking = [name for name in NEEDED if not isinstance(said, dict) or name not in said]
+        _check_state(f"its {name}", loaded.get(name, {}))
+    record = loaded["fps_flex"]
+    lacking = [name for name in NEEDED if not isinstance(record, dict) or name not in record]
     if lacking:
         raise ValueError(f"it lacks {' and '.join(f'fps_flex.{name}' for name in lacking)}")
-    _check_fields(said)
+    _check_fields(record)
 
 
 def _check_state(name: str, state: object) -> None:
@@ -48,19 +48,19 @@ def _check_state(name: str, state: object) -> None:
             raise ValueError(f"{name} holds {key} and {twin}, which are both {twin}: save one model in a file")
 
 
-def _check_fields(said: dict[str, Any]) -> None:
+def _check_fields(record: dict[str, Any]) -> None:
     for name in ("wan", "attention"):
-        if not isinstance(said[name], dict):
-            raise ValueError(f"its fps_flex.{name} is a {type(said[name]).__name__}, expected a dict")
-    as_fields("its fps_flex.wan", said["wan"], [field.name for field in fields(WanConfig)])
-    check_said("its fps_flex", said)
+        if not isinstance(record[name], dict):
+            raise ValueError(f"its fps_flex.{name} is a {type(record[name]).__name__}, expected a dict")
+    as_fields("its fps_flex.wan", record["wan"], [field.name for field in fields(WanConfig)])
+    check_record("its fps_flex", record)
 
 
-def check_said(where: str, said: dict[str, Any]) -> None:
+def check_record(where: str, record: dict[str, Any]) -> None:
     """where: what the fields are of, for the errors. Raises ValueError for one of another type."""
     for name, check in _CHECKS.items():
-        if name in said:
-            check(f"{where}.{name}", said[name])
+        if name in record:
+            check(f"{where}.{name}", record[name])
 
 
 def _check_step(name: str, value: object) -> None:

@@ -17,7 +17,7 @@ from zipfile import is_zipfile
 import torch
 from torch import Tensor
 
-from ..checks import as_path, show
+from ..checks import as_path, show, some
 from .experts import find_experts
 from .fields import check_checkpoint
 from .recognise import Shape, what_file
@@ -150,12 +150,12 @@ def _find_in_folder(folder: Path) -> list[Path]:
         raise ValueError(f"{folder} is a pipeline without its transformer/: fetch that folder too")
     pickles = [file.name for file in files if file.suffix.lower() in PICKLES]
     others = [file.name for file in files if file.suffix.lower() in (".gguf", ".onnx", ".ckpt")]
-    found = ", ".join(others) or "none"
+    instead = ", ".join(others) or "none"
     if pickles:
-        found = f"only pickles ({', '.join(pickles)}), which can run code when they are read"
+        instead = f"only pickles ({', '.join(pickles)}), which can run code when they are read"
     trained = sorted(file for place in (folder, folder / "checkpoints") for file in place.glob("*.ckpt"))
     hint = f": name a checkpoint of training, such as {trained[-1]}" if trained else ""
-    raise ValueError(f"expected a transformer's safetensors in {folder}, found {found}{hint}")
+    raise ValueError(f"expected a transformer's safetensors in {folder}, found {instead}{hint}")
 
 
 def _models(files: list[Path]) -> dict[str, Callable[[], list[Path]]]:
@@ -193,13 +193,13 @@ def _shards(index: Path) -> list[Path]:
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise ValueError(f"{index.parent} lacks {', '.join(missing)}, named in {index.name}: fetch the missing shards")
-    held = {name: file for file in names for name in read_specs(index.parent / file)}
-    wrong = [f"{name} is in {file}" for name, file in weight_map.items() if held.get(name) != file]
-    left_out = [name for name in held if name not in weight_map]
+    shard_of = {name: file for file in names for name in read_specs(index.parent / file)}
+    wrong = [f"{name} is in {file}" for name, file in weight_map.items() if shard_of.get(name) != file]
+    left_out = [name for name in shard_of if name not in weight_map]
     if wrong:
-        raise ValueError(f"{index} says that {_some(wrong)}, which is not so: fetch the index and its shards again")
+        raise ValueError(f"{index} says that {some(wrong)}, which is not so: fetch the index and its shards again")
     if left_out:
-        raise ValueError(f"{index} leaves out {_some(left_out)}, which its shards hold: fetch the index again")
+        raise ValueError(f"{index} leaves out {some(left_out)}, which its shards hold: fetch the index again")
     return [index.parent / name for name in names]
 
 
@@ -217,10 +217,6 @@ def _weight_map(index: Path) -> dict[str, str]:
     if outside:
         raise ValueError(f"{index} names {outside[0]}, expected files in its own folder")
     return weight_map
-
-
-def _some(things: list[str]) -> str:
-    return ", ".join(things[:3]) + (f" and {len(things) - 3} more" if len(things) > 3 else "")
 
 
 def _open(file: Path) -> Any:
@@ -244,8 +240,8 @@ def read_training_checkpoint(path: Path) -> dict[str, Any]:
     """
     path = as_path("path", path)
     try:
-        held = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        check_checkpoint(held)
+        loaded = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        check_checkpoint(loaded)
     except FileNotFoundError:
         raise ValueError(f"no checkpoint {path}") from None
     except Exception as error:
@@ -253,7 +249,7 @@ def read_training_checkpoint(path: Path) -> dict[str, Any]:
             raise ValueError(f"{path} is {damage}: copy it again") from None
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path} is no checkpoint of this project ({reason})") from None
-    return held
+    return loaded
 
 
 def weights_in(held: dict[str, Any], which: Which) -> dict[str, Tensor]:

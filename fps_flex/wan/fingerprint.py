@@ -42,14 +42,14 @@ def held_in_file(file: Path) -> dict[str, Held]:
     with file.open("rb") as data:
         length = int.from_bytes(data.read(8), "little")
         header = json.loads(data.read(length))
-    held = {}
-    for name, said in header.items():
+    tensors = {}
+    for name, entry in header.items():
         if name != "__metadata__":
-            start, end = said["data_offsets"]
+            start, end = entry["data_offsets"]
             read = partial(_read_file, file, 8 + length + start)
             read_rows = partial(_read_rows_of_file, file, 8 + length + start, end - start)
-            held[name] = Held(said["dtype"], tuple(said["shape"]), end - start, read, read_rows)
-    return held
+            tensors[name] = Held(entry["dtype"], tuple(entry["shape"]), end - start, read, read_rows)
+    return tensors
 
 
 def held_in_memory(tensor: Tensor) -> Held:
@@ -58,7 +58,7 @@ def held_in_memory(tensor: Tensor) -> Held:
     return Held(str(tensor.dtype), tuple(tensor.shape), tensor.nbytes, read, read_rows)
 
 
-def digest_held(held: Mapping[str, Held]) -> str:
+def digest_held(tensors: Mapping[str, Held]) -> str:
     """Of the names, dtypes, shapes and contents of all tensors, in whichever shards and order they lie.
 
     All bytes count up to DIGESTED; of more, in each tensor as large a share, in blocks spread evenly from its first
@@ -67,10 +67,10 @@ def digest_held(held: Mapping[str, Held]) -> str:
     differ may have the same.
     """
     digest = sha256()
-    whole = sum(x.nbytes for x in held.values()) <= DIGESTED
-    for name, tensor in sorted(held.items()):
+    whole = sum(x.nbytes for x in tensors.values()) <= DIGESTED
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
-        for block in tensor.read(_spans(tensor, tensor.nbytes if whole else DIGESTED // len(held))):
+        for block in tensor.read(_spans(tensor, tensor.nbytes if whole else DIGESTED // len(tensors))):
             digest.update(block)
         if not whole and len(tensor.shape) == 2 and tensor.shape[0] >= TABLE_ROWS:
             digest.update(tensor.read_rows(tensor.shape[0], OF_A_ROW))

@@ -1,7 +1,7 @@
 """ComfyUI's scaled fp8: matrices in float8 beside their scales, as one weight each.
 
 `<layer>.weight` is in float8, and `<layer>.scale_weight`, or newer `<layer>.weight_scale`, is what it is times: one
-number, or one an output row or a block. What scales activations, and the markers of the format, are no weights.
+number, or one per output row or block. What scales activations, and the markers of the format, are no weights.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class UnscaledFiles:
     @property
     def specs(self) -> dict[str, Spec]:
         """Of a weight with a scale, in fp32."""
-        held = {name: self.files.specs[where] for name, where in self.names.items()}
-        return {name: Spec(x.shape, torch.float32) if name in self.scales else x for name, x in held.items()}
+        specs = {name: self.files.specs[where] for name, where in self.names.items()}
+        return {name: Spec(x.shape, torch.float32) if name in self.scales else x for name, x in specs.items()}
 
     def read(self, name: str) -> Tensor:
         """Raises ValueError for scales that are no positive numbers."""
@@ -83,14 +83,14 @@ def without_scales(path: Path, files: TensorFiles, names: Mapping[str, str]) -> 
 
 def _check_scale(path: Path, name: str, scale: Spec, weight: Spec | None) -> None:
     if weight is None or weight.dtype not in FLOAT8:
-        found = f"a weight of {weight.dtype}" if weight else "no weight"
-        raise ValueError(f"{path}: {name} is beside {found}, expected one of float8")
+        beside = f"a weight of {weight.dtype}" if weight else "no weight"
+        raise ValueError(f"{path}: {name} is beside {beside}, expected one of float8")
     if scale.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"{path}: {name} is of {scale.dtype}, expected float32, bfloat16 or float16")
     if not _fits(scale.shape, weight.shape):
         raise ValueError(
-            f"{path}: {name} is of shape {scale.shape} for a weight of {weight.shape}, expected one scale, or one an "
-            "output row or a block"
+            f"{path}: {name} is of shape {scale.shape} for a weight of {weight.shape}, expected one scale, or one per "
+            "output row or block"
         )
 
 
@@ -98,8 +98,8 @@ def _check_all_scaled(path: Path, files: TensorFiles, names: Mapping[str, str], 
     """Raises ValueError for a float8 weight without its scale in a file that holds or announces scales."""
     marked = {f"{name.removesuffix(_FORMAT)}.weight": name for name in names if name.endswith(_FORMAT)}
     for weight, marker in marked.items():
-        found = files.specs[names[weight]].dtype if weight in names else None
-        _check_format(path, names[marker], files.read(names[marker]), found)
+        dtype = files.specs[names[weight]].dtype if weight in names else None
+        _check_format(path, names[marker], files.read(names[marker]), dtype)
         if weight not in scales:
             raise ValueError(f"{path}: {names[marker]} is beside {weight} without its scale: fetch or save it again")
     if not (marked or is_scaled(files.where) or any(name.endswith((*_OF_WEIGHTS, *_OF_ACTIVATIONS)) for name in names)):
@@ -109,22 +109,22 @@ def _check_all_scaled(path: Path, files: TensorFiles, names: Mapping[str, str], 
             raise ValueError(f"{path}: {where} lacks its scale in a file of scaled float8: fetch or save it again")
 
 
-def _check_format(path: Path, name: str, held: Tensor, dtype: torch.dtype | None) -> None:
+def _check_format(path: Path, name: str, marker: Tensor, dtype: torch.dtype | None) -> None:
     """dtype: of the weight that it is about."""
     try:
-        said = json.loads(bytes(held.flatten().tolist()))
-        known = said["format"] in ("float8_e4m3fn", "float8_e5m2") and said.keys() <= _KNOWN
+        record = json.loads(bytes(marker.flatten().tolist()))
+        known = record["format"] in ("float8_e4m3fn", "float8_e5m2") and record.keys() <= _KNOWN
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        known, said = False, "nothing readable"
+        known, record = False, "nothing readable"
     if not known:
-        raise ValueError(f"{path}: {name} says {json.dumps(said)[:100]}, expected the format float8_e4m3fn or _e5m2")
-    if dtype != getattr(torch, said["format"]):
-        found = f"a weight of {dtype}" if dtype else "no weight"
-        raise ValueError(f"{path}: {name} says {said['format']} and is beside {found}: fetch or save it again")
+        raise ValueError(f"{path}: {name} says {json.dumps(record)[:100]}, expected the format float8_e4m3fn or _e5m2")
+    if dtype != getattr(torch, record["format"]):
+        beside = f"a weight of {dtype}" if dtype else "no weight"
+        raise ValueError(f"{path}: {name} says {record['format']} and is beside {beside}: fetch or save it again")
 
 
 def _aligned(scale: Shape, weight: Shape) -> Shape:
-    """How many scales there are along each dimension of the weight: one for all, one a row, or as they are."""
+    """How many scales there are along each dimension of the weight: one for all, one per row, or as they are."""
     if all(size == 1 for size in scale):
         return (1,) * len(weight)
     return scale + (1,) * (len(weight) - 1) if len(scale) == 1 else scale

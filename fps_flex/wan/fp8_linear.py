@@ -78,7 +78,8 @@ class _MultiplyRestored(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Float[Tensor, "m o"]) -> tuple[Tensor, None, None]:
-        return gradient @ restore(*ctx.saved_tensors, gradient.dtype), None, None
+        codes, scale = ctx.saved_tensors
+        return gradient @ restore(codes, scale, gradient.dtype), None, None
 
 
 class _MultiplyCodes(torch.autograd.Function):

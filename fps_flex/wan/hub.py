@@ -22,20 +22,20 @@ def local(path: object) -> Path:
     text = path if isinstance(path, str) else str(path) if isinstance(path, Path) else ""
     if not text.startswith(HUB):
         return as_path("path", path)
-    found = _NAME.fullmatch(text.removeprefix(HUB))
-    if not found:
+    match = _NAME.fullmatch(text.removeprefix(HUB))
+    if not match:
         raise ValueError(
             f"{show(text)} is no release: expected hf:OWNER/NAME or hf:OWNER/NAME/FOLDER, as "
             "hf:Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
         )
-    name, part = found["name"], found["part"] or "transformer"
-    if not found["part"] and (experts := find_experts(fetch(name, allow_patterns=[INDEX]))):
+    name, part = match["name"], match["part"] or "transformer"
+    if not match["part"] and (experts := find_experts(fetch(name, allow_patterns=[INDEX]))):
         raise ValueError(
             f"{HUB}{name} is a release of two transformers: name one of them, {HUB}{name}/{experts.high.name} for high "
             f"noise or {HUB}{name}/{experts.low.name} for low noise"
         )
     folder = fetch(name, allow_patterns=[INDEX, f"{part}/*.json", f"{part}/*.safetensors"])
-    if found["part"]:
+    if match["part"]:
         if not (folder / part).is_dir():
             raise ValueError(f"{HUB}{name} has no {part}/ with safetensors")
         return folder / part

@@ -10,6 +10,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
+from ..checks import some
 from .recognise import what_names
 
 logger = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ def naming_of(names: set[str]) -> Naming:
 
 
 def _rename(name: str, model: dict[str, str], block: dict[str, str]) -> str:
-    prefix = found[0] if (found := re.match(r"blocks\.\d+\.", name)) else ""
+    prefix = match[0] if (match := re.match(r"blocks\.\d+\.", name)) else ""
     rest = name.removeprefix(prefix)
     table = block if prefix else model
     owner, dot, leaf = rest.rpartition(".")
@@ -117,9 +118,9 @@ def unwrap(path: Path, names: Iterable[str]) -> dict[str, str]:
     beside = sorted(group for group in groups if group != prefix)
     for group in beside:
         if group.rstrip(".").rpartition(".")[2] not in _COMPANIONS:
-            some, other = (next(iter(groups[x])) for x in sorted((prefix, group), reverse=True))
+            first, other = (next(iter(groups[x])) for x in sorted((prefix, group), reverse=True))
             raise ValueError(
-                f"{path} holds {some} and {other}: expected all names to begin with {max(prefix, group)}, or none to"
+                f"{path} holds {first} and {other}: expected all names to begin with {max(prefix, group)}, or none to"
             )
     if beside:
         logger.warning("of %s the transformer (%s) is read, not its %s", path, prefix or "no prefix", ", ".join(beside))
@@ -128,17 +129,16 @@ def unwrap(path: Path, names: Iterable[str]) -> dict[str, str]:
 
 def _transformer_of(path: Path, groups: dict[str, list[str]]) -> str:
     """The prefix of the one transformer among the groups of names."""
-    found = [prefix for prefix, names in groups.items() if any(_strip(name, prefix) == _FIRST for name in names)]
-    if len(found) > 1:
-        several = ", ".join(prefix or "no prefix" for prefix in found)
-        raise ValueError(f"{path} holds {len(found)} models, {several}: save the one to load in a file of its own")
-    if not found:
+    prefixes = [prefix for prefix, names in groups.items() if any(_strip(name, prefix) == _FIRST for name in names)]
+    if len(prefixes) > 1:
+        several = ", ".join(prefix or "no prefix" for prefix in prefixes)
+        raise ValueError(f"{path} holds {len(prefixes)} models, {several}: save the one to load in a file of its own")
+    if not prefixes:
         every = [name for names in groups.values() for name in names]
         if what := what_names(every):
             raise ValueError(f"{path} is {what}, expected a text-to-video Wan transformer's weights")
-        some = ", ".join(sorted(every)[:3])
-        raise ValueError(f"{path} holds no Wan transformer (no {_FIRST}): its tensors are {some}, ...")
-    return found[0]
+        raise ValueError(f"{path} holds no Wan transformer (no {_FIRST}): its tensors are {some(sorted(every))}")
+    return prefixes[0]
 
 
 def official_names(path: Path, names: Iterable[str]) -> dict[str, str]:

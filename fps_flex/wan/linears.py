@@ -16,7 +16,7 @@ PARTS: dict[str, tuple[str, ...]] = {"bf16": (), "fp8-ffn": ("ffn.",), "fp8": ("
 
 @torch.no_grad()
 def quantize_linears(model: Wan, linears: Linears) -> None:
-    """Put the blocks' linear layers on e4m3, in place: a scale a row of the weights and, as they come, a token.
+    """Put the blocks' linear layers on e4m3, in place: a scale per row of the weights and, as they come, per token.
 
     linears: "bf16" changes nothing, "fp8-ffn" the feed-forward networks, "fp8" the attentions' projections too.
     For inference with compiled blocks, which fuse the rounding of activations with what makes them.
@@ -31,7 +31,7 @@ def quantize_linears(model: Wan, linears: Linears) -> None:
 
     from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_
 
-    # torchao would switch a search on for all of Inductor, which takes minutes a block
+    # torchao would switch a search on for all of Inductor, which takes minutes per block
     config = Float8DynamicActivationFloat8WeightConfig(granularity=PerRow(), set_inductor_config=False)
     for block in model.blocks:
         quantize_(block, config, filter_fn=lambda module, name: _is_one(module, name, linears))

@@ -6,6 +6,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.util import find_spec
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +91,8 @@ def add_adapter(model: Wan, lora: Lora) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
     names = "|".join(layer.replace(".", r"\.") for layer in lora.layers)
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=rf"blocks\.\d+\.({names})")
+    alpha = cast(int, lora.alpha)  # so annotated, and multiplied with
+    config = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=rf"blocks\.\d+\.({names})")
     model.requires_grad_(False)
     inject_adapter_in_model(config, model, adapter_name=ADAPTER)
     for parameter in trained(model).values():
@@ -125,7 +127,8 @@ def without_adapter(model: Wan, attention: FPSAttention) -> Wan:
 
 
 def _base_layer(module: nn.Module) -> nn.Module:
-    return module.get_base_layer() if hasattr(module, "get_base_layer") else module
+    """What peft wrapped, or the module itself."""
+    return dict(module.named_children()).get("base_layer", module)
 
 
 def load_adapter(model: Wan, tensors: dict[str, Tensor]) -> None:

@@ -36,6 +36,17 @@ Residual = Literal["compute", "fp32"]
 class WanConfig:
     """The sizes of a Wan transformer.
 
+    Args:
+        dim: channels of a token; the heads share them.
+        ffn_dim: channels inside a block's feed-forward network.
+        heads: of attention.
+        layers: blocks.
+        channels: of the latents; those of the codec.
+        text_dim: channels of a text state; those of the text encoder.
+        freq_dim: channels of the sinusoids that a noise level is embedded by, an even number.
+        patch: latent frames, rows and columns of a token.
+        eps: of the norms.
+
     Raises ValueError for a size below 1, and when the heads don't divide dim or are too narrow for RoPE.
     """
 
@@ -94,7 +105,7 @@ class Wan(nn.Module):
     in the host's memory meanwhile. compiled: blocks run through torch.compile, one
     graph for all of them; made for GPUs. residual: the dtype of what runs from block to block, and of the head:
     "compute", that in which the linear layers compute (autocast's or their weights'), or "fp32" as in the official
-    model, which rounds less and keeps twice the bytes a block; None takes `default_residual`.
+    model, which rounds less and keeps twice the bytes per block; None takes `default_residual`.
 
     Raises ValueError for an unknown residual.
     """

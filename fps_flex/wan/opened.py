@@ -45,17 +45,19 @@ class Weights:
         Of a checkpoint of train.fit also the run, which goes on when it is resumed, and the step; of merged weights
         those of their base, the LoRA and its strength.
         """
-        said = self.trained or {}
-        of_run = "".join(f"{name} {said[key]}, " for name, key in (("run", "run_id"), ("step", "step")) if key in said)
+        record = self.trained or {}
+        of_run = "".join(
+            f"{name} {record[key]}, " for name, key in (("run", "run_id"), ("step", "step")) if key in record
+        )
         if self.merged:
             base = self.merged.base
             own = "" if base.trained is self.trained else of_run
             return f"{own}{base.fingerprint()}, {self.merged.added}"
         if self.files:
-            held = {name: x for file in set(self.files.where.values()) for name, x in held_in_file(file).items()}
+            tensors = {name: x for file in set(self.files.where.values()) for name, x in held_in_file(file).items()}
         else:
-            held = {name: held_in_memory(tensor) for name, tensor in self.stream()}
-        return f"{of_run}weights {digest_held(held)}"
+            tensors = {name: held_in_memory(tensor) for name, tensor in self.stream()}
+        return f"{of_run}weights {digest_held(tensors)}"
 
     def stream(self) -> Iterator[tuple[str, Tensor]]:
         """Each tensor with its official name."""

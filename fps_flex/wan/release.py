@@ -28,8 +28,8 @@ def find_part(path: str, part: str) -> Path:
     config, contents = CONTENTS[part]
     if not (folder / part / config).is_file():
         pickles = sorted(file.name for file in folder.glob("*.pth"))
-        found = f"{', '.join(pickles)}, which are pickles" if pickles else "none"
-        raise PartError(f"expected {part}/ with {contents} in {path}, found {found}: {RELEASE} has that folder")
+        instead = f"{', '.join(pickles)}, which are pickles" if pickles else "none"
+        raise PartError(f"expected {part}/ with {contents} in {path}, found {instead}: {RELEASE} has that folder")
     return folder / part
 
 
@@ -58,8 +58,8 @@ def read_json(file: Path) -> dict[str, Any]:
 def require_entry(file: str, config: dict[str, Any], name: str, fits: bool, expected: str) -> None:
     """Raises PartError unless an entry of a configuration fits. file: that it is from."""
     if not fits:
-        said = f"says {name} = {show(config[name])}" if name in config else f"lacks {name}"
-        raise PartError(f"{file} {said}, expected {expected}: fetch it again")
+        given = f"says {name} = {show(config[name])}" if name in config else f"lacks {name}"
+        raise PartError(f"{file} {given}, expected {expected}: fetch it again")
 
 
 def load_part(kind: Any, path: str, part: str, **options: Any) -> Any:

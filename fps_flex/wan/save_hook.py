@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .weights import SETTINGS
+from .writing import write_json
 
 if TYPE_CHECKING:
     from diffusers import WanTransformer3DModel
@@ -37,9 +37,9 @@ class SaveConfig:
             logger.warning("%s: without %s, since blocks %s have another attention by now", folder, SETTINGS, others)
         elif not folder.is_file():  # diffusers refuses it
             folder.mkdir(parents=True, exist_ok=True)
-            aside = folder / f".{SETTINGS}.part"
-            aside.write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
-            aside.replace(folder / SETTINGS)
+            temporary = folder / f".{SETTINGS}.part"
+            write_json(temporary, self.settings)
+            temporary.replace(folder / SETTINGS)
             logger.warning(
                 "%s: from_pretrained alone gives it dense attention; call install_trained(transformer, %r) after it",
                 folder,

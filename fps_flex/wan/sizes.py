@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..checks import as_instance, as_whole, show
+from ..checks import as_instance, as_whole, show, some
 from .model import WanConfig
 from .recognise import Shape
 
@@ -26,44 +26,44 @@ def infer_config(path: Path, shapes: Mapping[str, Shape], folder: Path) -> WanCo
     shapes: by official names. Raises ValueError for tensors of no Wan, and for a config.json of another model.
     """
     try:
-        said = _read(folder / CONFIG)
+        entries = _read(folder / CONFIG)
         dim, channels, t, h, w = shapes["patch_embedding.weight"]
         config = WanConfig(
             dim=dim,
             ffn_dim=shapes["blocks.0.ffn.0.weight"][0],
-            heads=_heads(said, dim),
+            heads=_heads(entries, dim),
             layers=len({name.split(".")[1] for name in shapes if name.startswith("blocks.")}),
             channels=channels,
             text_dim=shapes["text_embedding.0.weight"][1],
             freq_dim=shapes["time_embedding.0.weight"][1],
             patch=(t, h, w),
-            eps=said.get("eps", 1e-6),
+            eps=entries.get("eps", 1e-6),
         )
     except (OSError, KeyError, IndexError, ValueError, TypeError, RecursionError) as error:
-        some = ", ".join(sorted(shapes)[:3])
-        raise ValueError(f"{path} holds no Wan transformer ({error}): its tensors are {some}, ...") from None
-    _check_said(folder / CONFIG, said, config)
+        names = some(sorted(shapes))
+        raise ValueError(f"{path} holds no Wan transformer ({error}): its tensors are {names}") from None
+    _check_entries(folder / CONFIG, entries, config)
     return config
 
 
 def _read(file: Path) -> dict[str, Any]:
     """What config.json says; nothing where there is none, and not what it leaves to a default with null."""
-    said = as_instance(CONFIG, json.loads(file.read_text("utf-8")), dict) if file.is_file() else {}
-    return {name: value for name, value in said.items() if value is not None}
+    entries = as_instance(CONFIG, json.loads(file.read_text("utf-8")), dict) if file.is_file() else {}
+    return {name: value for name, value in entries.items() if value is not None}
 
 
-def _heads(said: Mapping[str, Any], dim: int) -> int:
+def _heads(entries: Mapping[str, Any], dim: int) -> int:
     for name in ("num_heads", "num_attention_heads"):
-        if name in said:
-            return as_whole(name, said[name])
-    return dim // as_whole("attention_head_dim", said.get("attention_head_dim", HEAD_DIM))
+        if name in entries:
+            return as_whole(name, entries[name])
+    return dim // as_whole("attention_head_dim", entries.get("attention_head_dim", HEAD_DIM))
 
 
-def _check_said(file: Path, said: Mapping[str, Any], config: WanConfig) -> None:
+def _check_entries(file: Path, entries: Mapping[str, Any], config: WanConfig) -> None:
     """Raises ValueError where config.json is of another model than the shapes: missing layers show in nothing else."""
     for name, kinds in _KINDS.items():
-        if name in said and said[name] not in kinds:
-            raise ValueError(f"{file} says {name} = {show(said[name])}, expected {' or '.join(kinds)}")
+        if name in entries and entries[name] not in kinds:
+            raise ValueError(f"{file} says {name} = {show(entries[name])}, expected {' or '.join(kinds)}")
     shown = {
         "num_layers": config.layers, "dim": config.dim, "attention_head_dim": config.head_dim,
         "num_heads": config.heads, "num_attention_heads": config.heads, "ffn_dim": config.ffn_dim,
@@ -71,8 +71,8 @@ def _check_said(file: Path, said: Mapping[str, Any], config: WanConfig) -> None:
         "out_channels": config.channels, "text_dim": config.text_dim, "freq_dim": config.freq_dim,
         "patch_size": list(config.patch),
     }  # fmt: skip
-    wrong = [name for name, size in shown.items() if said.get(name, size) != size]
+    wrong = [name for name, size in shown.items() if entries.get(name, size) != size]
     if wrong:
-        said_there = ", ".join(f"{name} = {show(said[name])}" for name in wrong)
-        shown_here = ", ".join(str(shown[name]) for name in wrong)
-        raise ValueError(f"{file} says {said_there}, the weights beside it show {shown_here}: fetch both again")
+        there = ", ".join(f"{name} = {show(entries[name])}" for name in wrong)
+        here = ", ".join(str(shown[name]) for name in wrong)
+        raise ValueError(f"{file} says {there}, the weights beside it show {here}: fetch both again")

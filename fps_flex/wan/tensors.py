@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from ..checks import is_finite
+from ..checks import is_finite, some
 from .files import Shape, open_files
 from .fingerprint import Held, held_in_file
 
@@ -18,34 +18,32 @@ def read_held(folder: Path, stem: str) -> dict[str, Held]:
 
     Raises ValueError where there is none or both, and as `open_files`.
     """
-    found = [x for x in (folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json") if x.is_file()]
-    if len(found) != 1:
-        lies = ", ".join(sorted(x.name for x in (found or folder.iterdir()))[:5])
+    present = [x for x in (folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json") if x.is_file()]
+    if len(present) != 1:
+        lies = some(sorted(x.name for x in (present or folder.iterdir())), 5)
         raise ValueError(f"expected {stem}.safetensors or its index of shards in {folder}, found {lies}")
-    held: dict[str, Held] = {}
-    for file in sorted(set(open_files(found[0]).where.values())):
-        held |= held_in_file(file)
-    return held
+    tensors: dict[str, Held] = {}
+    for file in sorted(set(open_files(present[0]).where.values())):
+        tensors |= held_in_file(file)
+    return tensors
 
 
-def check_held(folder: Path, held: dict[str, Held], expected: dict[str, Shape], kind: str) -> None:
+def check_held(folder: Path, tensors: dict[str, Held], expected: dict[str, Shape], kind: str) -> None:
     """Raises ValueError unless these are exactly the tensors of such a model, in floating point."""
-    scaled = [f"{name} is {x.dtype}" for name, x in held.items() if x.dtype not in FLOATS]
+    scaled = [f"{name} is {x.dtype}" for name, x in tensors.items() if x.dtype not in FLOATS]
     if scaled:
-        more = f" and {len(scaled) - 1} more" if len(scaled) > 1 else ""
-        raise ValueError(f"{folder} is quantised ({scaled[0]}{more}): expected weights in BF16, F16 or F32")
+        raise ValueError(f"{folder} is quantised ({some(scaled, 1)}): expected weights in BF16, F16 or F32")
     wrong = [
-        *(f"missing {name}" for name in expected if name not in held),
-        *(f"unknown {name}" for name in held if name not in expected),
+        *(f"missing {name}" for name in expected if name not in tensors),
+        *(f"unknown {name}" for name in tensors if name not in expected),
         *(
-            f"{name} of shape {held[name].shape}, expected {shape}"
+            f"{name} of shape {tensors[name].shape}, expected {shape}"
             for name, shape in expected.items()
-            if name in held and held[name].shape != shape
+            if name in tensors and tensors[name].shape != shape
         ),
     ]
     if wrong:
-        more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
-        raise ValueError(f"{folder} is no {kind} of its config.json: {'; '.join(wrong[:4])}{more}")
+        raise ValueError(f"{folder} is no {kind} of its config.json: {some(wrong, 4, '; ')}")
 
 
 def check_finite(what: str, model: nn.Module) -> None:

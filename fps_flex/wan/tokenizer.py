@@ -23,19 +23,19 @@ UNUSED = {  # of tokenizer_config.json: where it lay, who wrote it, and what eve
 def find_model(path: str) -> Path:
     """The file of a tokenizer's pieces. Raises PartError where there is none."""
     folder = find_part(path, TOKENIZER)
-    found = [folder / name for name in MODELS if (folder / name).is_file()]
-    if not found:
+    present = [folder / name for name in MODELS if (folder / name).is_file()]
+    if not present:
         raise PartError(f"expected {' or '.join(MODELS)} in {folder}, found neither: fetch it again")
-    return found[0]
+    return present[0]
 
 
 def digest_tokenizer(path: str) -> str:
     """Of the pieces, and of the settings and special tokens beside them. Raises PartError for what can't be read."""
     file = find_model(path)
-    said = {name: read_json(file.with_name(name)) for name in SETTINGS if file.with_name(name).is_file()}
-    config = said["tokenizer_config.json"]
-    said["tokenizer_config.json"] = {name: config[name] for name in config if name not in UNUSED}
-    return digest([digest(file.read_bytes()), said])
+    entries = {name: read_json(file.with_name(name)) for name in SETTINGS if file.with_name(name).is_file()}
+    config = entries["tokenizer_config.json"]
+    entries["tokenizer_config.json"] = {name: config[name] for name in config if name not in UNUSED}
+    return digest([digest(file.read_bytes()), entries])
 
 
 def load_tokenizer(path: str, known: int) -> PreTrainedTokenizerBase:

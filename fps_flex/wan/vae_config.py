@@ -30,25 +30,25 @@ def check_vae(file: str, config: dict[str, Any]) -> None:
     def require(name: str, fits: bool, expected: str) -> None:
         require_entry(file, config, name, fits, expected)
 
-    said = config.get
-    require("z_dim", is_size(said("z_dim")), f"a whole number from 1 to {MOST_SIZE}")
-    channels = said("z_dim")
-    fits = _is_row(said("latents_mean"), channels, -MOST_SCALE)
-    require("latents_mean", fits, f"{channels} numbers, one a channel, from {-MOST_SCALE:g} to {MOST_SCALE:g}")
-    fits = _is_row(said("latents_std"), channels, LEAST_SCALE)
-    require("latents_std", fits, f"{channels} numbers above 0, one a channel, from {LEAST_SCALE:g} to {MOST_SCALE:g}")
-    blocks = said("num_res_blocks", 1)
+    get = config.get
+    require("z_dim", is_size(get("z_dim")), f"a whole number from 1 to {MOST_SIZE}")
+    channels = get("z_dim")
+    fits = _is_row(get("latents_mean"), channels, -MOST_SCALE)
+    require("latents_mean", fits, f"{channels} numbers, one per channel, from {-MOST_SCALE:g} to {MOST_SCALE:g}")
+    fits = _is_row(get("latents_std"), channels, LEAST_SCALE)
+    require("latents_std", fits, f"{channels} numbers above 0, one per channel, from {LEAST_SCALE:g} to {MOST_SCALE:g}")
+    blocks = get("num_res_blocks", 1)
     require("num_res_blocks", is_size(blocks, MOST_BLOCKS), f"a whole number from 1 to {MOST_BLOCKS}")
 
-    stages, temporal, patch = config["dim_mult"], said("temperal_downsample"), said("patch_size")
+    stages, temporal, patch = config["dim_mult"], get("temperal_downsample"), get("patch_size")
     fits = isinstance(stages, list) and 0 < len(stages) <= MOST_STAGES and all(map(is_size, stages))
     require("dim_mult", fits, f"1 to {MOST_STAGES} whole numbers")
     halving = isinstance(temporal, list) and all(isinstance(x, bool) for x in temporal) and 2 ** sum(temporal) == FRAMES
     require("temperal_downsample", halving, f"true twice, for {FRAMES} frames a latent")
     require("patch_size", patch is None or is_size(patch), "null or a whole number")
-    require("scale_factor_temporal", said("scale_factor_temporal") == FRAMES, f"{FRAMES}, as its layers make it")
+    require("scale_factor_temporal", get("scale_factor_temporal") == FRAMES, f"{FRAMES}, as its layers make it")
     pixels = 2 ** (len(stages) - 1) * (patch or 1)
-    require("scale_factor_spatial", said("scale_factor_spatial") == pixels, f"{pixels}, as its layers make it")
+    require("scale_factor_spatial", get("scale_factor_spatial") == pixels, f"{pixels}, as its layers make it")
 
 
 def is_size(value: object, most: int = MOST_SIZE) -> bool:

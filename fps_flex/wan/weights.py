@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ..attention import FPSAttention
-from ..checks import as_device, as_fields, as_instance, as_path, one_of, show
+from ..checks import as_device, as_fields, as_instance, as_path, one_of, show, some
 from .adapters import adapter_in
 from .casting import check_finite, keeps_fp32
 from .experts import Levels, as_levels, levels_of
-from .fields import check_said
+from .fields import check_record
 from .files import Shape, Spec, Which, open_files, read_training_checkpoint, weights_in
 from .fp8_files import FLOAT8, READABLE, without_scales
 from .hub import HUB, local
@@ -83,20 +83,20 @@ def read_settings(path: str | Path) -> tuple[WanConfig, FPSAttention]:
 
     path: a .ckpt of train.fit, or such a folder. Raises ValueError where it doesn't say them.
     """
-    said = read_saved_settings(path)
-    return _config_from(said["wan"]), FPSAttention.from_dict(said["attention"])
+    settings = read_saved_settings(path)
+    return _config_from(settings["wan"]), FPSAttention.from_dict(settings["attention"])
 
 
 def read_saved_settings(path: str | Path) -> dict[str, Any]:
     """What goes along when weights are saved elsewhere, as in `Weights.settings`. path, errors: as `read_settings`."""
     path = as_path("path", path)
-    held = read_training_checkpoint(path)["fps_flex"] if path.suffix == ".ckpt" else _read_exported(path)
-    if held.keys() == RELEASED:
+    record = read_training_checkpoint(path)["fps_flex"] if path.suffix == ".ckpt" else _read_exported(path)
+    if record.keys() == RELEASED:
         raise ValueError(f"{path} is of a release, which has no attention of its own: its {SETTINGS} says noise levels")
     try:
-        check_said(SETTINGS, held)
-        levels = as_levels("noise_levels", held["noise_levels"]) if "noise_levels" in held else None
-        return _settings(_config_from(held["wan"]), FPSAttention.from_dict(held["attention"]), levels, held)
+        check_record(SETTINGS, record)
+        levels = as_levels("noise_levels", record["noise_levels"]) if "noise_levels" in record else None
+        return _settings(_config_from(record["wan"]), FPSAttention.from_dict(record["attention"]), levels, record)
     except (KeyError, ValueError) as error:
         raise _unsaid(path, error) from None
 
@@ -152,8 +152,8 @@ def fill(
 
 def _open_released(path: Path) -> Weights:
     files = open_files(path)
-    held = without_scales(path, files, unwrap(path, files.where))
-    specs = held.specs
+    unscaled = without_scales(path, files, unwrap(path, files.where))
+    specs = unscaled.specs
     if what := what_names(specs):
         raise ValueError(f"{path} is {what}, expected a text-to-video Wan transformer's weights")
     names = official_names(path, specs)
@@ -165,7 +165,7 @@ def _open_released(path: Path) -> Weights:
     config = infer_config(path, shapes, folder)
     _check_shapes(path, shapes, config)
     settings, levels = _exported_as(config, folder) if (folder / SETTINGS).is_file() else (None, levels_of(path))
-    return Weights(config, official, lambda name: held.read(names[name]), None, settings, levels, files)
+    return Weights(config, official, lambda name: unscaled.read(names[name]), None, settings, levels, files)
 
 
 def _exported_as(config: WanConfig, folder: Path) -> tuple[dict[str, Any] | None, Levels]:
@@ -174,29 +174,29 @@ def _exported_as(config: WanConfig, folder: Path) -> tuple[dict[str, Any] | None
     What `diffusers.install` saved doesn't know its noise levels: they are those of a release in that folder.
     Raises ValueError where it is of other sizes, or lacks something.
     """
-    held = _read_exported(folder)
+    record = _read_exported(folder)
     try:
-        from_diffusers = "attention" in held and "noise_levels" not in held
-        levels = levels_of(folder) if from_diffusers else as_levels("noise_levels", held.get("noise_levels"))
+        from_diffusers = "attention" in record and "noise_levels" not in record
+        levels = levels_of(folder) if from_diffusers else as_levels("noise_levels", record.get("noise_levels"))
     except ValueError as error:
         raise ValueError(f"{folder / SETTINGS} doesn't say its noise levels ({error}): export it again") from None
-    if held.keys() == RELEASED:
+    if record.keys() == RELEASED:
         return None, levels
     settings = read_saved_settings(folder)
-    said = _config_from(settings["wan"])
-    if said != config:
-        raise ValueError(f"{folder / SETTINGS} is of another model ({said}) than the weights beside it ({config})")
+    sizes = _config_from(settings["wan"])
+    if sizes != config:
+        raise ValueError(f"{folder / SETTINGS} is of another model ({sizes}) than the weights beside it ({config})")
     return {**settings, "noise_levels": list(levels)}, levels
 
 
 def _settings(
-    config: WanConfig, attention: FPSAttention, levels: Levels | None, said: dict[str, Any]
+    config: WanConfig, attention: FPSAttention, levels: Levels | None, record: dict[str, Any]
 ) -> dict[str, Any]:
-    """What goes along with exported weights. said: by a checkpoint, or by what was exported of one."""
+    """What goes along with exported weights. record: of a checkpoint, or of what was exported of one."""
     settings: dict[str, Any] = {"wan": asdict(config), "attention": asdict(attention)}
     settings |= {"noise_levels": list(levels)} if levels else {}
-    settings |= {name: said[name] for name in MADE_WITH if name in said}
-    length = said.get("text", {}).get("options", {}).get("length")
+    settings |= {name: record[name] for name in MADE_WITH if name in record}
+    length = record.get("text", {}).get("options", {}).get("length")
     return settings if length is None else settings | {"text_length": length}
 
 
@@ -261,8 +261,7 @@ def _check_shapes(path: Path, shapes: dict[str, Shape], config: WanConfig) -> No
         ),
     ]
     if wrong:
-        more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
-        raise ValueError(f"{path} is no text-to-video Wan transformer: {'; '.join(wrong[:8])}{more}")
+        raise ValueError(f"{path} is no text-to-video Wan transformer: {some(wrong, 8, '; ')}")
 
 
 def _expected_shapes(path: Path, config: WanConfig, most_layers: int) -> dict[str, Shape]:

@@ -1,6 +1,6 @@
-"""Safetensors written tensor by tensor: at most one is in memory, whatever the size of a file.
+"""Files for stock tools: JSON, and safetensors written tensor by tensor, of which at most one is in memory.
 
-A file is the length of its header in 8 bytes, the header as JSON, and the tensors' bytes one after the other.
+A tensor file is the length of its header in 8 bytes, the header as JSON, and the tensors' bytes one after the other.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,10 @@ STEM = "diffusion_pytorch_model"  # of the files of the official and of the diff
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 Read = Callable[[str], Tensor]
+
+
+def write_json(file: Path, value: Any) -> None:
+    file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def write_shards(folder: Path, specs: Mapping[str, Spec], read: Read, shard_bytes: int | None) -> None:
@@ -36,7 +41,7 @@ def write_shards(folder: Path, specs: Mapping[str, Spec], read: Read, shard_byte
         write_file(folder / file, shard, read)
     weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
     index = {"metadata": {"total_size": sum(x.nbytes for x in specs.values())}, "weight_map": weight_map}
-    (folder / f"{STEM}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    write_json(folder / f"{STEM}.safetensors.index.json", index)
 
 
 def write_file(file: Path, specs: Mapping[str, Spec], read: Read, metadata: Mapping[str, str] | None = None) -> None:

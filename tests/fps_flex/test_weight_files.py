@@ -201,7 +201,7 @@ LAYER = "blocks.0.ffn.0."  # 96 rows, 48 columns
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ({"scale_weight": torch.ones(95)}, "is of shape (95,) for a weight of (96, 48), expected one scale, or one an"),
+        ({"scale_weight": torch.ones(95)}, "is of shape (95,) for a weight of (96, 48), expected one scale, or one"),
         ({"scale_weight": torch.ones(5, 7)}, "is of shape (5, 7)"),
         ({"scale_weight": torch.ones(2, 2, 2)}, "is of shape (2, 2, 2)"),
         ({"weight_scale": torch.zeros(0)}, "is of shape (0,)"),

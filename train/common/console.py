@@ -107,7 +107,7 @@ def check_schedule_parts(args: list[str], parse: Callable[[list[str]], Namespace
     args: a command line. parse: as the command does.
     """
     args = [word for word in args if not word.startswith("--print_config")]  # which would print and end all
-    parts = {i: found.groups() for i, word in enumerate(args) if (found := SCHEDULE_PART.match(word))}
+    parts = {i: match.groups() for i, word in enumerate(args) if (match := SCHEDULE_PART.match(word))}
     if not parts:
         return
     values = [i + 1 for i in parts if "=" not in args[i]]
@@ -115,8 +115,8 @@ def check_schedule_parts(args: list[str], parse: Callable[[list[str]], Namespace
     for i, (option, _) in parts.items():
         preset = _schedule_of(rest, option)
         given = {part for other, part in parts.values() if other == option}
-        said = vars(_schedule_of(whole, option))
-        if preset is None and any(value is not None for part, value in said.items() if part not in given):
+        schedule = vars(_schedule_of(whole, option))
+        if preset is None and any(value is not None for part, value in schedule.items() if part not in given):
             preset = FPSAttention.schedule
         if isinstance(preset, str):
             raise ValueError(

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from matplotlib.figure import Figure
 
-from .atomic import MARK
+from .atomic import MARK, beside
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -44,11 +44,10 @@ def draw_contact_sheet(path: Path, videos: Float[Tensor, "b 3 f h w"], captions:
 
 def save_figure(figure: Figure, path: Path) -> None:
     """The file appears whole or not at all."""
-    temporary = path.with_name(f".{path.stem}.part{path.suffix}")
-    with warnings.catch_warnings():
+    kind = path.suffix.removeprefix(".")
+    with beside(path) as temporary, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # captions may be in any script
-        figure.savefig(temporary, dpi=150, metadata={"Software": MARK} if path.suffix == ".png" else None)
-    temporary.replace(path)
+        figure.savefig(temporary, dpi=150, format=kind, metadata={"Software": MARK} if kind == "png" else None)
 
 
 def draw_loss_curve(path: Path, losses: dict[str, dict[int, float]]) -> None:

@@ -117,8 +117,8 @@ def _frames_on_show(
 
 def _lasts(container: av.container.InputContainer, stream: av.VideoStream, frame: av.VideoFrame) -> float:
     """Seconds that a frame is on show when none follows."""
-    said = float(frame.duration * frame.time_base) if is_timed(container, stream) and frame.duration else 0.0
-    return said or 1 / frame_rate(container, stream)
+    duration = float(frame.duration * frame.time_base) if is_timed(container, stream) and frame.duration else 0.0
+    return duration or 1 / frame_rate(container, stream)
 
 
 def write_video(path: Path, video: Float[Tensor, "3 f h w"], fps: float, lossless: bool = False) -> None:

@@ -22,11 +22,18 @@ def rank_and_world() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
+def speaks() -> bool:
+    """Whether this process is the one of a run that speaks to its user."""
+    ranks = [os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if os.environ.get(name)]
+    return not ranks or ranks[0] == "0"
+
+
 def find_device() -> torch.device:
     """This process's GPU, which is made the current one, or the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    number = int(os.environ.get("LOCAL_RANK", rank_and_world()[0]))
+    device = torch.device("cuda", number % torch.cuda.device_count())  # also where processes share one
     torch.cuda.set_device(device)
     return device
 

@@ -13,12 +13,13 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from fps_flex.wan import encoders  # noqa: F401 - so that --help and short class names know them
 from fps_flex.wan.codecs import Codec, TextEncoder
 
 from ..common.atomic import write_json
 from ..common.console import check_writable, cli_errors, run_command, stop
 from ..common.lock import locked
-from ..common.work import rank_and_world, wait_for_all
+from ..common.work import rank_and_world, speaks, wait_for_all
 from ..entries import Row
 from ..sources import read_rows
 from .cut import cut
@@ -176,7 +177,7 @@ def _forget(out: Path, stages: tuple[Stage, ...]) -> None:
 
 
 def _say(text: str) -> None:
-    if rank_and_world()[0] == 0 and text:
+    if speaks() and text:
         print(text, flush=True)
 
 

@@ -12,7 +12,7 @@ from fps_flex.checks import is_finite
 
 from ..cached import trim_text
 from ..common.videos import ClipError, read_clip
-from ..common.work import for_each, rank_and_world
+from ..common.work import find_device, for_each, rank_and_world
 from ..index import EMPTY_PROMPT
 from .encoded import Encoded, save_whole
 from .pack import form_batches
@@ -27,7 +27,7 @@ def encode(settings: Settings, clips: list[Clip], encoded: Encoded) -> list[Clip
     The same clips always form a batch, so that the same numbers come out whenever a run was stopped. Returns the clips,
     with a reason those that broke when they were read, and those that came out with values that aren't finite.
     """
-    device = _device()
+    device = find_device()
     for_each(
         "encode",
         form_batches(clips, settings.batch_size),
@@ -65,9 +65,3 @@ def _encode_batch(settings: Settings, batch: list[Clip], encoded: Encoded, devic
 def _pixels(source: Path, clip: Clip, fps: float, out: Path) -> Tensor:
     mp4 = find_mp4(clip, out)
     return read_pixels(source, clip, fps) if mp4 is None else read_clip(mp4, clip.size[0], fps, *clip.size[1:])
-
-
-def _device() -> torch.device:
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", rank_and_world()[0] % torch.cuda.device_count())

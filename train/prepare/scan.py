@@ -7,10 +7,10 @@ import logging
 from dataclasses import asdict
 from pathlib import Path
 
-from ..common.atomic import write_json
+from ..common.atomic import digest_file, write_json
 from ..common.faults import is_passing
 from ..common.videos import ClipError, probe
-from ..common.work import for_each, rank_and_world
+from ..common.work import for_each, speaks
 from ..entries import Row
 from ..listing import is_image
 from .records import Source, read_source
@@ -57,7 +57,7 @@ def name_captions(rows: list[Row]) -> dict[str, Row]:
         if key in found and found[key].prompt != row.prompt:
             key += f"-{hashlib.sha256(row.prompt.encode()).hexdigest()[:8]}"
         found.setdefault(key, row)
-    if len(found) < len(rows) and rank_and_world()[0] == 0:
+    if len(found) < len(rows) and speaks():
         again = len(rows) - len(found)
         logger.warning("%d captions say the same of the same video as others: each counts once", again)
     return found
@@ -88,8 +88,9 @@ def look_at(folder: Path, key: str, video: str, prompt: str) -> Source:
         return Source(key, video, prompt, modified, size, reason="is an image, expected a video")
     try:
         found = probe(path)
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = digest_file(path)
+        if digest is None:
+            raise OSError(f"{path}: no such file any more")
     except (ClipError, OSError) as error:
         if isinstance(error, OSError) or is_passing(error):
             modified, size = NEVER, NEVER  # so that the next start looks again

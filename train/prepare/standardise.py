@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CLIPS = "clips"
-PATCH = 2  # latents a side that Wan's transformer takes for one
-MULTIPLE = 16  # pixels a side: the patch of Wan2.1's VAE, at least
+PATCH = 2  # latents per side that Wan's transformer takes for one
+MULTIPLE = 16  # pixels per side: the patch of Wan2.1's VAE, at least
 
 
 def list_buckets(size: tuple[int, int, int], codec: Codec) -> list[tuple[int, int]]:
