@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from fps_flex.checks import require
 
 from .cached import CachedClips, read_empty_text
+from .common.atomic import digest_content
 from .folder import VideoFolder, scan_folder
 from .index import Index, is_prepared, read_index
 from .order import HeldOut, Passes, Pick
@@ -133,17 +133,15 @@ class VideoData(L.LightningDataModule):
         """Which clips are trained on and which are held out, in a few words that differ where any clip does."""
         if self.folder is None:
             return f"{self.train_clips} and {self.val_clips} moving shapes of seed {self.seed}"
-        digest = hashlib.sha256()
-        for part in (self.train_set, self.val_set):
-            digest.update(json.dumps(part.names()).encode())
-        return f"{len(self.train_set)} and {len(self.val_set)} held out ({digest.hexdigest()[:12]})"
+        digest = digest_content("".join(json.dumps(part.names()) for part in (self.train_set, self.val_set)))
+        return f"{len(self.train_set)} and {len(self.val_set)} held out ({digest[:12]})"
 
     def captions(self) -> str:
         """A digest of what the clips' captions say; none where they are drawn."""
         if self.folder is None:
             return ""
         prompts = [clip.prompt for part in (self.train_set, self.val_set) for clip in part.clips]
-        return hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:12]
+        return digest_content(json.dumps(prompts))[:12]
 
     def train_dataloader(self) -> DataLoader:
         """Full batches without end, however few the clips: each batch size would compile anew.

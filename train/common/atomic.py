@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from hashlib import file_digest
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,11 @@ def check_ours(path: Path, mark: str = MARK, elsewhere: str = ELSEWHERE) -> None
         raise ValueError(f"{path} can't be replaced ({error.strerror}): {elsewhere}") from None
     if beginning.strip(b"\0") and mark.encode() not in beginning:
         raise ValueError(f"{path} was not written by this command: {elsewhere}")
+
+
+def digest_content(content: str | bytes) -> str:
+    """sha256 in hex, of text in UTF-8."""
+    return sha256(content.encode() if isinstance(content, str) else content).hexdigest()
 
 
 def digest_file(path: Path) -> str | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
+
+from .atomic import digest_content
 
 
 def cache_file(folder: Path, suffix: str = ".json") -> Path | None:
@@ -14,5 +15,5 @@ def cache_file(folder: Path, suffix: str = ".json") -> Path | None:
         root = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
     except RuntimeError:
         return None
-    key = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:24]
+    key = digest_content(os.fsencode(folder.resolve()))[:24]
     return root / "fps-flex" / "clips" / f"{key}{suffix}"

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict
 from pathlib import Path
 
-from ..common.atomic import write_json
+from ..common.atomic import digest_content, write_json
 from ..common.videos import ClipError
 from ..common.work import for_each
 from .records import Clip, Source, is_lasting, read_clips, why_unreadable
@@ -55,7 +54,7 @@ def cut_one(source: Source, scenes: list[tuple[float, float]], seconds: float) -
 
 def _describe(source: Source, start: float, end: float, reasons: tuple[str, ...]) -> Clip:
     """The name changes with the video's content and the caption, so that nothing encoded before is taken for it."""
-    tag = hashlib.sha256((source.digest + source.prompt).encode()).hexdigest()[:8]
+    tag = digest_content(source.digest + source.prompt)[:8]
     name = f"{source.key}-{tag}-{round(1000 * start):08}"
     start, end = round(start, 4), round(end, 4)
     return Clip(name, source.key, source.digest, source.video, source.prompt, start, end, reasons=reasons)

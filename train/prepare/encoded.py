@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import shutil
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..common.atomic import beside, write_json
+from ..common.atomic import beside, digest_content, write_json
 from ..index import is_prepared, parse_index, read_shapes, read_tensors
 from .records import NOW, Clip, read_json
 from .standardise import find_mp4
@@ -73,7 +72,7 @@ def names_of(clip: str) -> tuple[str, str]:
 def _content_of(clip: Clip, out: Path) -> str:
     """The clip's name, and what its latents are made of: the piece and its crop, from the source or from an mp4."""
     identity = f"{clip.digest} {'mp4' if find_mp4(clip, out) else 'source'}"
-    return f"{clip.name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+    return f"{clip.name}-{digest_content(identity)[:16]}"
 
 
 def _find_packed(out: Path) -> dict[str, Path]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections import defaultdict
 from collections.abc import Hashable
 from pathlib import Path
 
+from ..common.atomic import digest_content
 from ..common.work import for_each, rank_and_world, wait_for_all
 from ..index import CachedClip, Index, read_shapes, write_index
 from ..split import find_sources
@@ -75,7 +75,7 @@ def _label_sources(clips: list[Clip], named: dict[str, str]) -> list[str]:
     contents: dict[Hashable, set[str]] = defaultdict(set)
     for clip, source in zip(clips, sources, strict=True):
         contents[source].add(clip.source)
-    several = {source: hashlib.sha256(repr(source).encode()).hexdigest() for source in contents}
+    several = {source: digest_content(repr(source)) for source in contents}
     return [min(contents[x]) if len(contents[x]) == 1 else several[x] for x in sources]
 
 
@@ -96,7 +96,7 @@ def _shard_of(group: list[Clip], encoded: Encoded) -> str:
     """Named by its clips' size and a digest of their contents."""
     contents = json.dumps([encoded.content[clip.name] for clip in group])
     frames, rows, columns = group[0].size
-    return f"{SHARDS}/{frames}x{rows}x{columns}-{hashlib.sha256(contents.encode()).hexdigest()[:16]}.safetensors"
+    return f"{SHARDS}/{frames}x{rows}x{columns}-{digest_content(contents)[:16]}.safetensors"
 
 
 def _holds(shard: Path, group: list[Clip]) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from fps_flex.checks import Triple
 
+from ..common.atomic import digest_content
 from ..common.boxes import WHOLE, Box
 from ..common.faults import ClipError, is_passing
 
@@ -61,7 +61,7 @@ class Clip:
     def digest(self) -> str:
         """Of what the clip holds: the video's content, the piece of it and the size."""
         content = json.dumps([self.source, self.start, self.end, asdict(self.box), self.size])
-        return hashlib.sha256(content.encode()).hexdigest()
+        return digest_content(content)
 
 
 def read_clip_record(record: dict[str, Any]) -> Clip:

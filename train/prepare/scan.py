@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from dataclasses import asdict
 from pathlib import Path
 
-from ..common.atomic import digest_file, write_json
+from ..common.atomic import digest_content, digest_file, write_json
 from ..common.faults import is_passing
 from ..common.videos import ClipError, probe
 from ..common.work import for_each, speaks
@@ -55,7 +54,7 @@ def name_captions(rows: list[Row]) -> dict[str, Row]:
     for row in rows:
         key = make_key(row.video)
         if key in found and found[key].prompt != row.prompt:
-            key += f"-{hashlib.sha256(row.prompt.encode()).hexdigest()[:8]}"
+            key += f"-{digest_content(row.prompt)[:8]}"
         found.setdefault(key, row)
     if len(found) < len(rows) and speaks():
         again = len(rows) - len(found)
@@ -64,7 +63,7 @@ def name_captions(rows: list[Row]) -> dict[str, Row]:
 
 
 def make_key(video: str) -> str:
-    return hashlib.sha256(video.encode()).hexdigest()[:16]
+    return digest_content(video)[:16]
 
 
 def _said(source: Source) -> tuple[str, int, int]:
