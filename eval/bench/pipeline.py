@@ -14,11 +14,10 @@ import torch
 from fps_flex import FPSAttention, density
 from fps_flex.diffusers import cut_tile, install, uninstall
 from fps_flex.schedule import preset_of
-from train.common.console import check_writable
 from train.common.work import find_device
 
 from ..generate.sampling import build_scheduler, list_regimes
-from ..timing import forget_peak, peak_gb, report, wait
+from ..timing import Row, check_out, compare, forget_peak, peak_gb, report, wait
 from .sizes import CONFIGS, TEXT_TOKENS, Size, Triple
 from .stock import random_stock
 
@@ -55,12 +54,11 @@ def pipeline(
     """
     if steps < 1:
         raise ValueError(f"steps is {steps}, expected at least 1")
-    if out:
-        check_writable(out.parent, "--out")
+    check_out(out)
     attention = cut_tile(attention or ATTENTIONS[size], _grid(size))
     attention.plan(_grid(size), torch.zeros(1))
     run = _Run(random_pipeline(size, layers), attention, size, steps, guidance)
-    report(run.rows(compiled), out, COLUMNS)
+    report(compare(run.rows(compiled)), out, COLUMNS)
 
 
 def random_pipeline(size: Size, layers: int | None) -> WanPipeline:
@@ -84,7 +82,7 @@ class _Run:
         self.pipe, self.attention, self.size, self.steps, self.guidance = pipe, attention, size, steps, guidance
         self.text = torch.randn(1, TEXT_TOKENS, CONFIGS[size].text_dim, device=find_device())
 
-    def rows(self, compiled: bool) -> Iterator[dict[str, Any]]:
+    def rows(self, compiled: bool) -> Iterator[Row]:
         options = {field.name: getattr(self.attention, field.name) for field in fields(self.attention)}
         for blocks in ("eager", "compiled") if compiled else ("eager",):
             if blocks == "compiled":
@@ -100,7 +98,7 @@ class _Run:
             row["step_seconds_by_regime"] = {regime: mean(seconds) for regime, seconds in by_regime.items()}
             yield {**row, "over_stock": stock["step_seconds"] / row["step_seconds"]}
 
-    def _measure(self, attention: str, blocks: str) -> dict[str, Any]:
+    def _measure(self, attention: str, blocks: str) -> Row:
         forget_peak()
         started = time.perf_counter()
         self._generate(2)
@@ -145,7 +143,7 @@ class _Run:
             raise RuntimeError("the latents are not finite")
         return [b - a for a, b in zip(ends, ends[1:], strict=False)]
 
-    def _describe(self) -> dict[str, Any]:
+    def _describe(self) -> Row:
         """The regime of each step, and the mean density in them."""
         regimes = list_regimes(self.attention, self.pipe.scheduler)
         layout = self.attention.plan(_grid(self.size), torch.zeros(1)).layout

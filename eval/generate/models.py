@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from fps_flex import FPSAttention
-from fps_flex.checks import as_whole, at_home, require
+from fps_flex.checks import as_fields, as_whole, at_home, require
 from fps_flex.wan import Wan
-from fps_flex.wan.codecs import Codec, TextEncoder
+from fps_flex.wan.codecs import ByteText, Codec, Fixed, PixelCodec, TextEncoder
 from fps_flex.wan.encoders import UMT5Text, WanVAE
 from fps_flex.wan.experts import ALL, levels_of
 from fps_flex.wan.hub import HUB, release_of
 from fps_flex.wan.linears import Linears, quantize_linears
 from fps_flex.wan.model import Residual
+from fps_flex.wan.release import PartError
 from fps_flex.wan.weights import Weights, Which, build_empty, fill
 
 from .attention import AttentionChanges, choose_attention
 from .experts import LowExpert, open_experts
-from .trained import build, check_trained, find
 
 
 @dataclass(frozen=True)
@@ -193,3 +193,48 @@ def find_fingerprints(model: TextToVideo) -> dict[str, str]:
     low = {"low_noise": model.low.weights.fingerprint()} if model.low else {}
     encoders = {"codec": model.codec.fingerprint(), "text": model.text.fingerprint()}
     return {"transformer": model.weights.fingerprint(), **low, **encoders}
+
+
+CODECS = {one.kind: one for one in (PixelCodec, WanVAE, ByteText, UMT5Text)}
+SAID = ("codec", "text", "clip", "residual", "shift", "step", "run_id")
+
+Kind = TypeVar("Kind", bound=Fixed)
+
+
+def check_trained(path: str, said: dict[str, Any]) -> None:
+    """Raises ValueError unless a checkpoint says all of its run that making videos takes."""
+    missing = [name for name in SAID if name not in said]
+    if missing:
+        raise ValueError(
+            f"{path} doesn't say its {', '.join(missing)}: start a run of this version from it, with --model.checkpoint"
+        )
+
+
+def build(path: str, spec: dict[str, Any], base: type[Kind], encoders: str | None) -> Kind:
+    """A codec or text encoder as a checkpoint describes it. Raises ValueError where it can't be built.
+
+    encoders: folder to look in, in place of that it was trained with.
+    """
+    kinds = {name: kind for name, kind in CODECS.items() if issubclass(kind, base)}
+    named = spec["kind"]
+    if named not in kinds:
+        raise ValueError(
+            f"{path} is no checkpoint of this project (it was trained with {named}, expected one of {', '.join(kinds)})"
+        )
+    try:
+        options = dict(as_fields("options", spec["options"], [field.name for field in fields(kinds[named])]))
+        if encoders and "path" in options:
+            options["path"] = encoders
+        return find(kinds[named], **options)
+    except PartError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{path} is no checkpoint of this project (its {base.__name__}: {error})") from None
+
+
+def find(kind: type[Kind], **options: Any) -> Kind:
+    """Raises PartError where its files are missing or broken."""
+    try:
+        return kind(**options)
+    except PartError as error:
+        raise PartError(f"{error}; --encoders names another folder") from None

@@ -68,7 +68,7 @@ def run(
         scorer_device: of the official package: cpu, cuda, or the one there is.
         name: of the model, in the report; none takes the folder's.
         wandb: a project of Weights & Biases to log to; WANDB_MODE=offline needs no account.
-        options: of `resolve_settings`.
+        options: of `Options`.
     """
     if (checkpoint is None) == (videos is None):
         raise ValueError("expected either --checkpoint CKPT to make videos with, or --videos FOLDER")

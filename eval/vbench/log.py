@@ -6,9 +6,9 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+from .document import draw_strips
 from .reading import read_json, write_json
 from .report import Report
-from .strips import draw_strips
 
 
 def log_report(out: Path, report: Report, project: str) -> None:

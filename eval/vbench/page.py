@@ -8,10 +8,9 @@ from pathlib import Path
 
 from .chart import describe_chart
 from .check import describe_findings
-from .document import embed, isolate, list_facts, list_items, write_page
+from .document import draw_strips, embed, isolate, list_facts, list_items, show_strip, write_page
 from .making import describe_cost, describe_making, describe_settings
 from .report import CAPTION, SHOWN, Report, describe_intervals, hide_paths, tabulate_scores
-from .strips import draw_strips, show_strip
 from .suite import Planned
 from .tables import percent
 

@@ -15,7 +15,7 @@ from train.common.console import check_writable
 from train.common.work import rank_and_world, wait_for_all
 
 from ..generate.command import resolve_settings
-from ..generate.jobs import Job
+from ..generate.jobs import Job, Options
 from ..generate.records import open_records
 from ..generate.videos import draw_contacts, make_videos
 from .chart import draw_scores
@@ -86,13 +86,13 @@ def generate(out: Path, shard: str | None = None, planned: Plan | None = None, *
         shard: i/n makes the i-th of n shares, 1/n to n/n, for machines that don't know of each other; what they have
             in videos/ and records/ can be copied into one folder.
         planned: what plan.json holds, where it is at hand.
-        options: of `resolve_settings`.
+        options: of `Options`.
     """
     planned = planned or read_plan(out / "plan.json")
     share, shares = parse_shard(shard)
     if planned.folder:
         raise ValueError(f"{out / 'plan.json'} is for videos that are there already, in {planned.folder}")
-    model, settings = resolve_settings(**options)
+    model, settings = resolve_settings(Options(**options))
     if planned.clip not in (None, settings.clip):
         raise ValueError(f"{out / 'plan.json'} expects {planned.clip}, not {settings.clip}: choose another --out")
     if planned.clip is None and rank_and_world()[0] == 0:
