@@ -10,11 +10,10 @@ from fps_flex.checks import at_home
 from train.common.atomic import check_ours
 from train.common.console import check_writable
 
-from .official import open_scorer
+from .official import find_weights, open_scorer
 from .plan import choose_dimensions
 from .preflight import DETECTRON2, check_all
 from .reading import write_plainly
-from .score import find_weights
 from .suite import FLICKER
 from .weights import NEEDS, STATIC_FILTER, Weight, show_bytes
 

@@ -22,6 +22,27 @@ CRASHES = 3  # one after the other, with no video scored between them, mean that
 
 
 @dataclass(frozen=True)
+class ScorerOptions:
+    """The official package and its weights.
+
+    Args:
+        scorer_python: Python of an environment with the official package; without it only temporal_flickering is
+            scored. setup-scorer makes one.
+        scorer_weights: VBench's folder of weights; none takes $VBENCH_CACHE_DIR, or ~/.cache/vbench.
+        scorer_device: of the official package: cpu, cuda, or the one there is.
+    """
+
+    scorer_python: Path | None = None
+    scorer_weights: Path | None = None
+    scorer_device: Device = "auto"
+
+    def open(self) -> tuple[Scorer | None, Path]:
+        """What the environment has, where one is named, and the weights. Raises ValueError for what can't be used."""
+        weights = find_weights(self.scorer_weights)
+        return self.scorer_python and open_scorer(self.scorer_python, self.scorer_device), weights
+
+
+@dataclass(frozen=True)
 class Scorer:
     """An environment of the official package.
 
@@ -64,6 +85,15 @@ class ScorerFailed(RuntimeError):
     def __init__(self, message: str, name: str | None):
         super().__init__(message)
         self.name = name
+
+
+def find_weights(weights: Path | None) -> Path:
+    """VBench's folder of weights: the one given, else its own. Raises ValueError for what is no folder."""
+    folder = weights or Path(os.environ.get("VBENCH_CACHE_DIR") or "~/.cache/vbench")
+    folder = Path(os.path.abspath(folder.expanduser()))
+    if os.path.exists(folder) and not folder.is_dir():
+        raise ValueError(f"--scorer-weights {folder} is a file, expected VBench's folder of weights")
+    return folder
 
 
 def open_scorer(python: Path, device: Device) -> Scorer:

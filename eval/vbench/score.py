@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,10 +11,12 @@ from train.common.console import check_writable
 
 from .check import find_usable, warn_of_strays
 from .dimensions import Scoring
-from .official import Device, open_scorer
+from .official import ScorerOptions
 from .preflight import check_all, describe_readiness
 from .suite import FLICKER, Plan
 from .values import Result
+
+NO_SCORER = ScorerOptions()
 
 
 def score(
@@ -23,15 +24,13 @@ def score(
     plan: Plan,
     out: Path,
     dimensions: Iterable[str] | None = None,
-    scorer_python: Path | None = None,
-    weights: Path | None = None,
-    device: Device = "auto",
+    options: ScorerOptions = NO_SCORER,
 ) -> dict[str, Result]:
     """Score each dimension and write out/scores/{dimension}.json.
 
     What was scored before, of the same bytes and by the same scorer, is not done again. dimensions: some of the plan's;
-    None for all. scorer_python, weights, device: of the official package. Raises ValueError where nothing can be done:
-    no such folder, a dimension that isn't planned, a Python that can't be used, or a GPU that isn't there.
+    None for all. Raises ValueError where nothing can be done: no such folder, a dimension that isn't planned, a Python
+    that can't be used, or a GPU that isn't there.
     """
     chosen = [name for name in plan.dimensions if dimensions is None or name in dimensions]
     unknown = [name for name in dimensions or () if name not in plan.dimensions]
@@ -40,8 +39,7 @@ def score(
     if not videos.is_dir():
         raise ValueError(f"no folder of videos {videos}: generate them first, or plan with another folder")
     check_writable(out / "scores", "--out")
-    weights = find_weights(weights)
-    scorer = open_scorer(scorer_python, device) if scorer_python else None
+    scorer, weights = options.open()
     checked, static_filter = check_all(chosen, scorer, weights)
     console = Console()
     print("\n".join(describe_readiness(checked, static_filter)))
@@ -59,15 +57,6 @@ def score(
     complete = sum(result.complete for result in results.values())
     console.print(f"{complete} of {len(results)} dimensions complete; all in {out / 'scores'}", soft_wrap=True)
     return results
-
-
-def find_weights(weights: Path | None) -> Path:
-    """VBench's folder of weights: the one given, else its own. Raises ValueError for what is no folder."""
-    found = weights or Path(os.environ.get("VBENCH_CACHE_DIR") or "~/.cache/vbench")
-    found = Path(os.path.abspath(found.expanduser()))
-    if os.path.exists(found) and not found.is_dir():
-        raise ValueError(f"--scorer-weights {found} is a file, expected VBench's folder of weights")
-    return found
 
 
 def _describe(result: Result) -> str:

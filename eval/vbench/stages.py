@@ -26,7 +26,7 @@ from .compare_report import describe_comparison, write_comparison
 from .log import log_report
 from .ours import writing
 from .page import to_html
-from .plan import check_case, describe_plan, make_plan
+from .plan import PlanOptions, check_case, describe_plan, make_plan
 from .reading import write_json, write_plainly
 from .report import collect, describe_report, to_dict, to_markdown, write_leaderboard, write_tables
 from .suite import Plan, find_suite, read_plan, write_plan
@@ -34,44 +34,30 @@ from .suite import Plan, find_suite, read_plan, write_plan
 REPORTS = ("chart.png", "report.html", "report.md", "report.json", "scores.csv", "scores.tex")
 
 
-def plan(
-    out: Path,
-    suite: Path | None = None,
-    dimensions: list[str] | None = None,
-    quick: int | None = None,
-    seed: int = 0,
-    prompt_map: Path | None = None,
-    videos: Path | None = None,
-    scorer_python: Path | None = None,
-) -> Plan:
+def plan(out: Path, options: PlanOptions, scorer_python: Path | None = None) -> Plan:
     """Say which videos a run needs: plan.json.
 
     Args:
         out: folder of the run.
-        suite: VBench_full_info.json, a wheel of vbench (pip download --no-deps vbench==0.1.5), its folder or an
-            environment with it; none looks into the scorer's environment, then into this one.
-        dimensions: some of the sixteen; none takes all.
-        quick: only so many prompts a dimension, spread over the suite, with one video each: not comparable.
-        seed: of the suite's first video; each video has one of its own, which --quick doesn't change.
-        prompt_map: a text file of long prompts to generate from, one a line, in the suite's order; the videos are
-            named by the short ones.
-        videos: a folder of videos that are there already, made by any model and named 'prompt-0.mp4'.
+        options: what is planned.
         scorer_python: Python of the scorer's environment.
     """
-    wanted = make_plan(find_suite(suite, scorer_python), dimensions, quick, seed, prompt_map, videos)
+    x = options
+    suite = find_suite(x.suite, scorer_python)
+    wanted = make_plan(suite, x.dimensions, x.quick, x.seed, x.prompt_map, x.videos)
     check_writable(out, "--out")
-    if videos is None:
+    if x.videos is None:
         check_case(out, wanted)
     file = out / "plan.json"
     if file.is_file():
-        held = read_plan(file)
-        other = [name for name in vars(wanted) if name != "clip" and getattr(held, name) != getattr(wanted, name)]
+        there = read_plan(file)
+        other = [name for name in vars(wanted) if name != "clip" and getattr(there, name) != getattr(wanted, name)]
         if other:
             raise ValueError(
                 f"{file} is of a run with other {', '.join(other)}: choose another --out, or remove it to plan anew "
                 "(videos that are there are kept)"
             )
-        wanted = held
+        wanted = there
     elif rank_and_world()[0] == 0:
         write_plan(file, wanted)
     say(describe_plan(wanted))
