@@ -25,9 +25,9 @@ from train.common.work import rank_and_world
 
 from . import preflight, stages
 from .compare import PAPER_ROWS
-from .fetch import weights_command
 from .official import ScorerOptions
 from .plan import PlanOptions
+from .preflight import weights_command
 from .score import score as score_videos
 from .scorer_env import setup_command
 from .suite import FLICKER, read_plan

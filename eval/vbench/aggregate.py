@@ -11,7 +11,7 @@ from ..intervals import Estimate, Sample
 from .check import Findings
 from .results import Results
 from .suite import DIMENSIONS, SEEDS, Plan
-from .values import Result, agrees, find_prompt
+from .values import Result, agrees, by_prompt
 
 GROUP_SHARES = {"quality": 0.8, "semantic": 0.2}  # of the total
 GROUPS = {
@@ -69,12 +69,8 @@ def find_intervals(results: Results) -> dict[str, Estimate]:
 
 def take_sample(result: Result) -> Sample:
     """A dimension's values by prompt, in the score's unit."""
-    values: dict[str, list[float]] = {}
-    weights: dict[str, list[float]] = {}
-    for name, value in result.per_video().items():
-        values.setdefault(find_prompt(name), []).append(value)
-        weights.setdefault(find_prompt(name), []).append(result.weights.get(name, 1.0))
-    return Sample(values, DIMENSIONS[result.dimension].least, 1.0, weights if result.weights else {})
+    weights = {name: result.weights[name] for name in result.videos} if result.weights else {}
+    return Sample(by_prompt(result.per_video()), DIMENSIONS[result.dimension].least, 1.0, by_prompt(weights))
 
 
 def combine_samples(samples: Mapping[str, Sample], differences: bool = False) -> dict[str, Estimate]:

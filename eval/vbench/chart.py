@@ -64,7 +64,7 @@ def find_mark(report: Report, name: str) -> str | None:
     result = report.results.scores.get(name)
     if result is None or result.score is None:
         return None
-    if report.plan and report.plan.quick:
+    if report.quick:
         return "quick"
     if name in report.reasons:
         return "partial"
@@ -81,11 +81,7 @@ def describe_counts(report: Report) -> str:
     prompts = {name.rpartition("-")[0] for name in names}
     if not names:
         return "given without the scores of single videos"
-    return f"{len(names):,} videos of {len(prompts):,} prompts" + ("; a quick run" if _is_quick(report) else "")
-
-
-def _is_quick(report: Report) -> bool:
-    return bool(report.plan and report.plan.quick)
+    return f"{len(names):,} videos of {len(prompts):,} prompts" + ("; a quick run" if report.quick else "")
 
 
 def describe_chart(report: Report) -> str:

@@ -13,7 +13,7 @@ from statistics import fmean
 from train.common.videos import ClipError
 
 from .aggregate import normalise
-from .compare_report import TOTALS_CAPTION, Found, explain_pair, explain_totals, tabulate_differences, tabulate_totals
+from .compare import TOTALS_CAPTION, Found, explain_pair, explain_totals, tabulate_differences, tabulate_totals
 from .document import draw_strip, embed, isolate, show_strip, write_page
 from .paired import Difference
 from .reading import write_plainly

@@ -17,7 +17,7 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from fps_flex.checks import is_real, is_whole, show
-from train.common.atomic import beside
+from train.common import atomic
 
 LARGEST = 1 << 28  # bytes of a file, and of all that a zip holds: ten times what VBench writes
 DEEPEST = 50  # lists and objects in each other
@@ -150,22 +150,28 @@ _hints = cache(get_type_hints)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Raises ValueError where it can't be written."""
-    write_plainly(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+    """As all three, whole or not at all, in a folder that is made where there is none. Raises ValueError otherwise."""
+    with _writing(path):
+        atomic.write_json(path, value)
 
 
 def write_plainly(path: Path, text: str) -> None:
-    """In UTF-8. Raises ValueError where it can't be written, or is something else than a file."""
-    write_bytes(path, text.encode())
+    with _writing(path):
+        atomic.write_text(path, text)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Whole or not at all, in a folder that is made where there is none. Raises ValueError likewise."""
+    with _writing(path), atomic.beside(path) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Raises ValueError where it can't be written, or is something else than a file."""
     try:
         if path.exists() and not path.is_file():
             raise ValueError(f"{path} is a {'folder' if path.is_dir() else 'device'}, expected a file to write")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with beside(path) as temporary:
-            temporary.write_bytes(data)
+        yield
     except OSError as error:
         raise ValueError(f"{path} can't be written ({error.strerror or error})") from None

@@ -60,6 +60,10 @@ class Report:
     def warnings(self) -> tuple[str, ...]:
         return (*self.totals.warnings, *self.making.problems)
 
+    @property
+    def quick(self) -> bool:
+        return bool(self.plan and self.plan.quick)
+
     def score(self, name: str) -> float | None:
         """Of a dimension or a total."""
         if name not in DIMENSIONS:
@@ -225,10 +229,9 @@ def to_official(result: Result, incomplete: bool) -> dict[str, Any]:
 
 def list_official(report: Report) -> dict[str, str]:
     """The text of each file in the official format, by its name."""
-    quick = bool(report.plan and report.plan.quick)
     return {
         f"{name}_eval_results.json": json.dumps(
-            to_official(result, quick or name in report.reasons), ensure_ascii=False, indent=4
+            to_official(result, report.quick or name in report.reasons), ensure_ascii=False, indent=4
         )
         + "\n"
         for name, result in report.results.scores.items()

@@ -1,20 +1,213 @@
-"""A score for each dimension: whatever is missing or fails is named, and the rest goes on."""
+"""One dimension's score: from every video's own value, cached, by whatever computes it."""
 
 from __future__ import annotations
 
+import json
+import logging
+from collections import Counter
 from collections.abc import Iterable
+from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
+from train.common.atomic import digest_file
 from train.common.console import check_writable
+from train.common.videos import ClipError
+from train.common.work import progress_bar
 
-from .check import find_usable, warn_of_strays
-from .dimensions import Scoring
-from .official import ScorerOptions
-from .preflight import check_all, describe_readiness
-from .suite import FLICKER, Plan
-from .values import Result
+from . import flicker
+from .cache import Cache, hash_text
+from .check import Stock, find_usable, warn_of_strays
+from .official import Outcome, Scorer, ScorerOptions, score_official
+from .preflight import NEEDS, STATIC_FILTER, Readiness, check_all, describe_readiness
+from .reading import NoFile, read_json, write_json
+from .results import parse_ours
+from .suite import DIMENSIONS, FLICKER, Plan, Planned
+from .values import Result, mean, to_value, to_weight
+
+log = logging.getLogger("fps_flex")
+STATIC = 5  # videos of a prompt that the static filter keeps
+
+
+class Scoring:
+    """What the dimensions of a run share."""
+
+    def __init__(self, videos: Path, plan: Plan, out: Path, stock: Stock, scorer: Scorer | None, weights: Path):
+        self.videos, self.plan, self.out, self.stock = videos, plan, out, stock
+        self.scorer, self.weights = scorer, weights
+
+    def score_official(self, dimension: str) -> Result:
+        said = self._describe_scorer(dimension)
+        wanted = self.plan.expected(dimension)
+        outcome = self._ask(dimension, [{"name": v.name, "prompt": v.prompt} for v in self._usable(wanted)], said)
+        left_out = sum(value is None for value, _ in outcome.results.values())
+        note = [outcome.failure] if outcome.failure else []
+        if left_out:
+            note.append(f"videos that officially count for nothing, since no such object was seen: {left_out}")
+        return self._finish(dimension, wanted, outcome, said, note)
+
+    def score_flicker(self, static_filter: Readiness) -> Result:
+        said = {"name": "native", "version": flicker.VERSION, "av": version("av")}
+        wanted, outcome, note = self.plan.expected(FLICKER), Outcome(), []
+        filtered = static_filter.ready
+        if filtered:
+            every = [video for video in self.plan.videos if FLICKER in video.dimensions]
+            kept, errors, failure = self._choose_static(every)
+            if failure:
+                filtered, note = False, [f"the static filter failed: {failure}"]
+            else:
+                wanted, outcome.errors = every, errors
+                said["static_filter"] = self._describe_scorer(STATIC_FILTER)
+                short = sum(len(names) < STATIC for names in kept.values())
+                note = [f"prompts with fewer than {STATIC} static videos: {short}"] if short else []
+        names = [name for names in kept.values() for name in names] if filtered else [
+            video.name for video in self._usable(wanted)]  # fmt: skip
+        self._score_native(names, {name: said[name] for name in ("name", "version", "av")}, outcome)
+        if not filtered:
+            note.append("unfiltered: the official score is of static videos only")
+        deep = sum(flicker.bits(self.videos / name) > 8 for name in outcome.results)
+        if deep:
+            note.append(f"videos of more than 8 bits, whose official score differs from the third digit on: {deep}")
+        return self._finish(FLICKER, wanted, outcome, said, note, filtered)
+
+    def score_nothing(self, readiness: Readiness) -> Result:
+        """What was scored before stays, as long as the videos are the same."""
+        dimension = readiness.dimension
+        wanted, before = self.plan.expected(dimension), self._read_before(dimension)
+        if before and before.score is not None and before.digest == self._digest(wanted):
+            log.warning("%s can't be scored now, but was before, of the same videos: that score stays", dimension)
+            return before
+        failed = Outcome(failure="; ".join(readiness.problems))
+        return self._finish(dimension, wanted, failed, {}, [failed.failure])
+
+    def _choose_static(self, every: list[Planned]) -> tuple[dict[str, list[str]], dict[str, str], str | None]:
+        """The first five static videos of each prompt, in the order of their names: "-10" before "-2", as officially.
+
+        Also what went wrong, by name, and why the filter ended early, if it did.
+        """
+        said = self._describe_scorer(STATIC_FILTER)
+        cache, usable = self._cache(STATIC_FILTER, said), sorted(self._usable(every), key=lambda video: video.name)
+        items, counts = [], Counter()
+        for video in usable:
+            static, _ = cache.find(video.name, self.stock.hashes[video.name]) or (None, 1)
+            if counts[video.prompt] < STATIC:
+                items.append({"name": video.name, "prompt": video.prompt, "static": static})
+            counts[video.prompt] += bool(static)
+        outcome = self._ask(STATIC_FILTER, items, said)
+        kept: dict[str, list[str]] = {video.prompt: [] for video in every}
+        for video in usable:
+            value, _ = outcome.results.get(video.name, (0.0, 1))
+            if value and len(kept[video.prompt]) < STATIC:
+                kept[video.prompt].append(video.name)
+        return kept, outcome.errors, outcome.failure
+
+    def _ask(self, dimension: str, items: list[dict[str, Any]], said: dict[str, Any]) -> Outcome:
+        """The official package's values: those known, and what it says of the other videos now."""
+        cache, hashes = self._cache(dimension, said), self.stock.hashes
+        known = {item["name"]: cache.find(item["name"], hashes[item["name"]]) for item in items}
+        known = {name: found for name, found in known.items() if found is not None}
+        if dimension != STATIC_FILTER:  # which skips videos by what it knows of the others
+            items = [item for item in items if item["name"] not in known]
+        outcome = Outcome()
+        if any(item["name"] not in known for item in items):
+            with progress_bar() as progress:
+                bar = progress.add_task(dimension, total=len(items))
+
+                def keep(name: str, value: Any, weight: Any) -> None:
+                    if value is not None:
+                        value, weight = to_value(dimension, value), to_weight(weight)
+                    cache.add(name, hashes[name], value, weight)
+                    progress.advance(bar)
+
+                log_file = self.out / "logs" / f"{dimension}.log"
+                outcome = score_official(self.scorer, dimension, items, self.videos, self.weights, log_file, keep)
+        outcome.results = {**known, **outcome.results}
+        return outcome
+
+    def _score_native(self, names: list[str], said: dict[str, Any], outcome: Outcome) -> None:
+        cache = self._cache(FLICKER, said)
+        with progress_bar() as progress:
+            for name in progress.track(names, description=FLICKER):
+                found = cache.find(name, self.stock.hashes[name])
+                try:
+                    if found is None:
+                        found = flicker.score_flicker(self.videos / name), 1
+                        cache.add(name, self.stock.hashes[name], *found)
+                    outcome.results[name] = found
+                except ClipError as error:
+                    outcome.errors[name] = str(error).removeprefix(f"{self.videos / name}: ")
+
+    def _finish(
+        self,
+        dimension: str,
+        wanted: list[Planned],
+        outcome: Outcome,
+        said: dict[str, Any],
+        note: list[str],
+        filtered: bool | None = None,
+    ) -> Result:
+        """The mean over videos, each with its weight, as the official function takes it; written whole."""
+        names = dict.fromkeys(video.name for video in wanted)
+        errors = {name: reason for name, reason in {**self.stock.problems, **outcome.errors}.items() if name in names}
+        if dimension != FLICKER and outcome.failure is None:
+            unseen = self.stock.hashes.keys() & names.keys() - outcome.results.keys() - errors.keys()
+            errors |= dict.fromkeys(sorted(unseen), "the official code did not look at it")
+        counted = {name: outcome.results[name] for name in names if outcome.results.get(name, (None,))[0] is not None}
+        videos = {name: float(value) for name, (value, _) in counted.items()}
+        weights = {name: float(weight) for name, (_, weight) in counted.items()}
+        weights = weights if len({*weights.values()}) > 1 else {}
+        missing = [name for name in names if name not in self.stock.hashes or name in errors]
+        left_out = [name for name, (value, _) in outcome.results.items() if value is None and name in names]
+        if filtered:  # what it saw and didn't choose; it looks no further once it has five of a prompt
+            left_out = [name for name in names if name not in videos and name not in missing]
+        result = Result(
+            dimension,
+            mean(videos, weights) / DIMENSIONS[dimension].unit if videos else None,
+            videos,
+            bool(videos) and not missing and outcome.failure is None,
+            tuple(missing),
+            errors,
+            filtered,
+            said,
+            "; ".join(note),
+            self._digest(wanted),
+            weights,
+            tuple(left_out),
+        )
+        write_json(self._file(dimension), asdict(result))
+        return result
+
+    def _usable(self, wanted: Iterable[Planned]) -> list[Planned]:
+        return [video for video in wanted if video.name in self.stock.hashes]
+
+    def _cache(self, dimension: str, said: dict[str, Any]) -> Cache:
+        return Cache(self.out / "cache", dimension, said)
+
+    def _describe_scorer(self, dimension: str) -> dict[str, Any]:
+        """All that a value depends on besides the video; what is cached is known by it."""
+        files = {weight.path: digest_file(self.weights / weight.path) for weight in NEEDS[dimension][1]}
+        versions = {name: number for name, number in self.scorer.versions.items() if name != "vbench"}
+        return {"name": "vbench", "version": self.scorer.versions.get("vbench"), "device": self.scorer.device,
+                "versions": versions, "weights": files}  # fmt: skip
+
+    def _digest(self, wanted: Iterable[Planned]) -> str:
+        return hash_text(json.dumps([[video.name, self.stock.hashes.get(video.name)] for video in wanted]))
+
+    def _read_before(self, dimension: str) -> Result | None:
+        try:
+            return parse_ours(read_json(self._file(dimension)))
+        except NoFile:
+            return None
+        except ValueError as error:
+            log.warning("%s can't be used (%s): it is written again", self._file(dimension), error)
+            return None
+
+    def _file(self, dimension: str) -> Path:
+        return self.out / f"{dimension}.json"
+
 
 NO_SCORER = ScorerOptions()
 

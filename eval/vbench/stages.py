@@ -20,9 +20,8 @@ from ..generate.records import open_records
 from ..generate.videos import draw_contacts, make_videos
 from .chart import draw_scores
 from .check import Findings, check_videos, describe_findings, write_findings
-from .compare import compare_runs, open_runs
+from .compare import compare_runs, describe_comparison, open_runs, write_comparison
 from .compare_page import write_compare_page
-from .compare_report import describe_comparison, write_comparison
 from .log import log_report
 from .ours import writing
 from .page import to_html
