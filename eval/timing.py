@@ -26,6 +26,8 @@ from .markdown import head_of, line
 Row = dict[str, Any]  # what was measured, by name
 
 PACKAGES = ("triton", "lightning", "flash-attn-4", "torchao", "diffusers", "sageattention")
+ROOT = Path(__file__).resolve().parent.parent
+CPUS = Path("/proc/cpuinfo")
 
 
 def wait() -> None:
@@ -132,10 +134,6 @@ def _version(name: str) -> str | None:
         return None
 
 
-ROOT = Path(__file__).resolve().parent.parent
-CPUS = Path("/proc/cpuinfo")
-
-
 def name_device() -> str:
     """Of the GPU in use, or else of the CPU."""
     if torch.cuda.is_available():
@@ -150,9 +148,9 @@ def find_commit() -> str | None:
     """Of the checkout that this runs from, with "+changes" where tracked files differ; None where it is no checkout."""
     if not (ROOT / ".git").exists():
         return None
-    said = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
     try:  # without locks, so that processes side by side don't meet at one
-        found = subprocess.run(said, capture_output=True, text=True, env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"})
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"})
     except OSError:
         return None
-    return found.stdout.strip() or None
+    return done.stdout.strip() or None

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from .jobs import Job, Settings
 
 BEGINNING = '{"name":'  # of a record less its blanks, however short it was cut
+NOTED = {"density", "versions", "machine", "seconds", "peak_gb", "sha256"}  # and not compared
+OF_WEIGHTS = {"fingerprints", "trained_steps", "low_noise_trained_steps"}
 
 
 @dataclass(frozen=True)
@@ -119,20 +121,20 @@ def read_record(file: Path, expected: dict[str, Any]) -> dict[str, Any] | None:
     """
     try:
         text = file.read_bytes().decode(errors="replace").strip("\0 \r\n\t") if file.is_file() else ""
-        said = json.loads(text) if text else None
+        record = json.loads(text) if text else None
     except OSError as error:
         raise ValueError(f"{file} can't be read ({error.strerror}): {ELSEWHERE}") from None
     except (ValueError, RecursionError):
         plain = "".join(text.split())[: len(BEGINNING)]
-        said = None if BEGINNING.startswith(plain) else text
-    if not said:
+        record = None if BEGINNING.startswith(plain) else text
+    if not record:
         return None
-    if not isinstance(said, dict):
-        raise ValueError(f"{file} is no record of a video, it holds {show(said)}: {ELSEWHERE}")
-    lacking = [name for name in (*expected, "sha256") if name not in said]
+    if not isinstance(record, dict):
+        raise ValueError(f"{file} is no record of a video, it holds {show(record)}: {ELSEWHERE}")
+    lacking = [name for name in (*expected, "sha256") if name not in record]
     if lacking:
         raise ValueError(f"{file} is no record of a video that this version made, it lacks {lacking[0]}: {ELSEWHERE}")
-    return said
+    return record
 
 
 def _digest(video: Path) -> str | None:
@@ -148,10 +150,6 @@ def _check_replaceable(path: Path) -> None:
     is_empty = path.is_dir() and not path.is_symlink() and not any(path.iterdir())
     if path.exists() and not path.is_file() and not is_empty:
         raise ValueError(f"{path} is no file: {ELSEWHERE}")
-
-
-NOTED = {"density", "versions", "machine", "seconds", "peak_gb", "sha256"}  # and not compared
-OF_WEIGHTS = {"fingerprints", "trained_steps", "low_noise_trained_steps"}
 
 
 @dataclass(frozen=True)

@@ -51,9 +51,9 @@ def _draw_bar(axes: Axes, row: int, name: str, report: Report, mark: str) -> Non
     value, colour = 100 * normalise(name, report.results.scores[name].score), COLOURS[DIMENSIONS[name].group]
     style = {"facecolor": "white", "edgecolor": colour, "hatch": HATCH} if mark else {"color": colour}
     axes.barh(row, value, **style)
-    end, found = max(value, 0), report.intervals.get(name)
-    if found and found.low is not None:
-        low, high = (100 * normalise(name, x) for x in (found.low, found.high))
+    end, interval = max(value, 0), report.intervals.get(name)
+    if interval and interval.low is not None:
+        low, high = (100 * normalise(name, x) for x in (interval.low, interval.high))
         axes.plot([low, high], [row, row], color="black", linewidth=1.2, marker="|", markersize=6)
         end = max(end, high)
     axes.text(end + 1.5, row, f"{value:.1f}{f', {mark}' if mark else ''}", va="center", fontsize=8)
@@ -94,17 +94,17 @@ def describe_chart(report: Report) -> str:
     return f"Bar chart of {report.name}, normalised scores in percent: {', '.join(told)}."
 
 
-def draw_differences(path: Path, first: str, found: dict[str, dict[str, Difference]]) -> None:
+def draw_differences(path: Path, first: str, runs: dict[str, dict[str, Difference]]) -> None:
     """A line a dimension: each run's paired difference from the one that is called `first`, with its interval."""
-    names = [name for name in (*DIMENSIONS, *TOTALS) if any(name in x for x in found.values())]
+    names = [name for name in (*DIMENSIONS, *TOTALS) if any(name in x for x in runs.values())]
     figure = Figure(figsize=(5.6, 1.4 + 0.3 * len(names)), layout="constrained")
     axes = figure.subplots()
-    for i, differences in enumerate(found.values()):
+    for i, differences in enumerate(runs.values()):
         known = {row: differences[name] for row, name in enumerate(names) if name in differences}
         means = np.array([100 * x.mean for x in known.values()])
         ends = [(x.mean, x.mean) if x.low is None else (x.low, x.high) for x in known.values()]
         bars = np.abs(100 * np.array(ends).reshape(-1, 2).T - means)
-        rows = np.array([*known]) + 0.15 * (i - (len(found) - 1) / 2)
+        rows = np.array([*known]) + 0.15 * (i - (len(runs) - 1) / 2)
         axes.errorbar(means, rows, xerr=bars, fmt="o", markersize=4, label=str(i))
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
@@ -112,8 +112,8 @@ def draw_differences(path: Path, first: str, found: dict[str, dict[str, Differen
     label = f"paired difference from {first}, in percent points, with 95 % intervals"
     axes.set_xlabel(fill(label, WRAPPED), fontsize=9, parse_math=False)
     axes.grid(axis="x", alpha=0.3)
-    legend = figure.legend(loc="outside upper center", ncols=1 if max(map(len, found)) > 20 else 4)
-    for text, name in zip(legend.get_texts(), found, strict=True):  # as labels, "_x" would be hidden and "$" set
+    legend = figure.legend(loc="outside upper center", ncols=1 if max(map(len, runs)) > 20 else 4)
+    for text, name in zip(legend.get_texts(), runs, strict=True):  # as labels, "_x" would be hidden and "$" set
         text.set_text(fill(name, WRAPPED))
         text.set_parse_math(False)
     save_figure(figure, path)

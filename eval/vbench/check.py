@@ -156,12 +156,12 @@ def _see_all(folder: Path, names: list[str], cache: Path) -> dict[str, Seen]:
     try:
         with progress_bar(bool(todo)) as progress:
             bar = progress.add_task("looking at videos", total=len(todo))
-            for name, found in zip(todo, pool.map(lambda name: see(folder / name), todo), strict=True):
-                seen[name] = found
+            for name, video in zip(todo, pool.map(lambda name: see(folder / name), todo), strict=True):
+                seen[name] = video
                 progress.advance(bar)
     finally:  # also when interrupted
         pool.shutdown(cancel_futures=True)
-        looked = known | {name: Looked(keys[name], found) for name, found in seen.items()}
+        looked = known | {name: Looked(keys[name], video) for name, video in seen.items()}
         write_json(cache, {name: asdict(one) for name, one in looked.items()})
     return {name: seen[name] for name in names}
 
@@ -186,14 +186,14 @@ def _differs(video: Seen, expected: Clip | None) -> str:
     """In which ways a video isn't as expected; empty when it is."""
     if expected is None:
         return ""
-    said = []
+    parts = []
     if video.frames != expected.frames:
-        said.append(f"{video.frames} frames, expected {expected.frames}")
+        parts.append(f"{video.frames} frames, expected {expected.frames}")
     if (video.height, video.width) != (expected.height, expected.width):
-        said.append(f"{video.height}x{video.width}, expected {expected.height}x{expected.width}")
+        parts.append(f"{video.height}x{video.width}, expected {expected.height}x{expected.width}")
     if abs(video.fps - expected.fps) > 0.01:
-        said.append(f"{video.fps:g} frames a second, expected {expected.fps:g}")
-    return "; ".join(said)
+        parts.append(f"{video.fps:g} frames a second, expected {expected.fps:g}")
+    return "; ".join(parts)
 
 
 def _explain_strays(names: list[str], missing: set[str]) -> dict[str, str]:

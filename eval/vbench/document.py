@@ -19,6 +19,7 @@ from train.common.videos import ClipError, probe, sample_frames
 from .suite import Plan, Planned
 
 STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+STRIP, ROWS, WIDEST = 5, 96, 2000  # frames of a strip, their height in pixels, and the strip's greatest width
 
 
 def write_page(title: str, parts: Iterable[str]) -> str:
@@ -52,9 +53,6 @@ def list_facts(facts: Iterable[tuple[str, str]]) -> str:
 def isolate(text: str) -> str:
     """A prompt or a name in its own direction of writing."""
     return f'<bdi dir="auto">{escape(text)}</bdi>'
-
-
-STRIP, ROWS, WIDEST = 5, 96, 2000  # frames of a strip, their height in pixels, and the strip's greatest width
 
 
 @dataclass(frozen=True)

@@ -76,10 +76,10 @@ def read_making(out: Path, plan: Plan | None) -> Making:
 
 def _read(file: Path) -> dict[str, Any]:
     """Raises NoFile, and ValueError for what is no record of a video."""
-    said = read_json(file)
-    if not isinstance(said, dict) or "prompt" not in said:
+    record = read_json(file)
+    if not isinstance(record, dict) or "prompt" not in record:
         raise ValueError(f"{file} is no record of a video")
-    return said
+    return record
 
 
 def _say_broken(names: list[str]) -> str:
@@ -89,12 +89,12 @@ def _say_broken(names: list[str]) -> str:
 
 
 def _list_fingerprints(records: Iterable[dict[str, Any]]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+    fingerprints: dict[str, list[str]] = {}
     for record in records:
-        said = record.get("fingerprints")
-        for name, fingerprint in said.items() if isinstance(said, dict) else ():
-            found.setdefault(name, []).append(fingerprint)
-    return found
+        parts = record.get("fingerprints")
+        for name, fingerprint in parts.items() if isinstance(parts, dict) else ():
+            fingerprints.setdefault(name, []).append(fingerprint)
+    return fingerprints
 
 
 def _count(values: Iterable[Any]) -> dict[str, int]:
@@ -116,29 +116,29 @@ def _numbers(records: Iterable[dict[str, Any]], name: str) -> Iterator[float]:
 def _find_versions(record: dict[str, Any]) -> dict[str, str]:
     """The machine's, or the record's own."""
     machine = record.get("machine")
-    said = (machine.get("versions") if isinstance(machine, dict) else None) or record.get("versions")
-    return said if isinstance(said, dict) else {}
+    versions = (machine.get("versions") if isinstance(machine, dict) else None) or record.get("versions")
+    return versions if isinstance(versions, dict) else {}
 
 
 def describe_cost(making: Making) -> list[tuple[str, str]]:
     """(what, value) of what the videos took, as far as it is known."""
-    said = {
+    facts = {
         "seconds per video (median)": None if making.seconds is None else f"{making.seconds:.1f}",
         "density of attention": None if making.density is None else f"{making.density:.3f}",
         "peak memory": None if making.peak_gb is None else f"{making.peak_gb:.1f} GB",
         "device": _only(making.devices),
     }
-    return [(what, value) for what, value in said.items() if value]
+    return [(what, value) for what, value in facts.items() if value]
 
 
 def describe_making(making: Making) -> list[tuple[str, str]]:
     """(what, value) of what the videos took, and of what made them, beside the settings."""
-    said = {
+    facts = {
         "commit": _only(making.commits),
         "versions": ", ".join(f"{name} {number}" for name, number in making.versions.items()),
         **{f"fingerprint of the {name}": value for name, value in making.fingerprints.items()},
     }
-    return [*describe_cost(making), *((what, value) for what, value in said.items() if value)]
+    return [*describe_cost(making), *((what, value) for what, value in facts.items() if value)]
 
 
 def _only(counts: dict[str, int]) -> str:

@@ -19,6 +19,7 @@ from .reading import parse_json, read_json, shape
 RUNNER = Path(__file__).with_name("scorer_runner.py")
 Device = Literal["auto", "cpu", "cuda"]
 CRASHES = 3  # one after the other, with no video scored between them, mean that it isn't the videos
+DOWNLOADERS = ("wget", "curl", "git")
 
 
 @dataclass(frozen=True)
@@ -108,14 +109,16 @@ def open_scorer(python: Path, device: Device) -> Scorer:
     if done.returncode:
         raise ValueError(wrong.format((done.stderr.strip().splitlines() or [f"code {done.returncode}"])[-1]))
     try:
-        said = shape("what it says", Described, parse_json("what it says", done.stdout.encode()))
+        described = shape("what it says", Described, parse_json("what it says", done.stdout.encode()))
     except ValueError as error:
         raise ValueError(wrong.format(error)) from None
-    if device == "cuda" and not said.has_gpu:
+    if device == "cuda" and not described.has_gpu:
         raise ValueError(
             f"--scorer_device is cuda, but the torch of {python} sees no GPU: choose cpu, or another torch"
         )
-    return Scorer(python, said.versions, said.packages, said.suite, "cuda" if said.has_gpu else "cpu")
+    return Scorer(
+        python, described.versions, described.packages, described.suite, "cuda" if described.has_gpu else "cpu"
+    )
 
 
 def score_official(
@@ -137,15 +140,15 @@ def score_official(
     while left:
         before = len(outcome.results)
         try:
-            for said in _run(scorer, dimension, left, videos, weights, log):
-                if "error" in said:
-                    outcome.errors[said["name"]] = str(said["error"])
+            for entry in _run(scorer, dimension, left, videos, weights, log):
+                if "error" in entry:
+                    outcome.errors[entry["name"]] = str(entry["error"])
                     continue
                 try:
-                    after_video(said["name"], said["value"], said["weight"])
-                    outcome.results[said["name"]] = said["value"], said["weight"]
+                    after_video(entry["name"], entry["value"], entry["weight"])
+                    outcome.results[entry["name"]] = entry["value"], entry["weight"]
                 except ValueError as error:
-                    outcome.errors[said["name"]] = f"the official score is {error}"
+                    outcome.errors[entry["name"]] = f"the official score is {error}"
             break
         except ScorerFailed as failed:
             crashes = 1 if len(outcome.results) > before else crashes + 1
@@ -170,10 +173,10 @@ def _run(
         current = None
         with _running(command, environment, errors) as process:
             for line in process.stdout:
-                said = _read_line(line, [item["name"] for item in items], current)
-                current = said.get("start")
+                entry = _read_line(line, [item["name"] for item in items], current)
+                current = entry.get("start")
                 if current is None:
-                    yield said
+                    yield entry
         if process.returncode:
             raise ScorerFailed(f"the scorer ended with code {process.returncode} ({_last_line(log)}; all in {log})",
                                current)  # fmt: skip
@@ -182,13 +185,13 @@ def _run(
 def _read_line(line: str, names: list[str], current: str | None) -> dict[str, Any]:
     """{start}, {name, error} or {name, value, weight}. Raises ScorerFailed for anything else."""
     try:
-        said = parse_json("it", line.encode())
+        entry = parse_json("it", line.encode())
     except ValueError:
-        said = None
+        entry = None
     kinds = ({"start"}, {"name", "error"}, {"name", "value", "weight"})
-    if not isinstance(said, dict) or said.keys() not in kinds or said.get("start", said.get("name")) not in names:
+    if not isinstance(entry, dict) or entry.keys() not in kinds or entry.get("start", entry.get("name")) not in names:
         raise ScorerFailed(f"the scorer said {show(line)}, expected a video and its value", current)
-    return said
+    return entry
 
 
 @contextmanager
@@ -219,9 +222,6 @@ def _last_line(log: Path) -> str:
     return lines[-1] if lines else "it said nothing"
 
 
-DOWNLOADERS = ("wget", "curl", "git")
-
-
 def prepare_job(
     folder: Path,
     suite: Path,
@@ -244,9 +244,9 @@ def prepare_job(
     info, job = folder / "info.json", folder / "job.json"
     info.write_text(json.dumps(entries), encoding="utf-8")
     _link_what_is_looked_for_elsewhere(folder, weights)
-    said = {"dimension": dimension, "device": device, "info": str(info), "videos": str(linked),
+    order = {"dimension": dimension, "device": device, "info": str(info), "videos": str(linked),
             "work": str(folder), "items": items}  # fmt: skip
-    job.write_text(json.dumps(said), encoding="utf-8")
+    job.write_text(json.dumps(order), encoding="utf-8")
     return job
 
 

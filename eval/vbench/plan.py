@@ -114,7 +114,7 @@ def name_video(prompt: str, index: int) -> str:
     dot these are written %2F and so on, and one too long for a file system is cut and ends in a hash. The official
     package doesn't find such names by itself.
     """
-    stem = UNSAFE.sub(lambda found: f"%{ord(found[0]):02X}", prompt)
+    stem = UNSAFE.sub(lambda match: f"%{ord(match[0]):02X}", prompt)
     if len(stem.encode()) > LONGEST - len("-24"):
         short = stem.encode()[: LONGEST - 24].decode(errors="ignore")
         stem = f"{short}~{hashlib.sha256(prompt.encode()).hexdigest()[:16]}"

@@ -19,6 +19,7 @@ from .weights import EVERY, NEEDS, STATIC_FILTER, Weight, show_bytes
 
 DETECTRON2 = "-m pip install --no-build-isolation git+https://github.com/facebookresearch/detectron2"
 NO_SCORER = "needs --scorer_python"
+SCRIPT = Path(__file__).with_name("fetch.sh")  # less the files
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,6 @@ def _summarise(one: Readiness) -> str:
     told = [f"package {', '.join(one.packages)}"] if one.packages else []
     told += [f"{len(one.files)} file{'s' if len(one.files) > 1 else ''}"] if one.files else []
     return "; ".join(told)
-
-
-SCRIPT = Path(__file__).with_name("fetch.sh")  # less the files
 
 
 def weights_command(

@@ -30,6 +30,7 @@ from .values import Result, mean, to_value, to_weight
 
 log = logging.getLogger("fps_flex")
 STATIC = 5  # videos of a prompt that the static filter keeps
+NO_SCORER = ScorerOptions()
 
 
 class Scoring:
@@ -40,17 +41,17 @@ class Scoring:
         self.scorer, self.weights = scorer, weights
 
     def score_official(self, dimension: str) -> Result:
-        said = self._describe_scorer(dimension)
+        scorer = self._describe_scorer(dimension)
         wanted = self.plan.expected(dimension)
-        outcome = self._ask(dimension, [{"name": v.name, "prompt": v.prompt} for v in self._usable(wanted)], said)
+        outcome = self._ask(dimension, [{"name": v.name, "prompt": v.prompt} for v in self._usable(wanted)], scorer)
         left_out = sum(value is None for value, _ in outcome.results.values())
         note = [outcome.failure] if outcome.failure else []
         if left_out:
             note.append(f"videos that officially count for nothing, since no such object was seen: {left_out}")
-        return self._finish(dimension, wanted, outcome, said, note)
+        return self._finish(dimension, wanted, outcome, scorer, note)
 
     def score_flicker(self, static_filter: Readiness) -> Result:
-        said = {"name": "native", "version": flicker.VERSION, "av": version("av")}
+        scorer = {"name": "native", "version": flicker.VERSION, "av": version("av")}
         wanted, outcome, note = self.plan.expected(FLICKER), Outcome(), []
         filtered = static_filter.ready
         if filtered:
@@ -60,18 +61,18 @@ class Scoring:
                 filtered, note = False, [f"the static filter failed: {failure}"]
             else:
                 wanted, outcome.errors = every, errors
-                said["static_filter"] = self._describe_scorer(STATIC_FILTER)
+                scorer["static_filter"] = self._describe_scorer(STATIC_FILTER)
                 short = sum(len(names) < STATIC for names in kept.values())
                 note = [f"prompts with fewer than {STATIC} static videos: {short}"] if short else []
         names = [name for names in kept.values() for name in names] if filtered else [
             video.name for video in self._usable(wanted)]  # fmt: skip
-        self._score_native(names, {name: said[name] for name in ("name", "version", "av")}, outcome)
+        self._score_native(names, {name: scorer[name] for name in ("name", "version", "av")}, outcome)
         if not filtered:
             note.append("unfiltered: the official score is of static videos only")
         deep = sum(flicker.bits(self.videos / name) > 8 for name in outcome.results)
         if deep:
             note.append(f"videos of more than 8 bits, whose official score differs from the third digit on: {deep}")
-        return self._finish(FLICKER, wanted, outcome, said, note, filtered)
+        return self._finish(FLICKER, wanted, outcome, scorer, note, filtered)
 
     def score_nothing(self, readiness: Readiness) -> Result:
         """What was scored before stays, as long as the videos are the same."""
@@ -88,15 +89,15 @@ class Scoring:
 
         Also what went wrong, by name, and why the filter ended early, if it did.
         """
-        said = self._describe_scorer(STATIC_FILTER)
-        cache, usable = self._cache(STATIC_FILTER, said), sorted(self._usable(every), key=lambda video: video.name)
+        scorer = self._describe_scorer(STATIC_FILTER)
+        cache, usable = self._cache(STATIC_FILTER, scorer), sorted(self._usable(every), key=lambda video: video.name)
         items, counts = [], Counter()
         for video in usable:
             static, _ = cache.find(video.name, self.stock.hashes[video.name]) or (None, 1)
             if counts[video.prompt] < STATIC:
                 items.append({"name": video.name, "prompt": video.prompt, "static": static})
             counts[video.prompt] += bool(static)
-        outcome = self._ask(STATIC_FILTER, items, said)
+        outcome = self._ask(STATIC_FILTER, items, scorer)
         kept: dict[str, list[str]] = {video.prompt: [] for video in every}
         for video in usable:
             value, _ = outcome.results.get(video.name, (0.0, 1))
@@ -104,11 +105,11 @@ class Scoring:
                 kept[video.prompt].append(video.name)
         return kept, outcome.errors, outcome.failure
 
-    def _ask(self, dimension: str, items: list[dict[str, Any]], said: dict[str, Any]) -> Outcome:
+    def _ask(self, dimension: str, items: list[dict[str, Any]], scorer: dict[str, Any]) -> Outcome:
         """The official package's values: those known, and what it says of the other videos now."""
-        cache, hashes = self._cache(dimension, said), self.stock.hashes
+        cache, hashes = self._cache(dimension, scorer), self.stock.hashes
         known = {item["name"]: cache.find(item["name"], hashes[item["name"]]) for item in items}
-        known = {name: found for name, found in known.items() if found is not None}
+        known = {name: result for name, result in known.items() if result is not None}
         if dimension != STATIC_FILTER:  # which skips videos by what it knows of the others
             items = [item for item in items if item["name"] not in known]
         outcome = Outcome()
@@ -127,16 +128,16 @@ class Scoring:
         outcome.results = {**known, **outcome.results}
         return outcome
 
-    def _score_native(self, names: list[str], said: dict[str, Any], outcome: Outcome) -> None:
-        cache = self._cache(FLICKER, said)
+    def _score_native(self, names: list[str], scorer: dict[str, Any], outcome: Outcome) -> None:
+        cache = self._cache(FLICKER, scorer)
         with progress_bar() as progress:
             for name in progress.track(names, description=FLICKER):
-                found = cache.find(name, self.stock.hashes[name])
+                result = cache.find(name, self.stock.hashes[name])
                 try:
-                    if found is None:
-                        found = flicker.score_flicker(self.videos / name), 1
-                        cache.add(name, self.stock.hashes[name], *found)
-                    outcome.results[name] = found
+                    if result is None:
+                        result = flicker.score_flicker(self.videos / name), 1
+                        cache.add(name, self.stock.hashes[name], *result)
+                    outcome.results[name] = result
                 except ClipError as error:
                     outcome.errors[name] = str(error).removeprefix(f"{self.videos / name}: ")
 
@@ -145,7 +146,7 @@ class Scoring:
         dimension: str,
         wanted: list[Planned],
         outcome: Outcome,
-        said: dict[str, Any],
+        scorer: dict[str, Any],
         note: list[str],
         filtered: bool | None = None,
     ) -> Result:
@@ -171,7 +172,7 @@ class Scoring:
             tuple(missing),
             errors,
             filtered,
-            said,
+            scorer,
             "; ".join(note),
             self._digest(wanted),
             weights,
@@ -183,8 +184,8 @@ class Scoring:
     def _usable(self, wanted: Iterable[Planned]) -> list[Planned]:
         return [video for video in wanted if video.name in self.stock.hashes]
 
-    def _cache(self, dimension: str, said: dict[str, Any]) -> Cache:
-        return Cache(self.out / "cache", dimension, said)
+    def _cache(self, dimension: str, scorer: dict[str, Any]) -> Cache:
+        return Cache(self.out / "cache", dimension, scorer)
 
     def _describe_scorer(self, dimension: str) -> dict[str, Any]:
         """All that a value depends on besides the video; what is cached is known by it."""
@@ -207,9 +208,6 @@ class Scoring:
 
     def _file(self, dimension: str) -> Path:
         return self.out / f"{dimension}.json"
-
-
-NO_SCORER = ScorerOptions()
 
 
 def score(

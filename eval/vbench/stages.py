@@ -99,10 +99,10 @@ def generate(out: Path, shard: str | None = None, planned: Plan | None = None, *
 
 def parse_shard(shard: str | None) -> tuple[int, int]:
     """(i, n) of i/n. Raises ValueError for what isn't a share."""
-    found = re.fullmatch(r"(\d+)/(\d+)", shard or "1/1")
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
+    match = re.fullmatch(r"(\d+)/(\d+)", shard or "1/1")
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise ValueError(f"shard is {shard!r}, expected i/n with i from 1 to n, such as 1/4")
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])
 
 
 def check(out: Path) -> Findings:
@@ -124,11 +124,11 @@ def aggregate(results: Path, json: Path | None = None) -> None:
         results: a run's folder, a folder of the official package's *_eval_results.json, one of them, or a zip.
         json: also write them there.
     """
-    found = collect(results)
-    say("\n".join(describe_report(found)))
+    result = collect(results)
+    say("\n".join(describe_report(result)))
     if json is not None:
         check_ours(json, '"comparable":', "choose another --json")
-        write_json(json, to_dict(found))
+        write_json(json, to_dict(result))
 
 
 def compare(runs: list[str], out: Path | None = None) -> None:
@@ -140,13 +140,13 @@ def compare(runs: list[str], out: Path | None = None) -> None:
         out: folder for compare.html, with the prompts that lost most, and compare.md, .json, .png, .csv and .tex.
     """
     opened = open_runs(runs)
-    found = compare_runs(opened)
-    say(describe_comparison(opened, found))
+    differences = compare_runs(opened)
+    say(describe_comparison(opened, differences))
     if out is not None:
         check_writable(out, "--out")
         with writing(out, (f"compare.{kind}" for kind in ("html", "md", "json", "png", "csv", "tex"))):
-            write_comparison(out, opened, found)
-            write_compare_page(out, opened, found)
+            write_comparison(out, opened, differences)
+            write_compare_page(out, opened, differences)
         say(f"wrote {out / 'compare.html'}, .md, .json, .png, .csv and .tex")
 
 
@@ -161,17 +161,17 @@ def report(out: Path, name: str | None = None, wandb: str | None = None) -> None
     if not out.is_dir():
         raise ValueError(f"{out} holds no scores: there is no folder, expected a run's or one of official results")
     check_writable(out, "--out")
-    found = collect(out, name)
-    say("\n".join(describe_report(found)))
+    result = collect(out, name)
+    say("\n".join(describe_report(result)))
     with writing(out, REPORTS):
-        draw_scores(out / "chart.png", found)
-        write_plainly(out / "report.html", to_html(found, out))
-        write_plainly(out / "report.md", to_markdown(found))
-        write_json(out / "report.json", to_dict(found))
-        write_tables(out, found)
-    say(f"wrote {out / 'report.html'}, .md and .json, scores.csv and .tex; {write_leaderboard(out, found)}")
+        draw_scores(out / "chart.png", result)
+        write_plainly(out / "report.html", to_html(result, out))
+        write_plainly(out / "report.md", to_markdown(result))
+        write_json(out / "report.json", to_dict(result))
+        write_tables(out, result)
+    say(f"wrote {out / 'report.html'}, .md and .json, scores.csv and .tex; {write_leaderboard(out, result)}")
     if wandb is not None:
-        log_report(out, found, wandb)
+        log_report(out, result, wandb)
 
 
 def say(text: str) -> None:

@@ -40,8 +40,8 @@ class Weight:
             return f"wrong size: {file} has {size:,} bytes, expected {self.size:,}"
         if size < self.least:
             return f"wrong size: {file} has {size:,} bytes, expected {self.least:,} at least"
-        if self.sha256 and not (found := digest_file(file)).startswith(self.sha256):
-            return f"wrong checksum: {file} has sha256 {found}, expected {self.sha256}"
+        if self.sha256 and not (digest := digest_file(file)).startswith(self.sha256):
+            return f"wrong checksum: {file} has sha256 {digest}, expected {self.sha256}"
         return None
 
     @property
