@@ -1,4 +1,4 @@
-"""Time, memory and the table of a measurement."""
+"""Time, memory and the report of a measurement, and what ran: the device, the versions, the checkout's commit."""
 
 from __future__ import annotations
 

@@ -11,7 +11,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from fps_flex import FPSAttention, Regime, StepSchedule, density
@@ -249,6 +248,8 @@ def table_of(rows: list[Row]) -> str:
 
 def draw_speed(rows: list[dict[str, Any]], out: Path, title: str) -> None:
     """A line a method: the module's speed-up over the fastest dense rival, solid, and the kernel's, dotted."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7, 4.6), layout="constrained")
     axes = figure.subplots()
     sparse = [row for row in rows if row["window"] is not None and "module_speedup" in row]

@@ -15,8 +15,8 @@ from fps_flex.wan.linears import Linears, check_linears, quantize_linears
 from train.common.work import find_device
 
 from ..timing import Row, clock, compare, forget_peak, peak_gb, report
+from .rivals import random_stock
 from .sizes import SIGMAS, TEXT_TOKENS, Size, attention_of, densities, random_wan, regime_at, sized
-from .stock import random_stock
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
 

@@ -18,8 +18,8 @@ from train.common.work import find_device
 
 from ..generate.sampling import build_scheduler, list_regimes
 from ..timing import Row, check_out, compare, forget_peak, peak_gb, report, wait
+from .rivals import random_stock
 from .sizes import CONFIGS, TEXT_TOKENS, Size, Triple
-from .stock import random_stock
 
 if TYPE_CHECKING:
     from diffusers import WanPipeline

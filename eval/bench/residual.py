@@ -21,8 +21,8 @@ from train.common.work import find_device
 
 from ..timing import Row, clock, forget_peak, peak_gb, report
 from .exact import relative_error
+from .rivals import build_stock, to_bf16
 from .sizes import SIGMAS, TEXT_TOKENS, Triple, attention_of, random_wan, sized
-from .stock import build_stock, to_bf16
 from .train import Training, measure_training
 
 Part = Literal["error", "forward", "train"]

@@ -67,24 +67,22 @@ def models(
     planned = plan_rows(checkpoint, trained, source.attention)
     shared = {**options, **facts, "residual": settings.residual}
     opened = [resolve_settings(Options(path, attention=how, **shared)) for _, path, how in planned]
-    if trained:
-        _check_trained(checkpoint, trained, [model for model, _ in opened], source)
+    _check_trained(checkpoint, trained, [model for model, _ in opened], source)
     rows = [describe_row(name, out / name, *pair) for (name, *_), pair in zip(planned, opened, strict=True)]
     notes = note_on_weights(opened[0][0], trained is not None)
     videos = [Video(job.name, job.prompt, f"{job.prompt[:80]} (seed {job.seed})") for job in jobs]
     names = ("sampler", "steps", "guidance", *(("boundary", "low_noise_guidance") if settings.low_noise else ()))
-    facts = {**{name: getattr(settings, name) for name in names}, **facts}
     with writable(out, *list_folders(out, rows)):
         check_report(out, rows, videos)
         if _make_rows(rows, opened, jobs):
-            write_report(out, rows, videos, facts, notes)
+            write_report(out, rows, videos, {**{name: getattr(settings, name) for name in names}, **facts}, notes)
 
 
-def _check_trained(checkpoint: str, trained: str, models: list[TextToVideo], source: TextToVideo) -> None:
+def _check_trained(checkpoint: str, trained: str | None, models: list[TextToVideo], source: TextToVideo) -> None:
     """Raises ValueError for a trained model that can't be compared, or is the other one. models: of the rows."""
-    if any(model.low for model in models):
+    if trained and any(model.low for model in models):
         raise ValueError("a trained model of two experts can't be compared here: make its videos, and compare folders")
-    if models[0].weights.fingerprint() == source.weights.fingerprint():
+    if trained and models[0].weights.fingerprint() == source.weights.fingerprint():
         raise ValueError(
             f"{trained} and {checkpoint} are the same weights: leave --trained out, its row would be joint"
         )

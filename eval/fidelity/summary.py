@@ -9,9 +9,9 @@ from math import log10
 from statistics import fmean
 from typing import Any
 
-from fps_flex.checks import is_real
 from train.common.atomic import digest_file
 
+from ..generate.records import numbers_of, part_of
 from ..intervals import Sample, estimate
 from .pairs import Row, Video
 from .scores import Frames
@@ -86,17 +86,13 @@ def describe_making(row: Row, videos: list[Video]) -> dict[str, Any]:
     """
     records = [read_record(row, video) for video in videos]
     lossless = [record.get("lossless") for record in records]
-    machines = [_part(record, "machine") for record in records]
-    prints = [{k: v for k, v in _part(record, "fingerprints").items() if isinstance(v, str)} for record in records]
-
-    def numbers(name: str) -> list[float]:
-        return [float(record[name]) for record in records if is_real(record.get(name))]
-
+    machines = [part_of(record, "machine") for record in records]
+    prints = [{k: v for k, v in part_of(record, "fingerprints").items() if isinstance(v, str)} for record in records]
     made = {
         "fingerprints": _each(prints),
         **{name: _each(machine.get(name) for machine in machines) for name in ("device", "commit")},
-        **{name: fmean(values) for name in ("density", "seconds") if (values := numbers(name))},
-        "peak_gb": max(numbers("peak_gb"), default=None),
+        **{name: fmean(values) for name in ("density", "seconds") if (values := numbers_of(records, name))},
+        "peak_gb": max(numbers_of(records, "peak_gb"), default=None),
         "lossless": False if False in lossless else None if None in lossless else all(lossless),
         "of_other_files": [video.name for video in videos if is_of_another(row, video)],
     }
@@ -134,7 +130,3 @@ def _digest(row: Row, video: Video) -> str | None:
         return digest_file(row.file(video))
     except OSError:
         return None
-
-
-def _part(record: dict[str, Any], name: str) -> dict[str, Any]:
-    return part if isinstance(part := record.get(name), dict) else {}

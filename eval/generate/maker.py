@@ -1,4 +1,4 @@
-"""What makes the videos of a run: a text encoder before, then one or two transformers and a codec."""
+"""What makes the videos of a run: text states, on disk, and one or two transformers and a codec."""
 
 from __future__ import annotations
 

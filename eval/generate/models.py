@@ -160,9 +160,7 @@ def _open_trained(
 ) -> TextToVideo:
     """path, record: a checkpoint of train.fit and what it says; of two such, the high-noise expert's."""
     kinds = {"codec": Codec, "text": TextEncoder}
-    codec, text = (
-        build(path, record[name], kind, encoders) for name, kind in (("codec", Codec), ("text", TextEncoder))
-    )
+    codec, text = (build(path, record[name], kind, encoders) for name, kind in kinds.items())
     if encoders and not any("path" in one.spec()["options"] for one in (codec, text)):
         raise ValueError(
             f"encoders is {encoders}, and {path} was trained with ones that need no files ({codec.kind} and "

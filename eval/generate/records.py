@@ -1,4 +1,4 @@
-"""The record of a video, the JSON beside it: what made it, and whether that is what would make it now."""
+"""The record of a video, the JSON beside it: what made it, and how that differs from what would make it now."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fps_flex.checks import show
+from fps_flex.checks import is_real, show
 from train.common.atomic import ELSEWHERE, digest_file, write_json
 
 from ..timing import find_commit, name_device
@@ -135,6 +135,16 @@ def read_record(file: Path, expected: dict[str, Any]) -> dict[str, Any] | None:
     if lacking:
         raise ValueError(f"{file} is no record of a video that this version made, it lacks {lacking[0]}: {ELSEWHERE}")
     return record
+
+
+def part_of(record: dict[str, Any], name: str) -> dict[str, Any]:
+    """Of a record that anyone may have written: empty where it has none, or something else."""
+    return part if isinstance(part := record.get(name), dict) else {}
+
+
+def numbers_of(records: Iterable[dict[str, Any]], name: str) -> list[float]:
+    """Likewise, of those that have one."""
+    return [float(record[name]) for record in records if is_real(record.get(name))]
 
 
 def _digest(video: Path) -> str | None:

@@ -18,7 +18,7 @@ from train.common.work import progress_bar
 
 from ..generate.models import Clip
 from .plan import fold
-from .reading import NoFile, parse_json, read_json, shape, write_json
+from .reading import NoFile, first_of, parse_json, read_json, shape, write_json
 from .suite import FLICKER, SEEDS, Plan
 
 log = logging.getLogger("fps_flex")
@@ -142,8 +142,7 @@ def find_usable(folder: Path, names: Iterable[str], out: Path) -> Stock:
 def warn_of_strays(folder: Path, plan: Plan) -> None:
     stray = sorted({x.name for x in folder.iterdir() if x.suffix.lower() in PICTURES} - {x.name for x in plan.videos})
     if stray:
-        some = ", ".join(stray[:3]) + (", ..." if len(stray) > 3 else "")
-        log.warning("videos that are not in the plan, and are left alone: %s (%s)", len(stray), some)
+        log.warning("videos that are not in the plan, and are left alone: %s (%s)", len(stray), first_of(stray))
 
 
 def _see_all(folder: Path, names: list[str], cache: Path) -> dict[str, Seen]:

@@ -1,4 +1,4 @@
-"""Runs side by side, and their paired differences."""
+"""Runs side by side and their paired differences, in words and tables: Markdown, JSON, CSV and LaTeX."""
 
 from __future__ import annotations
 

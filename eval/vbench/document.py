@@ -1,4 +1,4 @@
-"""What the HTML pages share: the head and its style, and pictures inside the file."""
+"""What the HTML pages share: the head and its style, lists, and strips of videos' frames inside the file."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from PIL import Image
 
 from train.common.videos import ClipError, probe, sample_frames
 
+from .reading import first_of
 from .suite import Plan, Planned
 
 STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
@@ -75,10 +76,9 @@ class Strips:
 
     def describe_left_out(self) -> str:
         """In a line; empty where all could be shown."""
-        count, told = len(self.left_out), [f"{name} ({why})" for name, why in [*self.left_out.items()][:3]]
-        more = ", ..." if count > len(told) else ""
-        what = "video" if count == 1 else "videos"
-        return f"{count:,} {what} can't be shown and are left out: {', '.join(told)}{more}" if count else ""
+        named = [f"{name} ({why})" for name, why in self.left_out.items()]
+        what = "1 video" if len(named) == 1 else f"{len(named):,} videos"
+        return f"{what} can't be shown and are left out: {first_of(named)}" if named else ""
 
 
 def draw_strips(folder: Path, plan: Plan) -> Strips:

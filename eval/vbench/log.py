@@ -8,7 +8,7 @@ from typing import Any
 
 from .document import draw_strips
 from .reading import read_json, write_json
-from .report import Report
+from .report import TOTALS, Report
 
 
 def log_report(out: Path, report: Report, project: str) -> None:
@@ -52,7 +52,7 @@ def find_id(out: Path, project: str) -> str:
 
 def list_figures(report: Report) -> dict[str, Any]:
     """By name: totals and scores that are known, the ends of their intervals, and what the videos took."""
-    totals = {name: getattr(report.totals, name) for name in ("quality", "semantic", "total")}
+    totals = {name: getattr(report.totals, name) for name in TOTALS}
     figures = {**totals, **{name: result.score for name, result in report.results.scores.items()}}
     for name, interval in report.intervals.items():
         figures |= {f"{name}_low": interval.low, f"{name}_high": interval.high}

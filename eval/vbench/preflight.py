@@ -1,8 +1,8 @@
-"""Whether each dimension can be scored: what the scorer's environment and the weights on disk lack."""
+"""What the scorer's environment and the weights on disk lack, by dimension, and a script that fetches the files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -75,10 +75,15 @@ def describe_readiness(checked: Iterable[Readiness], static_filter: Readiness) -
             lines.append(f"  {one.dimension:<24}{'ready' if one.ready else f'no: {_summarise(one)}'}")
         missing.update(dict.fromkeys(one.files))
     if missing:
-        files = "1 file is" if len(missing) == 1 else f"{len(missing)} files are"
-        size = show_bytes(sum(file.bytes for file in missing))
+        files, size = _count(missing)
         lines.append(f"{files} missing or wrong (about {size}): python -m eval.vbench weights lists them")
     return lines
+
+
+def _count(missing: Collection[Weight]) -> tuple[str, str]:
+    """How many, and of what size together."""
+    files = "1 file is" if len(missing) == 1 else f"{len(missing)} files are"
+    return files, show_bytes(sum(file.bytes for file in missing))
 
 
 def _summarise(one: Readiness) -> str:
@@ -156,9 +161,8 @@ def describe_missing(missing: list[Weight], dimensions: Iterable[str], folder: P
             f"  size  {file.describe_size()}",
             f"  for   {', '.join(names)}",
         ]
-    total = show_bytes(sum(file.bytes for file in missing))
-    count = "1 file is" if len(missing) == 1 else f"{len(missing)} files are"
-    return [*lines, f"{count} missing or wrong, about {total}; nothing is downloaded by this command"]
+    files, size = _count(missing)
+    return [*lines, f"{files} missing or wrong, about {size}; nothing is downloaded by this command"]
 
 
 def write_script(missing: list[Weight], folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""One dimension's score: from every video's own value, cached, by whatever computes it."""
+"""Scores of dimensions, from every video's own value, cached, by whatever computes it; what fails is named."""
 
 from __future__ import annotations
 
