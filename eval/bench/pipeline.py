@@ -90,7 +90,7 @@ class _Run:
             stock = self._measure("stock", blocks)
             yield {**stock, "density": 1.0, "over_stock": 1.0}
             install(self.pipe.transformer, **options)
-            row = self._measure(_name(self.attention), blocks) | self._describe()
+            row = self._measure(preset_of(self.attention.schedule) or "own schedule", blocks) | self._describe()
             uninstall(self.pipe.transformer)
             by_regime: dict[int, list[float]] = {}
             for regime, seconds in zip(row["regimes"], row["all_step_seconds"], strict=True):
@@ -157,7 +157,3 @@ class _Run:
             "scale_format": self.attention.scale_format,
             "carrier": self.attention.carrier,
         }
-
-
-def _name(attention: FPSAttention) -> str:
-    return preset_of(attention.schedule) or "own schedule"

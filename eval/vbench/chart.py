@@ -36,7 +36,8 @@ def draw_scores(path: Path, report: Report) -> None:
     axes.set_ylim(len(DIMENSIONS) - 0.4, -0.6)
     axes.set_xlim(min(0, axes.get_xlim()[0]), max(145 if any(marks.values()) else 120, 1.15 * axes.get_xlim()[1]))
     axes.set_xlabel("normalised, percent; lines: 95 % intervals over prompts", fontsize=9)
-    axes.set_title(f"{_title(report)}\n{describe_counts(report)}", fontsize=10, parse_math=False)
+    name = report.name if len(report.name) <= LONGEST else f"{report.name[: LONGEST - 3]}..."
+    axes.set_title(f"VBench: {name}\n{describe_counts(report)}", fontsize=10, parse_math=False)
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
     handles = [Patch(color=colour, label=group) for group, colour in COLOURS.items()]
@@ -69,10 +70,6 @@ def find_mark(report: Report, name: str) -> str | None:
     if name in report.reasons:
         return "partial"
     return "unfiltered" if result.filtered is False else ""
-
-
-def _title(report: Report) -> str:
-    return f"VBench: {report.name if len(report.name) <= LONGEST else report.name[: LONGEST - 3] + '...'}"
 
 
 def describe_counts(report: Report) -> str:
