@@ -1,26 +1,33 @@
-"""Time, memory and the table of a measurement."""
+"""Time, memory and the report of a measurement, and what ran: the device, the versions, the checkout's commit."""
 
 from __future__ import annotations
 
 import gc
-import json
+import os
+import platform
 import resource
 import shlex
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from train.common.atomic import write_text
+from train.common.atomic import write_json
+from train.common.console import check_writable
 
-from .machine import name_device
 from .markdown import head_of, line
 
+Row = dict[str, Any]  # what was measured, by name
+
 PACKAGES = ("triton", "lightning", "flash-attn-4", "torchao", "diffusers", "sageattention")
+ROOT = Path(__file__).resolve().parent.parent
+CPUS = Path("/proc/cpuinfo")
 
 
 def wait() -> None:
@@ -70,37 +77,44 @@ def peak_gb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def report(rows: Iterator[dict[str, Any]], out: Path | None, columns: tuple[str, ...]) -> None:
-    """As `tabulate`, with how many times as fast as the first row each is."""
-
-    def compare() -> Iterator[dict[str, Any]]:
-        first = None
-        for row in rows:
-            first = first or row["step_seconds"]
-            yield {**row, "speedup": first / row["step_seconds"]}
-
-    tabulate(compare(), out, columns)
+def compare(rows: Iterable[Row]) -> Iterator[Row]:
+    """With how many times as fast as the first row each is."""
+    first = None
+    for row in rows:
+        first = first or row["step_seconds"]
+        yield {**row, "speedup": first / row["step_seconds"]}
 
 
-def tabulate(rows: Iterator[dict[str, Any]], out: Path | None, columns: tuple[str, ...]) -> None:
-    """Print a Markdown table and write all as JSON, row by row as they are measured."""
+def report(rows: Iterable[Row], out: Path | None, columns: tuple[str, ...], **facts: Any) -> list[Row]:
+    """Print a Markdown table and write all as JSON, row by row as they are measured; returns the rows.
+
+    facts: what else the JSON says. Raises ValueError before the first row where it can't be written.
+    """
+    check_out(out)
     print(head_of(columns), flush=True)
-    measured: list[dict[str, Any]] = []
+    measured: list[Row] = []
     for row in rows:
         measured.append(row)
         print(line_of(row, columns), flush=True)
-        if out:
-            write_json(out, {"rows": measured})
+        write_report(out, measured, **facts)
+    return measured
 
 
-def line_of(row: dict[str, Any], columns: tuple[str, ...]) -> str:
+def check_out(out: Path | None) -> None:
+    """Raises ValueError where a report can't be written."""
+    if out:
+        check_writable(out.parent, "--out")
+
+
+def write_report(out: Path | None, rows: list[Row], **facts: Any) -> None:
+    """JSON with the command, the device and the versions; nothing where `out` is None."""
+    if out:
+        write_json(out, {**describe_machine(), **facts, "rows": rows})
+
+
+def line_of(row: Row, columns: tuple[str, ...]) -> str:
     cells = (row.get(name, "") for name in columns)
     return line(f"{x:.3g}" if isinstance(x, float) else x for x in cells)
-
-
-def write_json(out: Path, measured: dict[str, Any]) -> None:
-    """With the command, the device and the versions."""
-    write_text(out, json.dumps({**describe_machine(), **measured}, indent=1) + "\n")
 
 
 def describe_machine() -> dict[str, str]:
@@ -118,3 +132,25 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
+
+
+def name_device() -> str:
+    """Of the GPU in use, or else of the CPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    lines = CPUS.read_text().splitlines() if CPUS.is_file() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return (named or [platform.processor()])[0] or platform.machine()
+
+
+@cache
+def find_commit() -> str | None:
+    """Of the checkout that this runs from, with "+changes" where tracked files differ; None where it is no checkout."""
+    if not (ROOT / ".git").exists():
+        return None
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
+    try:  # without locks, so that processes side by side don't meet at one
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"})
+    except OSError:
+        return None
+    return done.stdout.strip() or None

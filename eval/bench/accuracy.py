@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -13,11 +14,9 @@ from fps_flex import FPSAttention, Regime, StepSchedule
 from fps_flex.algorithm import prepare
 from fps_flex.quant import ScaleFormat
 from fps_flex.reference import Precision, reference_attention
-from train.common.console import check_writable
 from train.common.work import find_device
 
-from ..markdown import head_of
-from ..timing import line_of, write_json
+from ..timing import Row, report
 from .exact import relative_error
 from .sizes import Triple
 
@@ -45,45 +44,25 @@ def accuracy(
         seed: of the inputs.
         out: JSON file to write.
     """
-    if out:
-        check_writable(out.parent, "--out")
+    rows = _measure(grid, tile, heads, dim, seed)
+    report(rows, out, COLUMNS, grid=grid, tile=tile, heads=heads, head_dim=dim, seed=seed)
+
+
+def _measure(grid: Triple, tile: Triple, heads: int, dim: int, seed: int) -> Iterator[Row]:
     device = find_device()
     everything = torch.ones((), dtype=torch.bool, device=device)
-    rows: list[dict[str, Any]] = []
-    print(head_of(COLUMNS), flush=True)
     for name, centred in (("gaussian", False), ("smooth", False), ("outliers", False), ("outliers", True)):
         q, k, v = _inputs(name, grid, heads, dim, seed, device)
         exact = reference_attention(q, k, v, lambda b, h, i, j: everything)
         keys = k - k.mean(2, keepdim=True) if centred else k
-        for granularity, scales in product((1, 2, "head"), get_args(ScaleFormat)):
-            for p in get_args(Precision):
-                got = _quantised(q, keys, v, grid, tile, granularity, scales, p)
-                row = {
-                    "inputs": name,
-                    "k_mean": "taken off" if centred else "kept",
-                    "granularity": granularity,
-                    "scales": scales,
-                    "p": p,
-                    "error": relative_error(got, exact),
-                }
-                rows.append(row)
-                print(line_of(row, COLUMNS), flush=True)
-    if out:
-        write_json(out, {"grid": grid, "tile": tile, "heads": heads, "head_dim": dim, "seed": seed, "rows": rows})
+        k_mean = "taken off" if centred else "kept"
+        for granularity, scales, p in product((1, 2, "head"), get_args(ScaleFormat), get_args(Precision)):
+            attention = FPSAttention(StepSchedule((), (Regime(granularity=granularity),)), tile, scale_format=scales)
+            error = relative_error(_quantised(attention, q, keys, v, grid, p), exact)
+            yield dict(zip(COLUMNS, (name, k_mean, granularity, scales, p, error), strict=True))
 
 
-def _quantised(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    grid: Triple,
-    tile: Triple,
-    granularity: int | str,
-    scales: ScaleFormat,
-    p: Precision,
-) -> Tensor:
-    regime = Regime(granularity=granularity)
-    attention = FPSAttention(StepSchedule((), (regime,)), tile, scale_format=scales)
+def _quantised(attention: FPSAttention, q: Tensor, k: Tensor, v: Tensor, grid: Triple, p: Precision) -> Tensor:
     plan = attention.plan(grid, torch.full((1,), 0.5, device=q.device))
     call = prepare(attention.graph_key, *(plan.layout.order(x, dim=2) for x in (q, k, v)), plan)
     mask_mod = plan.oracle_block_mask.mask_mod

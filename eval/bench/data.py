@@ -9,11 +9,10 @@ from tempfile import TemporaryDirectory
 import torch
 from safetensors.torch import save_file
 
-from train.common.console import check_writable
 from train.data import VideoData
 from train.index import EMPTY_PROMPT, CachedClip, Index, write_index
 
-from ..timing import report
+from ..timing import check_out, compare, report
 from .sizes import TEXT_TOKENS, Size, sized
 
 
@@ -26,16 +25,15 @@ def data(size: Size = "1.3B", clips: int = 32, seconds: float = 10.0, out: Path 
         seconds: to read for.
         out: JSON file to write.
     """
-    if out:
-        check_writable(out.parent, "--out")
+    check_out(out)
     torch.set_num_threads(1)
     config, grid = sized(size, None)
     frames, rows, columns = (g * p for g, p in zip(grid, config.patch, strict=True))
     with TemporaryDirectory() as folder:
         _write_random_set(Path(folder), clips, (config.channels, frames, rows, columns), config.text_dim)
-        held = VideoData(folder, batch_size=1, workers=0)
-        held.setup()
-        batches = iter(held.train_dataloader())
+        prepared = VideoData(folder, batch_size=1, workers=0)
+        prepared.setup()
+        batches = iter(prepared.train_dataloader())
         read, started = 0, time.perf_counter()
         while time.perf_counter() - started < seconds:
             read += len(next(batches)["latents"])
@@ -46,7 +44,7 @@ def data(size: Size = "1.3B", clips: int = 32, seconds: float = 10.0, out: Path 
         "step_seconds": taken,
         "tokens_per_second": grid[0] * grid[1] * grid[2] / taken,
     }
-    report(iter([row]), out, ("model", "clips_read", "step_seconds", "tokens_per_second"))
+    report(compare([row]), out, ("model", "clips_read", "step_seconds", "tokens_per_second"))
 
 
 def _write_random_set(folder: Path, clips: int, latents: tuple[int, ...], text_dim: int) -> None:

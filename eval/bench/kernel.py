@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,13 +18,11 @@ from fps_flex.algorithm import prepare
 from fps_flex.engines import run
 from fps_flex.masks import as_windows, tile_mask
 from train.common.atomic import write_text
-from train.common.console import check_writable
 from train.common.work import find_device
 
 from ..markdown import head_of
-from ..timing import clock, forget_peak, line_of, peak_gb, write_json
+from ..timing import Row, check_out, clock, forget_peak, line_of, peak_gb, write_report
 from .exact import exact_rows, relative_error
-from .plot import draw_speed
 from .rivals import dense_rivals
 from .sizes import CONFIGS, GRIDS, TILES, Size, Triple, block_of
 
@@ -69,19 +68,15 @@ def kernel(
     """
     if min(rounds, repeats) < 1:
         raise ValueError(f"rounds is {rounds} and repeats {repeats}, expected at least 1 of each")
-    if out:
-        check_writable(out.parent, "--out")
-    device = find_device()
-    heads, dim, grid = CONFIGS[size].heads, CONFIGS[size].head_dim, GRIDS[size]
+    check_out(out)
     tile = tile or tile_for(size)
-    bench = Bench(device, heads, dim, grid, tile, block_of(size), backward)
+    bench = Bench(size, GRIDS[size], tile, backward)
     cases = [*bench.dense(), *(case for window in windows or WINDOWS[size] for case in bench.ours(window))]
-    shape = {"size": size, "grid": grid, "tile": tile, "heads": heads, "head_dim": dim, "tokens": bench.tokens}
     for finished in range(1, rounds + 1):
         measure(cases, repeats, first=finished == 1)
         rows = summarise(cases)
+        write_report(out, rows, **bench.facts, backward=backward, rounds=finished, repeats=repeats)
         if out:
-            write_json(out, {**shape, "backward": backward, "rounds": finished, "repeats": repeats, "rows": rows})
             write_text(out.with_suffix(".md"), table_of(rows) + "\n")
             draw_speed(rows, out.with_suffix(".png"), f"Wan2.1 {size}, {bench.tokens:,} tokens, tile {tile}")
     print("\n" + table_of(rows))
@@ -106,25 +101,25 @@ class Case:
     seconds: dict[str, list[float]] = field(default_factory=lambda: {"kernel": [], "module": []})
     results: dict[str, Any] = field(default_factory=dict)
 
-    def row(self) -> dict[str, Any]:
-        said = {"method": self.method, "window": self.window, **self.facts, **self.results}
+    def row(self) -> Row:
+        row = {"method": self.method, "window": self.window, **self.facts, **self.results}
         for name, seconds in self.seconds.items():
             if seconds:
-                said[f"{name}_ms"] = 1000 * median(seconds)
-                said[f"{name}_ms_range"] = [1000 * min(seconds), 1000 * max(seconds)]
+                row[f"{name}_ms"] = 1000 * median(seconds)
+                row[f"{name}_ms_range"] = [1000 * min(seconds), 1000 * max(seconds)]
         if self.seconds["kernel"]:
-            said["kernel_tflops"] = self.flops / median(self.seconds["kernel"]) / 1e12
-        return said
+            row["kernel_tflops"] = self.flops / median(self.seconds["kernel"]) / 1e12
+        return row
 
 
 class Bench:
     """Random q, k, v of one layer in the memory order in which a linear layer leaves them, and calls over them."""
 
-    def __init__(
-        self, device: torch.device, heads: int, dim: int, grid: Triple, tile: Triple, block: int, backward: bool
-    ) -> None:
-        self.device, self.grid, self.tile, self.block, self.backward = device, grid, tile, block, backward
-        self.tokens = grid[0] * grid[1] * grid[2]
+    def __init__(self, size: Size, grid: Triple, tile: Triple, backward: bool) -> None:
+        heads, dim, self.tokens = CONFIGS[size].heads, CONFIGS[size].head_dim, prod(grid)
+        self.facts = {"size": size, "grid": grid, "tile": tile, "heads": heads, "head_dim": dim, "tokens": self.tokens}
+        self.grid, self.tile, self.block, self.backward = grid, tile, block_of(size), backward
+        self.device = device = find_device()
         self.pair = 4 * heads * dim * (3.5 if backward else 1)  # operations a (query, key) pair
         generator = torch.Generator(device).manual_seed(0)
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -237,7 +232,7 @@ def _look_once(case: Case) -> None:
     case.results["peak_gb"] = peak_gb(find_device())
 
 
-def summarise(cases: list[Case]) -> list[dict[str, Any]]:
+def summarise(cases: list[Case]) -> list[Row]:
     """All rows, with speed-ups over the fastest dense rival."""
     dense = [median(case.seconds["module"]) for case in cases if case.window is None and case.seconds["module"]]
     for case in cases:
@@ -247,5 +242,32 @@ def summarise(cases: list[Case]) -> list[dict[str, Any]]:
     return [case.row() for case in cases]
 
 
-def table_of(rows: list[dict[str, Any]]) -> str:
+def table_of(rows: list[Row]) -> str:
     return "\n".join([head_of(COLUMNS), *(line_of(row, COLUMNS) for row in rows)])
+
+
+def draw_speed(rows: list[dict[str, Any]], out: Path, title: str) -> None:
+    """A line a method: the module's speed-up over the fastest dense rival, solid, and the kernel's, dotted."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.6), layout="constrained")
+    axes = figure.subplots()
+    sparse = [row for row in rows if row["window"] is not None and "module_speedup" in row]
+    densities = sorted({row["density"] for row in sparse})
+    if len(densities) > 1:
+        axes.plot(densities, [1 / d for d in densities], "k--", linewidth=1, label="1 / density")
+    for i, method in enumerate(dict.fromkeys(row["method"] for row in sparse)):
+        mine = sorted((row["density"], row["module_speedup"], row["kernel_speedup"]) for row in sparse
+                      if row["method"] == method)  # fmt: skip
+        density, module, kernel = zip(*mine, strict=True)
+        axes.plot(density, module, "o-", color=f"C{i}", label=method)
+        axes.plot(density, kernel, ".:", color=f"C{i}", alpha=0.6)
+    axes.set(xscale="log", yscale="log", xlabel="density", ylabel="speed-up over the fastest dense attention")
+    axes.set_title(f"{title}\nsolid: raster to raster; dotted: kernel alone", fontsize=9)
+    axes.set_xticks(densities, [f"{d:.2f}" for d in densities])
+    axes.minorticks_off()
+    ticks = [t for t in (0.5, 1, 2, 3, 4, 6, 8, 10) if axes.get_ylim()[0] <= t <= axes.get_ylim()[1]]
+    axes.set_yticks(ticks, [f"{t:g}x" for t in ticks])
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(out, dpi=130)

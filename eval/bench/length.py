@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import log
 from pathlib import Path
 from statistics import linear_regression
-from typing import Any
 
-from train.common.console import check_writable
-from train.common.work import find_device
-
-from ..markdown import head_of
-from ..timing import clock, line_of, write_json
+from ..timing import Row, clock, report, write_report
 from .kernel import Bench
-from .sizes import CONFIGS, Size, Triple, block_of
+from .sizes import Size, Triple
 
 COLUMNS = ("method", "grid", "tokens", "density", "pad_share", "module_ms")
 
@@ -42,35 +38,29 @@ def length(
     """
     if len(set(widths)) < 2:
         raise ValueError(f"widths are {list(widths)}, expected at least two")
-    if out:
-        check_writable(out.parent, "--out")
-    device = find_device()
-    frames, rows = (5, 8) if size == "tiny" else (21, 45)
-    print(head_of(COLUMNS), flush=True)
-    measured: list[dict[str, Any]] = []
-    for width in widths:
-        grid, config = (frames, rows, width), CONFIGS[size]
-        bench = Bench(device, config.heads, config.head_dim, grid, tile, block_of(size), backward=False)
-        cases = list(bench.ours(window))
-        unknown = set(methods) - {case.method for case in cases}
-        if unknown or not methods:
-            known = ", ".join(case.method for case in cases)
-            raise ValueError(f"methods are {', '.join(methods) or 'empty'}, expected some of {known}")
-        for case in cases:
-            if case.method not in methods:
-                continue
-            case.seconds["module"] = clock(case.module, repeats, 0.3 if device.type == "cuda" else 0.0)
-            row = {**case.row(), "grid": bench.grid, "tokens": bench.tokens}
-            measured.append(row)
-            print(line_of(row, COLUMNS), flush=True)
-        del bench
+    facts = {"size": size, "tile": tile, "window": window}
+    measured = report(_measure(size, tile, window, methods, widths, repeats), out, COLUMNS, **facts)
     exponents = {method: exponent([row for row in measured if row["method"] == method]) for method in methods}
     for method, power in exponents.items():
         print(f"{method}: time grows as tokens to the power of {power:.3f}")
-    if out:
-        write_json(out, {"size": size, "tile": tile, "window": window, "exponents": exponents, "rows": measured})
+    write_report(out, measured, **facts, exponents=exponents)
 
 
-def exponent(rows: list[dict[str, Any]]) -> float:
+def _measure(
+    size: Size, tile: Triple, window: Triple, methods: tuple[str, ...], widths: tuple[int, ...], repeats: int
+) -> Iterator[Row]:
+    for width in widths:
+        bench = Bench(size, (5, 8, width) if size == "tiny" else (21, 45, width), tile, backward=False)
+        cases = list(bench.ours(window))
+        known = [case.method for case in cases]
+        if not methods or not {*methods} <= {*known}:
+            raise ValueError(f"methods are {', '.join(methods) or 'empty'}, expected some of {', '.join(known)}")
+        for case in cases:
+            if case.method in methods:
+                case.seconds["module"] = clock(case.module, repeats, 0.3 if bench.device.type == "cuda" else 0.0)
+                yield {**case.row(), "grid": bench.grid, "tokens": bench.tokens}
+
+
+def exponent(rows: list[Row]) -> float:
     """The slope of log time over log tokens, by least squares."""
     return linear_regression([log(row["tokens"]) for row in rows], [log(row["module_ms"]) for row in rows]).slope

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 
@@ -13,13 +12,11 @@ from fps_flex import FPSAttention, preset
 from fps_flex.quant import ScaleFormat
 from fps_flex.wan.flow import sampling_levels
 from fps_flex.wan.linears import Linears, check_linears, quantize_linears
-from train.common.console import check_writable
 from train.common.work import find_device
 
-from ..markdown import head_of
-from ..timing import clock, forget_peak, line_of, peak_gb, write_json
+from ..timing import Row, clock, compare, forget_peak, peak_gb, report
+from .rivals import random_stock
 from .sizes import SIGMAS, TEXT_TOKENS, Size, attention_of, densities, random_wan, regime_at, sized
-from .stock import random_stock
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
 
@@ -60,17 +57,9 @@ def model(
             preset(schedule)
     for kind in linears:
         check_linears(kind, find_device())
-    if out:
-        check_writable(out.parent, "--out")
     bench = _Bench(size, layers, repeats)
-    print(head_of(COLUMNS), flush=True)
-    rows: list[dict[str, Any]] = []
-    for row in bench.rows(schedules, linears, scale_format, compiled):
-        rows.append(row)
-        row["speedup"] = rows[0]["step_seconds"] / row["step_seconds"]
-        print(line_of(row, COLUMNS), flush=True)
-        if out:
-            write_json(out, {"size": size, "layers": bench.config.layers, "rows": rows})
+    rows = compare(bench.rows(schedules, linears, scale_format, compiled))
+    report(rows, out, COLUMNS, size=size, layers=bench.config.layers)
 
 
 class _Bench:
@@ -86,7 +75,7 @@ class _Bench:
 
     def rows(
         self, schedules: tuple[str, ...], linears: tuple[Linears, ...], scale_format: ScaleFormat, compiled: bool
-    ) -> Iterator[dict[str, Any]]:
+    ) -> Iterator[Row]:
         for schedule in schedules:
             if schedule in STOCK:
                 forward = self._stock(schedule == "stock compiled")
@@ -104,7 +93,7 @@ class _Bench:
             stock.compile_repeated_blocks(fullgraph=True)
         return lambda timestep: stock(self.latents, timestep, self.text, return_dict=False)[0]
 
-    def _ours(self, name: str, attention: FPSAttention, linears: Linears, compiled: bool) -> Iterator[dict[str, Any]]:
+    def _ours(self, name: str, attention: FPSAttention, linears: Linears, compiled: bool) -> Iterator[Row]:
         """Each regime, and from them a whole video."""
         wan = random_wan(self.config, attention, self.device)
         wan.compiled = compiled and self.device.type == "cuda"
@@ -117,7 +106,7 @@ class _Bench:
             yield rows[-1]
         yield _whole_video(name, attention, rows)
 
-    def _measure(self, name: str, regime: str, sigma: float, density: float, forward: Forward) -> dict[str, Any]:
+    def _measure(self, name: str, regime: str, sigma: float, density: float, forward: Forward) -> Row:
         timestep = torch.tensor([1000 * sigma], device=self.device)
         forget_peak()
         with torch.inference_mode():
@@ -132,7 +121,7 @@ class _Bench:
         }
 
 
-def _whole_video(name: str, attention: FPSAttention, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _whole_video(name: str, attention: FPSAttention, rows: list[Row]) -> Row:
     """The sum over the regimes in force at each step; its step_seconds are the mean, to compare with the others."""
     seconds = {regime_at(attention, SIGMAS.get(row["regime"], 0.8)): row["step_seconds"] for row in rows}
     regimes = attention.step_schedule.regime_index(sampling_levels(STEPS, SHIFT)[:-1]).tolist()

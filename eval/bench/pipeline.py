@@ -14,13 +14,12 @@ import torch
 from fps_flex import FPSAttention, density
 from fps_flex.diffusers import cut_tile, install, uninstall
 from fps_flex.schedule import preset_of
-from train.common.console import check_writable
 from train.common.work import find_device
 
 from ..generate.sampling import build_scheduler, list_regimes
-from ..timing import forget_peak, peak_gb, report, wait
+from ..timing import Row, check_out, compare, forget_peak, peak_gb, report, wait
+from .rivals import random_stock
 from .sizes import CONFIGS, TEXT_TOKENS, Size, Triple
-from .stock import random_stock
 
 if TYPE_CHECKING:
     from diffusers import WanPipeline
@@ -55,12 +54,11 @@ def pipeline(
     """
     if steps < 1:
         raise ValueError(f"steps is {steps}, expected at least 1")
-    if out:
-        check_writable(out.parent, "--out")
+    check_out(out)
     attention = cut_tile(attention or ATTENTIONS[size], _grid(size))
     attention.plan(_grid(size), torch.zeros(1))
     run = _Run(random_pipeline(size, layers), attention, size, steps, guidance)
-    report(run.rows(compiled), out, COLUMNS)
+    report(compare(run.rows(compiled)), out, COLUMNS)
 
 
 def random_pipeline(size: Size, layers: int | None) -> WanPipeline:
@@ -84,7 +82,7 @@ class _Run:
         self.pipe, self.attention, self.size, self.steps, self.guidance = pipe, attention, size, steps, guidance
         self.text = torch.randn(1, TEXT_TOKENS, CONFIGS[size].text_dim, device=find_device())
 
-    def rows(self, compiled: bool) -> Iterator[dict[str, Any]]:
+    def rows(self, compiled: bool) -> Iterator[Row]:
         options = {field.name: getattr(self.attention, field.name) for field in fields(self.attention)}
         for blocks in ("eager", "compiled") if compiled else ("eager",):
             if blocks == "compiled":
@@ -92,7 +90,7 @@ class _Run:
             stock = self._measure("stock", blocks)
             yield {**stock, "density": 1.0, "over_stock": 1.0}
             install(self.pipe.transformer, **options)
-            row = self._measure(_name(self.attention), blocks) | self._describe()
+            row = self._measure(preset_of(self.attention.schedule) or "own schedule", blocks) | self._describe()
             uninstall(self.pipe.transformer)
             by_regime: dict[int, list[float]] = {}
             for regime, seconds in zip(row["regimes"], row["all_step_seconds"], strict=True):
@@ -100,7 +98,7 @@ class _Run:
             row["step_seconds_by_regime"] = {regime: mean(seconds) for regime, seconds in by_regime.items()}
             yield {**row, "over_stock": stock["step_seconds"] / row["step_seconds"]}
 
-    def _measure(self, attention: str, blocks: str) -> dict[str, Any]:
+    def _measure(self, attention: str, blocks: str) -> Row:
         forget_peak()
         started = time.perf_counter()
         self._generate(2)
@@ -145,7 +143,7 @@ class _Run:
             raise RuntimeError("the latents are not finite")
         return [b - a for a, b in zip(ends, ends[1:], strict=False)]
 
-    def _describe(self) -> dict[str, Any]:
+    def _describe(self) -> Row:
         """The regime of each step, and the mean density in them."""
         regimes = list_regimes(self.attention, self.pipe.scheduler)
         layout = self.attention.plan(_grid(self.size), torch.zeros(1)).layout
@@ -159,7 +157,3 @@ class _Run:
             "scale_format": self.attention.scale_format,
             "carrier": self.attention.carrier,
         }
-
-
-def _name(attention: FPSAttention) -> str:
-    return preset_of(attention.schedule) or "own schedule"

@@ -9,13 +9,9 @@ import torch
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as torch_profile
 
-from train.common.console import check_writable
-from train.common.work import find_device
-
-from ..markdown import head_of
-from ..timing import line_of, write_json
+from ..timing import Row, check_out, report, write_report
 from .kernel import Bench, tile_for
-from .sizes import CONFIGS, GRIDS, Size, Triple, block_of
+from .sizes import GRIDS, Size, Triple
 
 COLUMNS = ("ms", "share", "calls", "kernel")
 
@@ -40,30 +36,25 @@ def profile(
         top: kernels listed, the slowest first.
         out: JSON file to write.
     """
-    if out:
-        check_writable(out.parent, "--out")
-    device, config = find_device(), CONFIGS[size]
-    bench = Bench(device, config.heads, config.head_dim, GRIDS[size], tile or tile_for(size), block_of(size), backward)
+    check_out(out)
+    bench = Bench(size, GRIDS[size], tile or tile_for(size), backward)
     cases = {case.method: case for case in bench.ours(window)}
     if method not in cases:
         raise ValueError(f"method is {method!r}, expected one of {', '.join(cases)}")
     work = cases[method].module
     work()
     work()
-    on_gpu = device.type == "cuda"
+    on_gpu = bench.device.type == "cuda"
     with torch_profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as record:
         work()
         if on_gpu:
             torch.cuda.synchronize()
     rows = _rows(record, on_gpu)
-    print(head_of(COLUMNS))
-    for row in rows[:top]:
-        print(line_of(row, COLUMNS))
-    if out:
-        write_json(out, {"size": size, "window": window, "method": method, "backward": backward, "rows": rows})
+    report(rows[:top], None, COLUMNS)
+    write_report(out, rows, size=size, window=window, method=method, backward=backward)
 
 
-def _rows(record: Any, on_gpu: bool) -> list[dict[str, Any]]:
+def _rows(record: Any, on_gpu: bool) -> list[Row]:
     taken = [
         (event.self_device_time_total if on_gpu else event.self_cpu_time_total, event.count, event.key)
         for event in record.key_averages()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from math import prod
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal, get_args
@@ -16,14 +17,13 @@ from fps_flex.wan import Wan, WanConfig
 from fps_flex.wan.keys import to_diffusers
 from fps_flex.wan.model import Residual
 from fps_flex.wan.weights import build_empty, fill
-from train.common.console import check_writable
 from train.common.work import find_device
 
-from ..timing import clock, forget_peak, peak_gb, tabulate
+from ..timing import Row, clock, forget_peak, peak_gb, report
 from .exact import relative_error
-from .sizes import SIGMAS, TEXT_TOKENS, Size, Triple, attention_of, random_wan, sized
-from .stock import build_stock, to_bf16
-from .train import measure_training
+from .rivals import build_stock, to_bf16
+from .sizes import SIGMAS, TEXT_TOKENS, Triple, attention_of, random_wan, sized
+from .train import Training, measure_training
 
 Part = Literal["error", "forward", "train"]
 Inputs = tuple[Tensor, Tensor, Tensor]
@@ -33,80 +33,65 @@ GATE, SHARPNESS, HEAD = 0.1, 1.5, 0.02
 
 
 def residual(
-    size: Size = "1.3B",
     parts: tuple[Part, ...] = ("error", "forward", "train"),
     schedule: str = "fps",
     scale_format: ScaleFormat = "pow2",
-    layers: int | None = None,
     rounds: int = 3,
     repeats: int = 3,
-    steps: int = 5,
-    warmup: int = 2,
-    compiled: bool = True,
     seed: int = 0,
     out: Path | None = None,
+    **options: Any,
 ) -> None:
     """Error, time and memory of the transformer with each kind of residual stream, on random weights.
 
     error: of the velocity, relative to that of the same weights all in fp32 without TF32; in training's way (fp32
-    weights, bf16 autocast) and in inference's (bf16 weights), and stock diffusers' likewise, against itself in fp32.
-    Attention is dense there (PyTorch's own), so that FP8 hides nothing. forward: a pass with bf16 weights (fp32 on a
-    CPU) at the highest noise levels. train: steps as `train` measures them, at the same noise levels for both streams.
+    weights, bf16 autocast) and in inference's (bf16 weights), with and without torch.compile, and stock diffusers'
+    likewise, against itself in fp32. Attention is dense there (PyTorch's own), so that FP8 hides nothing. forward: a
+    pass with bf16 weights (fp32 on a CPU) at the highest noise levels. train: the mix of steps as `train` measures it.
     kept_gb: what checkpointed blocks keep for the backward, a sample; from the sizes, not measured.
 
     All of 14B needs more memory than a GPU has in training, and minutes for its error: measure it forward, or with
     fewer layers.
 
     Args:
-        size: of the model: 1.3B at 480p, 14B at 720p, 81 frames each, or tiny.
         parts: what to measure: error, forward, train.
         schedule: preset of the attention whose time and memory is measured, or sdpa, the stock dense one.
         scale_format: of its quantisation.
-        layers: fewer blocks than the model has.
         rounds: times that each stream's passes are measured, in turn.
         repeats: forward passes measured in a round, after one that compiles.
-        steps: optimizer steps measured.
-        warmup: optimizer steps before them.
-        compiled: run blocks through torch.compile (on a GPU); errors are measured with and without.
-        seed: of weights, inputs and noise levels.
+        seed: of weights and inputs.
         out: JSON file to write.
+        options: of `Training`.
 
     Raises ValueError for an unknown schedule, and where there is nothing to measure.
     """
-    if min(rounds, repeats, steps) < 1 or not parts:
+    training = Training(**options)
+    if min(rounds, repeats) < 1 or not parts:
         raise ValueError(
-            f"parts are {', '.join(parts) or 'none'}, rounds {rounds}, repeats {repeats} and steps {steps}, "
-            "expected some and at least 1"
+            f"parts are {', '.join(parts) or 'none'}, rounds {rounds}, repeats {repeats}, expected some and at least 1"
         )
-    attention = attention_of(size, schedule, scale_format=scale_format)
-    if out:
-        check_writable(out.parent, "--out")
     torch.manual_seed(seed)
-    bench = _Bench(size, attention, layers, compiled and find_device().type == "cuda")
-    name = f"{schedule}, {scale_format} scales" if attention.step_schedule.quantizes else schedule
-    measure = {
-        "error": lambda: bench.errors(),
-        "forward": lambda: bench.forward(name, rounds, repeats),
-        "train": lambda: bench.train(name, steps, warmup),
-    }
-    tabulate((row for part in parts for row in measure[part]()), out, COLUMNS)
+    bench = _Bench(training, attention_of(training.size, schedule, scale_format=scale_format), schedule)
+    measure = {"error": bench.errors, "forward": lambda: bench.forward(rounds, repeats), "train": bench.train}
+    report((row for part in parts for row in measure[part]()), out, COLUMNS)
 
 
 class _Bench:
-    def __init__(self, size: Size, attention: FPSAttention, layers: int | None, compiled: bool) -> None:
-        self.size, self.attention, self.layers, self.compiled = size, attention, layers, compiled
-        self.device = find_device()
-        self.config, self.grid = sized(size, layers)
-        self.facts = {"model": size, "layers": self.config.layers, "tokens": self.grid[0] * self.grid[1] * self.grid[2]}
+    def __init__(self, training: Training, attention: FPSAttention, schedule: str) -> None:
+        self.training, self.attention, self.device = training, attention, find_device()
+        self.compiled = training.compiled and self.device.type == "cuda"
+        self.name = f"{schedule}, {attention.scale_format} scales" if attention.step_schedule.quantizes else schedule
+        self.config, self.grid = sized(training.size, training.layers)
+        self.facts = {"model": training.size, "layers": self.config.layers, "tokens": prod(self.grid)}
 
-    def errors(self) -> Iterator[dict[str, Any]]:
+    def errors(self) -> Iterator[Row]:
         """Ours eager and compiled, then stock diffusers' of the same weights."""
         inputs = draw_inputs(self.config, self.grid, SIGMAS["middle"], self.device)
-        wan = lively_wan(self.config, attention_of(self.size, "sdpa"), self.device)
+        wan = lively_wan(self.config, attention_of(self.training.size, "sdpa"), self.device)
         yield from self._errors_of_ours(wan, inputs)
         yield from self._errors_of_stock(wan, inputs)
 
-    def _errors_of_ours(self, wan: Wan, inputs: Inputs) -> Iterator[dict[str, Any]]:
+    def _errors_of_ours(self, wan: Wan, inputs: Inputs) -> Iterator[Row]:
         exact = exactly(wan, inputs)
         rounded = build_empty(self.config, wan.attention)
         fill(rounded, wan.state_dict().items(), self.device, torch.bfloat16)
@@ -117,7 +102,7 @@ class _Bench:
                 velocities = {"autocast": under_autocast(wan, inputs), "bf16 weights": in_bf16(rounded, inputs)}
                 yield from self._compare(stream, compiled, velocities, exact)
 
-    def _errors_of_stock(self, wan: Wan, inputs: Inputs) -> Iterator[dict[str, Any]]:
+    def _errors_of_stock(self, wan: Wan, inputs: Inputs) -> Iterator[Row]:
         """diffusers has no other stream than that of the computation."""
         stock = build_stock(self.config, self.device)
         stock.load_state_dict({to_diffusers(name): x for name, x in wan.state_dict().items()})
@@ -130,9 +115,7 @@ class _Bench:
         velocities = {"autocast": autocast, "bf16 weights": in_bf16(call, inputs)}
         yield from self._compare("stock diffusers", False, velocities, exact)
 
-    def _compare(
-        self, stream: str, compiled: bool, velocities: dict[str, Tensor], exact: Tensor
-    ) -> Iterator[dict[str, Any]]:
+    def _compare(self, stream: str, compiled: bool, velocities: dict[str, Tensor], exact: Tensor) -> Iterator[Row]:
         for way, velocity in velocities.items():
             yield {
                 "residual": stream,
@@ -142,7 +125,7 @@ class _Bench:
                 **self.facts,
             }
 
-    def forward(self, name: str, rounds: int, repeats: int) -> Iterator[dict[str, Any]]:
+    def forward(self, rounds: int, repeats: int) -> Iterator[Row]:
         """Both streams in turn, so that a GPU that slows down slows both."""
         wan = random_wan(self.config, self.attention, self.device)
         wan.compiled = self.compiled
@@ -167,19 +150,17 @@ class _Bench:
                 "all_step_seconds": seconds[stream],
                 "peak_gb": peaks[stream],
                 "kept_gb": self._kept_gb(stream),
-                "schedule": name,
+                "schedule": self.name,
                 **self.facts,
             }
 
-    def train(self, name: str, steps: int, warmup: int) -> Iterator[dict[str, Any]]:
+    def train(self) -> Iterator[Row]:
         for stream in get_args(Residual):
             yield {
                 "measured": "training step",
                 "blocks": blocks_are(self.compiled),
                 "kept_gb": self._kept_gb(stream),
-                **measure_training(
-                    name, self.size, self.attention, self.layers, steps, warmup, self.compiled, residual=stream
-                ),
+                **measure_training(self.name, self.attention, self.training, stream)[-1],
             }
 
     def _kept_gb(self, stream: Residual) -> float:

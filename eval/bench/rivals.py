@@ -1,9 +1,10 @@
-"""What others offer for the same attention: dense, over [B, H, N, D] in bf16, in raster order."""
+"""What others offer: dense attention over [B, H, N, D] in bf16, in raster order, and diffusers' own transformer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fps_flex.compile import compiled
 from fps_flex.engines import flash_is_installed
+from fps_flex.wan import WanConfig
+
+if TYPE_CHECKING:
+    from diffusers import WanTransformer3DModel
 
 Dense = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -60,3 +65,35 @@ def _flex_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 _flex = compiled(_flex_attention)
+
+
+def random_stock(config: WanConfig, device: torch.device) -> WanTransformer3DModel:
+    """On a GPU in bf16, with what diffusers keeps in fp32; on a CPU all in fp32."""
+    stock = build_stock(config, device)
+    return to_bf16(stock) if device.type == "cuda" else stock
+
+
+def build_stock(config: WanConfig, device: torch.device) -> WanTransformer3DModel:
+    """In fp32."""
+    from diffusers import WanTransformer3DModel
+
+    with device:
+        return WanTransformer3DModel(
+            patch_size=config.patch,
+            num_attention_heads=config.heads,
+            attention_head_dim=config.head_dim,
+            in_channels=config.channels,
+            out_channels=config.channels,
+            text_dim=config.text_dim,
+            freq_dim=config.freq_dim,
+            ffn_dim=config.ffn_dim,
+            num_layers=config.layers,
+        ).eval()
+
+
+def to_bf16(stock: WanTransformer3DModel) -> WanTransformer3DModel:
+    """In place, but for what diffusers keeps in fp32."""
+    for name, parameter in stock.named_parameters():
+        if not any(kept in name for kept in stock._keep_in_fp32_modules):
+            parameter.data = parameter.data.to(torch.bfloat16)
+    return stock

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -16,50 +17,68 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fps_flex import FPSAttention
+from fps_flex.checks import as_whole
 from fps_flex.quant import ScaleFormat
 from fps_flex.wan.codecs import Codec, TextEncoder
+from fps_flex.wan.flow import spread_noise_levels
 from fps_flex.wan.model import Residual
 from train.callbacks import AverageWeights
-from train.common.console import check_writable
 from train.common.work import find_device
 from train.module import FlowModule
 
-from ..timing import forget_peak, peak_gb, report, wait
-from .sizes import TEXT_TOKENS, Size, Triple, attention_of, densities, sized
+from ..timing import Row, check_out, compare, forget_peak, peak_gb, report, wait
+from .sizes import SIGMAS, TEXT_TOKENS, Size, Triple, attention_of, densities, regime_at, sized
 
 
-def train(
-    size: Size = "1.3B",
-    schedules: tuple[str, ...] = ("sdpa", "dense", "fps"),
-    scale_formats: tuple[ScaleFormat, ...] = ("fp32", "pow2"),
-    layers: int | None = None,
-    steps: int = 5,
-    warmup: int = 2,
-    compiled: bool = True,
-    out: Path | None = None,
-) -> None:
-    """Full fine-tuning as `train.fit` does it: Lightning, fp32 weights, bf16 autocast, checkpointing, AdamW, EMA.
-
-    Latents and text states are random, as if they had been encoded before. The first steps, which compile, don't count.
+@dataclass(frozen=True)
+class Training:
+    """What is trained, and how many of its steps are measured.
 
     Args:
         size: of the model: 1.3B at 480p, 14B at 720p, 81 frames each, or tiny.
-        schedules: presets to compare, and sdpa, the stock dense attention; the first is the baseline.
-        scale_formats: of the schedules that quantise, each measured.
         layers: fewer blocks than the model has.
-        steps: optimizer steps measured.
+        steps: optimizer steps measured in each regime.
         warmup: optimizer steps before them.
         compiled: run blocks through torch.compile (on a GPU).
+    """
+
+    size: Size = "1.3B"
+    layers: int | None = None
+    steps: int = 5
+    warmup: int = 2
+    compiled: bool = True
+
+    def __post_init__(self) -> None:
+        as_whole("steps", self.steps)
+        as_whole("warmup", self.warmup, least=0)
+
+
+def train(
+    schedules: tuple[str, ...] = ("sdpa", "dense", "fps"),
+    scale_formats: tuple[ScaleFormat, ...] = ("fp32", "pow2"),
+    out: Path | None = None,
+    **options: Any,
+) -> None:
+    """Full fine-tuning as `train.fit` does it: Lightning, fp32 weights, bf16 autocast, checkpointing, AdamW, EMA.
+
+    Latents and text states are random, as if they had been encoded before. Each regime of a schedule is measured with
+    the noise level held in it; their mix is weighted as training draws them. The first steps, which compile, don't
+    count.
+
+    Args:
+        schedules: presets to compare, and sdpa, the stock dense attention; the first is the baseline.
+        scale_formats: of the schedules that quantise, each measured.
         out: JSON file to write.
+        options: of `Training`.
 
     Raises ValueError for an unknown schedule.
     """
-    if out:
-        check_writable(out.parent, "--out")
-    attentions = list(_attentions(size, schedules, scale_formats))
-    compiled = compiled and find_device().type == "cuda"
-    rows = (measure_training(name, size, attention, layers, steps, warmup, compiled) for name, attention in attentions)
-    report(rows, out, ("schedule", "density", "step_seconds", "tokens_per_second", "peak_gb", "speedup"))
+    training = Training(**options)
+    check_out(out)
+    attentions = list(_attentions(training.size, schedules, scale_formats))
+    rows = (row for name, attention in attentions for row in measure_training(name, attention, training))
+    columns = ("schedule", "regime", "share", "density", "step_seconds", "tokens_per_second", "peak_gb", "speedup")
+    report(compare(rows), out, columns)
 
 
 def _attentions(
@@ -75,29 +94,62 @@ def _attentions(
 
 
 def measure_training(
-    name: str,
-    size: Size,
-    attention: FPSAttention,
-    layers: int | None,
-    steps: int,
-    warmup: int,
-    compiled: bool,
-    residual: Residual | None = None,
-) -> dict[str, Any]:
-    """Steps of full fine-tuning, on random latents. residual: None takes the size's default."""
+    name: str, attention: FPSAttention, training: Training, residual: Residual | None = None
+) -> list[Row]:
+    """A row for each regime, and where there are several one for their mix. residual: None takes the size's default."""
     device = find_device()
-    config, grid = sized(size, layers)
-    latents = tuple(g * p for g, p in zip(grid, config.patch, strict=True))
+    config, grid = sized(training.size, training.layers)
+    every = densities(attention, grid)
+    levels = SIGMAS if len(every) > 1 else {"all": SIGMAS["middle"]}
+    compiled = training.compiled and device.type == "cuda"
     with device:
         encoders = _Encoded(config.channels), _States(config.text_dim)
         module = FlowModule(config, attention, *encoders, checkpointing=True, compiled=compiled, residual=residual)
         torch.nn.init.normal_(module.model.head.head.weight, std=0.02)
-    clock = _Clock()
+    clock = _Clock([*levels.values()], training)
+    _fit(module, clock, _Latents((config.channels, *(g * p for g, p in zip(grid, config.patch, strict=True)))))
+    drawn = attention.step_schedule.regime_index(spread_noise_levels(100, module.shift)).tolist()
+    facts = {"compiled": compiled, "residual": module.model.residual, "model": training.size, "layers": config.layers}
+    rows = []
+    for (regime, sigma), seconds, peak in zip(levels.items(), clock.seconds, clock.peaks, strict=True):
+        index = regime_at(attention, sigma)
+        rows.append({
+            "schedule": name,
+            "regime": regime,
+            "share": drawn.count(index) / len(drawn),
+            "density": every[index],
+            "step_seconds": mean(seconds),
+            "all_step_seconds": seconds,
+            "tokens_per_second": prod(grid) / mean(seconds),
+            "peak_gb": peak,
+            **facts,
+            "tokens": prod(grid),
+        })  # fmt: skip
+    return rows if len(rows) == 1 else [*rows, _mix(rows)]
+
+
+def _mix(rows: list[Row]) -> Row:
+    """Of all regimes, each with the share that training draws of it."""
+    density, seconds = (sum(row["share"] * row[name] for row in rows) for name in ("density", "step_seconds"))
+    return {
+        **{name: value for name, value in rows[0].items() if name != "all_step_seconds"},
+        "regime": "mix",
+        "share": sum(row["share"] for row in rows),
+        "density": density,
+        "step_seconds": seconds,
+        "step_seconds_by_regime": {row["regime"]: row["step_seconds"] for row in rows},
+        "tokens_per_second": rows[0]["tokens"] / seconds,
+        "peak_gb": max(row["peak_gb"] for row in rows),
+    }
+
+
+def _fit(module: FlowModule, clock: _Clock, data: Dataset) -> None:
+    on_gpu = find_device().type == "cuda"
     trainer = L.Trainer(
-        accelerator=device.type,
+        accelerator="cuda" if on_gpu else "cpu",
         devices=1,
-        precision="bf16-mixed" if device.type == "cuda" else "32-true",
-        max_steps=warmup + steps,
+        precision="bf16-mixed" if on_gpu else "32-true",
+        max_steps=clock.steps,
         gradient_clip_val=1.0,
         callbacks=[AverageWeights(0.99), clock],
         logger=False,
@@ -105,25 +157,7 @@ def measure_training(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    forget_peak()
-    trainer.fit(module, DataLoader(_Latents((config.channels, *latents))))
-    seconds = clock.seconds[warmup:]
-    tokens = grid[0] * grid[1] * grid[2]
-    regimes = [attention.step_schedule.regime_index(sigma).item() for sigma in clock.sigmas[warmup:]]
-    return {
-        "schedule": name,
-        "regimes_drawn": regimes,
-        "density": mean([densities(attention, grid)[regime] for regime in regimes]),
-        "step_seconds": mean(seconds),
-        "all_step_seconds": seconds,
-        "tokens_per_second": tokens / mean(seconds),
-        "peak_gb": peak_gb(device),
-        "compiled": compiled,
-        "residual": module.model.residual,
-        "model": size,
-        "layers": config.layers,
-        "tokens": tokens,
-    }
+    trainer.fit(module, DataLoader(data))
 
 
 class _Latents(Dataset):
@@ -165,19 +199,24 @@ class _States(TextEncoder):
 
 
 class _Clock(Callback):
-    """Seconds of each optimizer step, and the noise level that it drew."""
+    """Holds each noise level for its steps; seconds of each step after the warm-up and peak memory, a level."""
 
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self.sigmas: list[Tensor] = []
+    def __init__(self, levels: list[float], training: Training) -> None:
+        self.levels, self.warmup, self.each = levels, training.warmup, training.warmup + training.steps
+        self.steps = self.each * len(levels)
+        self.seconds: list[list[float]] = [[] for _ in levels]
+        self.peaks: list[float] = [0.0 for _ in levels]
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: FlowModule) -> None:
-        pl_module.model.register_forward_pre_hook(lambda module, args: self.sigmas.append(args[1].cpu() / 1000))
-
-    def on_train_batch_start(self, *args: Any) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, module: FlowModule, batch: Any, step: int) -> None:
+        if step % self.each == 0:
+            forget_peak()
+        sigma = self.levels[step // self.each]
+        module.noise_levels = sigma, sigma
         wait()
         self._start = time.perf_counter()
 
-    def on_train_batch_end(self, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, module: FlowModule, outputs: Any, batch: Any, step: int) -> None:
         wait()
-        self.seconds.append(time.perf_counter() - self._start)
+        if step % self.each >= self.warmup:
+            self.seconds[step // self.each].append(time.perf_counter() - self._start)
+        self.peaks[step // self.each] = peak_gb(module.device)

@@ -19,7 +19,7 @@ from train.common.work import rank_and_world
 
 from ..generate.attention import AttentionChanges
 from ..generate.command import plan_jobs, read_prompts, resolve_settings
-from ..generate.jobs import Job, Settings
+from ..generate.jobs import Job, Options, Settings
 from ..generate.models import TextToVideo, trained_attention
 from ..generate.records import open_records
 from ..generate.sampling import build_scheduler, mean_density
@@ -56,35 +56,36 @@ def models(
         count: videos of each prompt.
         seed: of each prompt's first video; its next one has the next.
         attention: to compare with dense attention: options in place of those of training.
-        options: of `resolve_settings`.
+        options: of `Options`.
     """
     out, prompts = at_home(out), prompts and at_home(prompts)
     jobs = plan_jobs(read_prompts(prompt, prompts), count, seed)
-    source, settings = resolve_settings(checkpoint=trained or checkpoint, attention=attention, **options)
+    source, settings = resolve_settings(Options(checkpoint=trained or checkpoint, attention=attention, **options))
     if source.attention.step_schedule.is_dense:
         raise ValueError(f"there is nothing to compare with dense attention: {_why_dense(source, attention)}")
     facts = {"negative_prompt": settings.negative_prompt, "shift": settings.shift, **asdict(settings.clip)}
+    planned = plan_rows(checkpoint, trained, source.attention)
     shared = {**options, **facts, "residual": settings.residual}
-    planned = [
-        (name, {**shared, "checkpoint": weights, "attention": how})
-        for name, weights, how in plan_rows(checkpoint, trained, source.attention)
-    ]
-    opened = [resolve_settings(**settled) for _, settled in planned]  # what doesn't fit is said before the first video
-    if trained and any(model.low for model, _ in opened):
-        raise ValueError("a trained model of two experts can't be compared here: make its videos, and compare folders")
-    if trained and opened[0][0].weights.fingerprint() == source.weights.fingerprint():
-        raise ValueError(
-            f"{trained} and {checkpoint} are the same weights: leave --trained out, its row would be joint"
-        )
-    rows = [describe_row(name, out / name, *pair) for (name, _), pair in zip(planned, opened, strict=True)]
+    opened = [resolve_settings(Options(path, attention=how, **shared)) for _, path, how in planned]
+    _check_trained(checkpoint, trained, [model for model, _ in opened], source)
+    rows = [describe_row(name, out / name, *pair) for (name, *_), pair in zip(planned, opened, strict=True)]
     notes = note_on_weights(opened[0][0], trained is not None)
     videos = [Video(job.name, job.prompt, f"{job.prompt[:80]} (seed {job.seed})") for job in jobs]
     names = ("sampler", "steps", "guidance", *(("boundary", "low_noise_guidance") if settings.low_noise else ()))
-    facts = {**{name: getattr(settings, name) for name in names}, **facts}
     with writable(out, *list_folders(out, rows)):
         check_report(out, rows, videos)
         if _make_rows(rows, opened, jobs):
-            write_report(out, rows, videos, facts, notes)
+            write_report(out, rows, videos, {**{name: getattr(settings, name) for name in names}, **facts}, notes)
+
+
+def _check_trained(checkpoint: str, trained: str | None, models: list[TextToVideo], source: TextToVideo) -> None:
+    """Raises ValueError for a trained model that can't be compared, or is the other one. models: of the rows."""
+    if trained and any(model.low for model in models):
+        raise ValueError("a trained model of two experts can't be compared here: make its videos, and compare folders")
+    if trained and models[0].weights.fingerprint() == source.weights.fingerprint():
+        raise ValueError(
+            f"{trained} and {checkpoint} are the same weights: leave --trained out, its row would be joint"
+        )
 
 
 def _make_rows(rows: list[Row], opened: list[tuple[TextToVideo, Settings]], jobs: list[Job]) -> bool:

@@ -62,8 +62,8 @@ def pair_folders(reference: Path, candidate: Path) -> list[str]:
     alone = [(folder, sorted(here - there)) for folder, here, there in
              ((reference, *names), (candidate, *reversed(names))) if here - there]  # fmt: skip
     if alone:
-        said = "; ".join(f"only {folder} has {some([f'{name}.mp4' for name in found])}" for folder, found in alone)
-        raise ValueError(f"the folders don't pair: {said}; expected the same names in both")
+        which = "; ".join(f"only {folder} has {some([f'{name}.mp4' for name in lone])}" for folder, lone in alone)
+        raise ValueError(f"the folders don't pair: {which}; expected the same names in both")
     odd = [ascii(name) for name in names[0] if name.encode(errors="replace").decode() != name]
     if odd:
         raise ValueError(f"{reference} and {candidate} have names that aren't UTF-8: {some(odd)}; rename them")
@@ -81,13 +81,13 @@ def look_at(rows: list[Row], videos: list[Video]) -> tuple[dict[Video, Look], di
     for video in videos:
         try:
             reference, *others = (look(row.file(video)) for row in rows)
-            found = [say for row, other in zip(rows[1:], others, strict=True)
+            differences = [say for row, other in zip(rows[1:], others, strict=True)
                      for say in _misfits(row.file(video), other, rows[0].file(video), reference)]  # fmt: skip
         except ClipError as error:
             left_out[video.name] = str(error)
             continue
         looks[video] = reference
-        misfits += found
+        misfits += differences
     if misfits:
         raise ValueError(f"{some(misfits, '; ')}: expected the same size, rate and number of frames")
     if not looks:
@@ -97,13 +97,13 @@ def look_at(rows: list[Row], videos: list[Video]) -> tuple[dict[Video, Look], di
 
 def look(path: Path) -> Look:
     """Raises ClipError for what can't be read, and where packets are missing."""
-    found = probe(path)
+    probed = probe(path)
     with open_video(path) as (container, stream):
         listed = stream.frames
         frames = sum(packet.size > 0 and not packet.is_corrupt for packet in container.demux(stream))
     if frames < listed:
         raise ClipError(f"{path}: is cut short: it holds {frames} of {listed} frames")
-    return Look(found.height, found.width, found.fps, frames)
+    return Look(probed.height, probed.width, probed.fps, frames)
 
 
 def _misfits(ours: Path, candidate: Look, theirs: Path, reference: Look) -> Iterator[str]:

@@ -97,9 +97,9 @@ def _density(row: dict[str, Any]) -> float | None:
 
 
 def _mean(row: dict[str, Any], measure: str) -> str:
-    found = row["total"][measure]
-    between = f" [{', '.join(map(cell, found['interval']))}]" if found["interval"] else ""
-    return cell(found["mean"]) + _mark(row, measure) + between + (EQUAL_MARK if _is_equal(found) else "")
+    measured = row["total"][measure]
+    between = f" [{', '.join(map(cell, measured['interval']))}]" if measured["interval"] else ""
+    return cell(measured["mean"]) + _mark(row, measure) + between + (EQUAL_MARK if _is_equal(measured) else "")
 
 
 def _mark(counted: dict[str, Any], measure: str) -> str:
@@ -154,34 +154,34 @@ def _tell_videos(others: list[dict[str, Any]]) -> str:
 
 def _explain(record: dict[str, Any]) -> list[str]:
     others = record["rows"][1:]
-    said = [_count(others, record["settings"]), _explain_psnr(others), _explain_files(record["rows"])]
-    said += [f"In the picture, below each strip: its difference to the reference, x {AMPLIFIED}."]
+    notes = [_count(others, record["settings"]), _explain_psnr(others), _explain_files(record["rows"])]
+    notes += [f"In the picture, below each strip: its difference to the reference, x {AMPLIFIED}."]
     if record["settings"]:
         settings = ", ".join(f"{name} {json.dumps(x, ensure_ascii=False)}" for name, x in record["settings"].items())
-        said.append(f"All rows: {settings}.")
+        notes.append(f"All rows: {settings}.")
     if record["left_out"]:
-        said.append(f"Left out of all rows, since they can't be read in one: {len(record['left_out'])}, named below.")
+        notes.append(f"Left out of all rows, since they can't be read in one: {len(record['left_out'])}, named below.")
     stale = [f"{name} of {row['name']}" for row in record["rows"] for name in row["made"].get("of_other_files", ())]
     if stale:
-        said.append(f"Records that are of other bytes than the video beside them, and not counted: {some(stale)}.")
+        notes.append(f"Records that are of other bytes than the video beside them, and not counted: {some(stale)}.")
     missing = "; ".join(f"{NAMES[name]} ({reason})" for name, reason in record["not_measured"].items())
-    return said + ([f"Not measured: {missing}."] if missing else [])
+    return notes + ([f"Not measured: {missing}."] if missing else [])
 
 
 def _count(others: list[dict[str, Any]], settings: dict[str, Any]) -> str:
     totals = [row["total"][name] for row in others for name in SHOWN if name in row["total"]]
     one = totals[0]
     prompts = "1 prompt" if one["prompts"] == 1 else f"{one['prompts']} prompts"
-    said = f"Videos a row: {one['videos']}, of {prompts}"
-    said += ". " if settings else "; one whose prompt no record says counts as of a prompt of its own. "
-    shown = sum(found["interval"] is not None for found in totals)
+    text = f"Videos a row: {one['videos']}, of {prompts}"
+    text += ". " if settings else "; one whose prompt no record says counts as of a prompt of its own. "
+    shown = sum(measured["interval"] is not None for measured in totals)
     if not shown:
-        return said + "No confidence interval: that needs two prompts or more."
-    said += (
+        return text + "No confidence interval: that needs two prompts or more."
+    text += (
         f"In brackets 95 % confidence intervals over prompts, by Student's t, lopsided near a bound. {shown} are "
         f"shown at once, so by chance about {shown / 20:.2g} of them miss; nothing here is a verdict."
     )
-    return said + (_explain_equal(one["prompts"]) if any(_is_equal(found) for found in totals) else "")
+    return text + (_explain_equal(one["prompts"]) if any(_is_equal(measured) for measured in totals) else "")
 
 
 def _explain_equal(prompts: int) -> str:
@@ -193,27 +193,27 @@ def _explain_equal(prompts: int) -> str:
     )
 
 
-def _is_equal(found: dict[str, Any]) -> bool:
-    return found["all_equal"] and found["interval"] is not None
+def _is_equal(measured: dict[str, Any]) -> bool:
+    return measured["all_equal"] and measured["interval"] is not None
 
 
 def _explain_psnr(others: list[dict[str, Any]]) -> str:
-    said = (
+    text = (
         "PSNR is that of the mean squared error over a video's frames, and then over videos, so that bad ones count "
         "most; its interval is that of the error, in dB. Other numbers are means over frames, then over videos."
     )
     equal = any(row["equal_frames"] for row in others)
-    return said + (f" *: among the frames are equal ones, which count as {EQUAL:g} dB." if equal else "")
+    return text + (f" *: among the frames are equal ones, which count as {EQUAL:g} dB." if equal else "")
 
 
 def _explain_files(rows: list[dict[str, Any]]) -> str:
-    said = "Measured between the files as they are, in RGB from 0 to 1, SSIM and MS-SSIM where their windows fit."
+    text = "Measured between the files as they are, in RGB from 0 to 1, SSIM and MS-SSIM where their windows fit."
     lossless = [row["made"].get("lossless") for row in rows]
     if all(lossless):
-        return f"{said} The files are lossless."
+        return f"{text} The files are lossless."
     unknown = "" if False in lossless else " Whether all files are lossless no record says: where they aren't,"
     return (
-        f"{said}{unknown} H.264 at crf 18 adds differences of its own: videos that were 60 dB apart come out of it "
+        f"{text}{unknown} H.264 at crf 18 adds differences of its own: videos that were 60 dB apart come out of it "
         "33 dB (of 32x32 pixels) to 44 dB apart (smooth ones at 480p). To see finer ones, make the videos with "
         "--lossless."
     )

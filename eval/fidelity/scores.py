@@ -51,12 +51,12 @@ def measure(out: Path, rows: list[Row], videos: list[Video]) -> Scores:
     kept = []
     for video in track([*looks], "measuring", console=Console(stderr=True), transient=True):
         try:
-            found = {row.name: _measure(out, row, rows[0], video, metrics) for row in rows[1:]}
+            by_row = {row.name: _measure(out, row, rows[0], video, metrics) for row in rows[1:]}
         except ClipError as error:
             left_out[video.name] = str(error)
             continue
         kept.append(video)
-        for name, frames in found.items():
+        for name, frames in by_row.items():
             of[name][video.name] = frames
     if not kept:
         raise nothing_left(left_out)
@@ -68,12 +68,12 @@ def _measure(out: Path, row: Row, reference: Row, video: Video, metrics: dict[st
     ours, theirs = row.file(video), reference.file(video)
     file = _file(out, row, video)
     key = {"candidate": digest_file(ours), "reference": digest_file(theirs), "metrics": list(metrics)}
-    found = _read(file, key)
-    if found is None:
-        found = compare(ours, theirs, metrics, find_device())
-        said = {**key, "frames": found, "sha256": _digest(found)}
-        write_text(file, json.dumps(said, allow_nan=False) + "\n")
-    return found
+    frames = _read(file, key)
+    if frames is None:
+        frames = compare(ours, theirs, metrics, find_device())
+        entry = {**key, "frames": frames, "sha256": _digest(frames)}
+        write_text(file, json.dumps(entry, allow_nan=False) + "\n")
+    return frames
 
 
 def check_replaceable(out: Path, rows: list[Row], videos: list[Video]) -> None:
@@ -101,22 +101,22 @@ def _digest(frames: Frames) -> str:
 def _read(file: Path, key: dict[str, Any]) -> Frames | None:
     """What was measured before; None where that is missing, broken, written over or of other files."""
     try:
-        said = json.loads(file.read_text(encoding="utf-8"))
+        entry = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    is_ours = isinstance(said, dict) and {name: said.get(name) for name in key} == key
-    is_whole = is_ours and _is_whole(said.get("frames"), key["metrics"])
-    return said["frames"] if is_whole and said.get("sha256") == _digest(said["frames"]) else None
+    is_ours = isinstance(entry, dict) and {name: entry.get(name) for name in key} == key
+    is_whole = is_ours and _is_whole(entry.get("frames"), key["metrics"])
+    return entry["frames"] if is_whole and entry.get("sha256") == _digest(entry["frames"]) else None
 
 
-def _is_whole(found: object, metrics: list[str]) -> bool:
+def _is_whole(frames: object, metrics: list[str]) -> bool:
     """Whether these are numbers of every frame by every metric."""
-    if not isinstance(found, dict) or list(found) != metrics:
+    if not isinstance(frames, dict) or list(frames) != metrics:
         return False
-    if not all(isinstance(numbers, list) and numbers for numbers in found.values()):
+    if not all(isinstance(numbers, list) and numbers for numbers in frames.values()):
         return False
-    return len({len(numbers) for numbers in found.values()}) == 1 and all(
+    return len({len(numbers) for numbers in frames.values()}) == 1 and all(
         type(x) is float and isfinite(x) and BOUNDS[name][0] <= x <= BOUNDS[name][1]
-        for name, numbers in found.items()
+        for name, numbers in frames.items()
         for x in numbers
     )

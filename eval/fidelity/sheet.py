@@ -35,9 +35,9 @@ def draw_side_by_side(path: Path, rows: list[Row], scores: Scores, summaries: li
             continue
         shown.append((2 * first - 1, f"{reference.name}: {video.caption}"))
         for row, summary in zip(others, summaries[1:], strict=True):
-            strip, found = _read_strip(row.file(video), frames), summary["videos"][i]
-            said = f"PSNR {found['psnr']:.2f} dB" + (f", SSIM {found['ssim']:.3f}" if "ssim" in found else "")
-            shown.append((2 * strip - 1, f"{row.name}: {said}"))
+            strip, numbers = _read_strip(row.file(video), frames), summary["videos"][i]
+            caption = f"PSNR {numbers['psnr']:.2f} dB" + (f", SSIM {numbers['ssim']:.3f}" if "ssim" in numbers else "")
+            shown.append((2 * strip - 1, f"{row.name}: {caption}"))
             difference = (AMPLIFIED * (strip - first).abs()).clamp(max=1)
             shown.append((2 * difference - 1, f"|{row.name} - {reference.name}| x {AMPLIFIED}"))
     strips, captions = zip(*shown, strict=True)

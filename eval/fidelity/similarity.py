@@ -86,14 +86,14 @@ def ms_ssim(candidate: Float[Tensor, "f 3 h w"], reference: Float[Tensor, "f 3 h
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    found = torch.ones(len(candidate), device=candidate.device)
+    product = torch.ones(len(candidate), device=candidate.device)
     for weight in SCALES[:-1]:
         _, contrast = structural_similarity_index_measure(
             candidate, reference, data_range=1.0, reduction="none", return_contrast_sensitivity=True
         )
-        found *= contrast.relu() ** weight
+        product *= contrast.relu() ** weight
         candidate, reference = (avg_pool2d(x, 2) for x in (candidate, reference))
-    return found * ssim(candidate, reference).relu() ** SCALES[-1]
+    return product * ssim(candidate, reference).relu() ** SCALES[-1]
 
 
 def lpips(candidate: Float[Tensor, "f 3 h w"], reference: Float[Tensor, "f 3 h w"]) -> Float[Tensor, " f"]:
@@ -120,7 +120,7 @@ def compare(
     Raises ClipError for videos that are broken or differ in their frames' number or size, and for numbers that aren't
     finite.
     """
-    found: dict[str, list[float]] = {name: [] for name in metrics}
+    results: dict[str, list[float]] = {name: [] for name in metrics}
     pairs = zip_longest(read_frames(candidate), read_frames(reference))
     together = None if "vmaf" in metrics else TOGETHER
     while several := tuple(islice(pairs, together)):
@@ -129,12 +129,12 @@ def compare(
         for name, metric in metrics.items():
             numbers = metric(ours, theirs).double().cpu()
             if not numbers.isfinite().all():
-                at = len(found[name]) + int(numbers.isfinite().long().argmin())
+                at = len(results[name]) + int(numbers.isfinite().long().argmin())
                 raise ClipError(f"{candidate}: {NAMES[name]} is {numbers[~numbers.isfinite()][0]:g} at frame {at}")
-            found[name] += numbers.clamp(*BOUNDS[name]).tolist()
-    if not all(found.values()):
+            results[name] += numbers.clamp(*BOUNDS[name]).tolist()
+    if not all(results.values()):
         raise ClipError(f"{candidate}: has no frame")
-    return found
+    return results
 
 
 def _check_alike(candidate: Path, reference: Path, pairs: tuple[tuple[np.ndarray | None, ...], ...]) -> None:
@@ -144,8 +144,8 @@ def _check_alike(candidate: Path, reference: Path, pairs: tuple[tuple[np.ndarray
         raise ClipError(f"{candidate} has {lengths[0]} frames, {reference} {lengths[1]}: expected as many")
     sizes = sorted({frame.shape[:2] for pair in pairs for frame in pair})
     if len(sizes) > 1:
-        said = " and ".join("x".join(map(str, size)) for size in sizes)
-        raise ClipError(f"frames of {candidate} or {reference} are of {said} (rows x columns): expected one size")
+        listed = " and ".join("x".join(map(str, size)) for size in sizes)
+        raise ClipError(f"frames of {candidate} or {reference} are of {listed} (rows x columns): expected one size")
 
 
 def read_frames(path: Path) -> Iterator[UInt8[np.ndarray, "h w 3"]]:

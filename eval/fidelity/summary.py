@@ -9,9 +9,9 @@ from math import log10
 from statistics import fmean
 from typing import Any
 
-from fps_flex.checks import is_real
 from train.common.atomic import digest_file
 
+from ..generate.records import numbers_of, part_of
 from ..intervals import Sample, estimate
 from .pairs import Row, Video
 from .scores import Frames
@@ -27,13 +27,13 @@ def to_db(error: float) -> float:
 
 def summarise(row: Row, scores: dict[str, Frames] | None, videos: list[Video]) -> dict[str, Any]:
     """A row as plain data. scores: of its videos by name; None for the reference."""
-    said = {name: value for name, value in asdict(row).items() if value is not None} | {"folder": str(row.folder)}
-    said |= {"made": describe_making(row, videos)}
+    summary = {name: value for name, value in asdict(row).items() if value is not None} | {"folder": str(row.folder)}
+    summary |= {"made": describe_making(row, videos)}
     if scores is None:
-        return said
+        return summary
     of_video = [{"name": video.name, **_of_video(scores[video.name])} for video in videos]
     counts = {name: sum(video[name] for video in of_video) for name in ("frames", "equal_frames")}
-    return said | counts | {"total": total(of_video, [video.prompt for video in videos]), "videos": of_video}
+    return summary | counts | {"total": total(of_video, [video.prompt for video in videos]), "videos": of_video}
 
 
 def _of_video(frames: Frames) -> dict[str, Any]:
@@ -60,12 +60,12 @@ def total(of_video: list[dict[str, Any]], prompts: list[str]) -> dict[str, Any]:
         values: dict[str, list[float]] = {}
         for prompt, numbers in zip(prompts, of_video, strict=True):
             values.setdefault(prompt, []).append(numbers[name])
-        found = estimate(Sample(values, *bounds))
-        interval = None if found.low is None else [found.low, found.high]
+        result = estimate(Sample(values, *bounds))
+        interval = None if result.low is None else [result.low, result.high]
         equal = len({x for those in values.values() for x in those}) == 1
         return {
-            "mean": found.mean, "interval": interval, "all_equal": equal,
-            "prompts": found.prompts, "videos": found.values,
+            "mean": result.mean, "interval": interval, "all_equal": equal,
+            "prompts": result.prompts, "videos": result.values,
         }  # fmt: skip
 
     error = over("mse", BOUNDS["mse"])
@@ -86,27 +86,23 @@ def describe_making(row: Row, videos: list[Video]) -> dict[str, Any]:
     """
     records = [read_record(row, video) for video in videos]
     lossless = [record.get("lossless") for record in records]
-    machines = [_part(record, "machine") for record in records]
-    prints = [{k: v for k, v in _part(record, "fingerprints").items() if isinstance(v, str)} for record in records]
-
-    def numbers(name: str) -> list[float]:
-        return [float(record[name]) for record in records if is_real(record.get(name))]
-
-    said = {
+    machines = [part_of(record, "machine") for record in records]
+    prints = [{k: v for k, v in part_of(record, "fingerprints").items() if isinstance(v, str)} for record in records]
+    made = {
         "fingerprints": _each(prints),
         **{name: _each(machine.get(name) for machine in machines) for name in ("device", "commit")},
-        **{name: fmean(found) for name in ("density", "seconds") if (found := numbers(name))},
-        "peak_gb": max(numbers("peak_gb"), default=None),
+        **{name: fmean(values) for name in ("density", "seconds") if (values := numbers_of(records, name))},
+        "peak_gb": max(numbers_of(records, "peak_gb"), default=None),
         "lossless": False if False in lossless else None if None in lossless else all(lossless),
         "of_other_files": [video.name for video in videos if is_of_another(row, video)],
     }
-    return {name: value for name, value in said.items() if value not in (None, [])}
+    return {name: value for name, value in made.items() if value not in (None, [])}
 
 
 def _each(values: Iterable[Any]) -> list[Any]:
     """Every text, or dict of texts, once."""
-    found = [value for value in values if value and isinstance(value, (str, dict))]
-    return [value for i, value in enumerate(found) if value not in found[:i]]
+    there = [value for value in values if value and isinstance(value, (str, dict))]
+    return [value for i, value in enumerate(there) if value not in there[:i]]
 
 
 def read_record(row: Row, video: Video) -> dict[str, Any]:
@@ -116,16 +112,16 @@ def read_record(row: Row, video: Video) -> dict[str, Any]:
 
 def is_of_another(row: Row, video: Video) -> bool:
     """Whether a video has a record, but of other bytes than its own."""
-    said = _read(row, video)
-    return "sha256" in said and said["sha256"] != _digest(row, video)
+    record = _read(row, video)
+    return "sha256" in record and record["sha256"] != _digest(row, video)
 
 
 def _read(row: Row, video: Video) -> dict[str, Any]:
     try:
-        said = json.loads(row.file(video).with_suffix(".json").read_text(encoding="utf-8"))
+        record = json.loads(row.file(video).with_suffix(".json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return said if isinstance(said, dict) else {}
+    return record if isinstance(record, dict) else {}
 
 
 def _digest(row: Row, video: Video) -> str | None:
@@ -134,7 +130,3 @@ def _digest(row: Row, video: Video) -> str | None:
         return digest_file(row.file(video))
     except OSError:
         return None
-
-
-def _part(record: dict[str, Any], name: str) -> dict[str, Any]:
-    return part if isinstance(part := record.get(name), dict) else {}

@@ -11,17 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from fps_flex.checks import at_home, require
-from fps_flex.wan.linears import Linears
-from fps_flex.wan.model import Residual
-from fps_flex.wan.weights import Which
 from train.common.atomic import check_ours
 from train.common.console import cli_errors, run_command
 
-from .attention import AttentionChanges
-from .jobs import Job, Settings
+from .jobs import Job, Options, Settings
 from .models import TextToVideo, open_model
 from .prompts import file_name, read_prompts
-from .sampling import MOST_GUIDANCE, Sampler, build_scheduler
+from .sampling import MOST_GUIDANCE, build_scheduler
 from .sizes import check_size
 from .videos import draw_contacts, make_videos
 
@@ -41,84 +37,35 @@ def main(
         prompts: a text file with a prompt a line, in place of `prompt`; one that is there twice is made once.
         count: videos of each prompt.
         seed: of each prompt's first video; its next one has the next. Other prompts, and their order, change nothing.
-        options: of `resolve_settings`.
+        options: of `Options`.
     """
     out, prompts = at_home(out), prompts and at_home(prompts)
     jobs = plan_jobs(read_prompts(prompt, prompts), count, seed)
     sheet = out / "contact.png"
     check_ours(sheet)
-    model, settings = resolve_settings(**options)
+    model, settings = resolve_settings(Options(**options))
     if make_videos(model, settings, jobs, out):
         draw_contacts(sheet, out, jobs[:8], settings.clip)
 
 
-def resolve_settings(
-    checkpoint: str,
-    negative_prompt: str | None = None,
-    sampler: Sampler = "unipc",
-    steps: int = 50,
-    guidance: float = 5.0,
-    shift: float | None = None,
-    frames: int | None = None,
-    height: int | None = None,
-    width: int | None = None,
-    fps: float | None = None,
-    weights: Which = "average",
-    attention: AttentionChanges | None = None,
-    linears: Linears = "bf16",
-    residual: Residual | None = None,
-    encoders: str | None = None,
-    low_noise: str | None = None,
-    boundary: float | None = None,
-    low_noise_guidance: float | None = None,
-    lossless: bool = False,
-) -> tuple[TextToVideo, Settings]:
-    """A checkpoint, opened and checked, and how it makes videos. Raises ValueError for what doesn't fit.
-
-    Args:
-        checkpoint: a .ckpt of train.fit, or Wan2.1 or Wan2.2 as released, official or diffusers: a folder or a file;
-            of a release with two transformers (Wan2.2 A14B) its folder, for both, or the one for high noise.
-        negative_prompt: what guidance leads away from; none takes the text encoder's own.
-        sampler: unipc or euler.
-        steps: of the sampler.
-        guidance: 1 follows the prompt alone, more stresses it.
-        shift: of the noise levels; none takes that of training (where two experts were trained, of the high-noise one),
-            or for released weights 12 for two experts, 5 for Wan2.2's 5B, else 3 below 720p and 5 from there on.
-        frames: none takes those of training, or 81, or 121 for Wan2.2's 5B.
-        height: rows of pixels; none takes those of training, or 480, or 704 for Wan2.2's 5B.
-        width: columns of pixels; none takes those of training, or 832, or 1280 for Wan2.2's 5B.
-        fps: frames a second; none takes those of training, or 16, or 24 for Wan2.2's 5B.
-        weights: of a .ckpt, the averaged or the live ones.
-        attention: options in place of those of training, or of dense attention for released weights.
-        linears: the transformer's linear layers on a GPU: bf16, or faster and rounded to FP8: those of the feed-forward
-            networks (fp8-ffn), or all of its blocks' (fp8), with torchao installed.
-        residual: what runs from block to block, and the head: in the dtype of the computation (compute), or in fp32 as
-            in the official model; none takes that of training, or fp32 for released weights.
-        encoders: folder with vae/, text_encoder/ and tokenizer/; none looks beside released weights.
-        low_noise: the low-noise one of two experts, like `checkpoint`: fine-tuned, or a release's; none takes that of
-            the release. Both are in the GPU's memory: 2 x 28 GB.
-        boundary: noise level from which up `checkpoint` denoises, and below which the low-noise expert does; none takes
-            what they were made for, or 0.875, that of Wan2.2's A14B.
-        low_noise_guidance: of the low-noise expert; none takes `guidance` (Wan2.2's own A14B takes 3, and 4 for high
-            noise, in 40 steps).
-        lossless: keep every pixel, to measure videos with eval.fidelity: plain H.264 (crf 18) hides what differs less
-            than its own loss. Files are 40 to 80 times as large (81 frames at 480p some 50 MB), and many players,
-            browsers among them, can't show their RGB (High 4:4:4 Predictive); ffmpeg, mpv and VLC can.
-    """
-    model = open_model(checkpoint, weights, encoders, attention, low_noise, boundary)
-    require("guidance", guidance, least=0, most=MOST_GUIDANCE)
-    given = {"frames": frames, "height": height, "width": width, "fps": fps}
-    clip = replace(model.clip, **{name: value for name, value in given.items() if value is not None})
+def resolve_settings(options: Options) -> tuple[TextToVideo, Settings]:
+    """A checkpoint, opened and checked, and how it makes videos. Raises ValueError for what doesn't fit."""
+    x = options
+    model = open_model(x.checkpoint, x.weights, x.encoders, x.attention, x.low_noise, x.boundary)
+    require("guidance", x.guidance, least=0, most=MOST_GUIDANCE)
+    given = {name: value for name in ("frames", "height", "width", "fps") if (value := getattr(x, name)) is not None}
+    clip = replace(model.clip, **given)
     require("fps", clip.fps, least=LEAST_FPS, most=MOST_FPS)
     check_size(model, clip.size)
+    shift = x.shift
     if shift is None:
         shift = model.shift or (5.0 if min(clip.height, clip.width) >= 720 else 3.0)
-    build_scheduler(sampler, steps, shift)
-    negative = model.text.negative_prompt if negative_prompt is None else negative_prompt
-    residual = residual or model.residual
+    build_scheduler(x.sampler, x.steps, shift)
+    negative = model.text.negative_prompt if x.negative_prompt is None else x.negative_prompt
     return model, Settings(
-        checkpoint, weights, negative, sampler, steps, guidance, shift, linears, residual, clip,
-        **_resolve_low(model, guidance, low_noise_guidance), lossless=lossless,
+        x.checkpoint, x.weights, negative, x.sampler, x.steps, x.guidance, shift, x.linears,
+        x.residual or model.residual, clip, **_resolve_low(model, x.guidance, x.low_noise_guidance),
+        lossless=x.lossless,
     )  # fmt: skip
 
 

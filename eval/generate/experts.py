@@ -67,7 +67,7 @@ def _check_same(high: str, first: Weights, low: str, second: Weights) -> None:
     other = [f"{name} {value} and {others[name]}" for name, value in sizes.items() if value != others[name]]
     if first.trained and second.trained:
         both = (first.trained, second.trained)
-        encoders = ([comparable(said.get(name) or {}) for said in both] for name in ("codec", "text"))
+        encoders = ([comparable(settings.get(name) or {}) for settings in both] for name in ("codec", "text"))
         other += [f"{one} and {two}" for one, two in encoders if one != two]
     if other:
         raise ValueError(f"{high} and {low} are no two experts of one model: they have {', '.join(other)}")

@@ -1,4 +1,4 @@
-"""What makes the videos of a run: a text encoder before, then one or two transformers and a codec."""
+"""What makes the videos of a run: text states, on disk, and one or two transformers and a codec."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from fps_flex.checks import show
 from fps_flex.wan import Wan
+from train.cached import trim_text
 from train.left_out import speaks
 
 from .models import TextToVideo
 from .sampling import LowNoise, build_scheduler, sample_latents
-from .states import TextStates
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -76,3 +78,33 @@ def encode_prompts(model: TextToVideo, prompts: list[str], device: torch.device,
         states.add(prompt, model.text([prompt], device))
     model.text.unload()
     return states
+
+
+class TextStates:
+    """States of each prompt less the zeros at their end, in a file without a name, which goes with the process.
+
+    folder: on whose disk.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._file = TemporaryFile(dir=folder)  # noqa: SIM115 - as long as the object is there
+        self._where: dict[str, tuple[int, int, torch.dtype, torch.Size]] = {}  # first byte, and how many
+
+    def add(self, prompt: str, states: Float[Tensor, "1 l e"]) -> None:
+        """Raises ValueError where the disk is full."""
+        data = trim_text(states[0]).cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        try:
+            start = self._file.seek(0, 2)
+            self._file.write(data)
+            self._file.flush()
+        except OSError as error:
+            raise ValueError(f"text states can't be kept in {self.folder} ({error.strerror}): make room") from None
+        self._where[prompt] = start, len(data), states.dtype, states.shape
+
+    def __getitem__(self, prompt: str) -> Float[Tensor, "1 l e"]:
+        start, count, dtype, shape = self._where[prompt]
+        states = torch.zeros(shape, dtype=dtype)
+        self._file.seek(start)
+        self._file.readinto(states.view(-1).view(torch.uint8)[:count].numpy())
+        return states

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from fps_flex import FPSAttention
-from fps_flex.checks import as_whole, at_home, require
+from fps_flex.checks import as_fields, as_whole, at_home, require
 from fps_flex.wan import Wan
-from fps_flex.wan.codecs import Codec, TextEncoder
+from fps_flex.wan.codecs import ByteText, Codec, Fixed, PixelCodec, TextEncoder
 from fps_flex.wan.encoders import UMT5Text, WanVAE
 from fps_flex.wan.experts import ALL, levels_of
 from fps_flex.wan.hub import HUB, release_of
 from fps_flex.wan.linears import Linears, quantize_linears
 from fps_flex.wan.model import Residual
+from fps_flex.wan.release import PartError
 from fps_flex.wan.weights import Weights, Which, build_empty, fill
 
 from .attention import AttentionChanges, choose_attention
 from .experts import LowExpert, open_experts
-from .trained import build, check_trained, find
+
+CODECS = {one.kind: one for one in (PixelCodec, WanVAE, ByteText, UMT5Text)}
+SETTINGS = ("codec", "text", "clip", "residual", "shift", "step", "run_id")
+Kind = TypeVar("Kind", bound=Fixed)
 
 
 @dataclass(frozen=True)
@@ -114,10 +118,10 @@ def open_model(
     checkpoint, low_noise, encoders = (path and str(at_home(path)) for path in paths.values())
     weights, low = open_experts(checkpoint, which, low_noise, boundary)
     opened = {checkpoint: weights, **({low.path: low.weights} if low else {})}
-    attention = choose_attention({path: trained_attention(held) for path, held in opened.items()}, attention)
-    trained = {path: held.trained for path, held in opened.items() if held.trained is not None}
-    for path, said in trained.items():
-        check_trained(path, said)
+    attention = choose_attention({path: trained_attention(one) for path, one in opened.items()}, attention)
+    trained = {path: one.trained for path, one in opened.items() if one.trained is not None}
+    for path, record in trained.items():
+        check_trained(path, record)
     if trained:
         model = _open_trained(*next(iter(trained.items())), weights, low, encoders, attention)
     else:
@@ -131,39 +135,40 @@ def open_model(
 
 def trained_attention(weights: Weights) -> FPSAttention | None:
     """What a checkpoint of train.fit was trained with, also once it was exported; None for released weights."""
-    said = (weights.settings or {}).get("attention")
-    return said and FPSAttention.from_dict(said)
+    attention = (weights.settings or {}).get("attention")
+    return attention and FPSAttention.from_dict(attention)
 
 
 def _open_released(weights: Weights, low: LowExpert | None, encoders: str, attention: FPSAttention) -> TextToVideo:
     """With the clip size, and the shift, of its release's own examples; an exported fine-tune with its own."""
-    said = weights.settings or {}
+    settings = weights.settings or {}
     codec = find(WanVAE, path=encoders)
-    text = find(UMT5Text, path=encoders, **({"length": said["text_length"]} if "text_length" in said else {}))
+    text = find(UMT5Text, path=encoders, **({"length": settings["text_length"]} if "text_length" in settings else {}))
     clip, shift = (Clip(), 12.0 if low else None) if codec.pixels == 8 else (OF_5B, 5.0)
-    clip = Clip(**said["clip"]) if "clip" in said else clip
-    residual, shift = said.get("residual", "fp32"), said.get("shift", shift)
+    clip = Clip(**settings["clip"]) if "clip" in settings else clip
+    residual, shift = settings.get("residual", "fp32"), settings.get("shift", shift)
     return TextToVideo(weights, attention, codec, text, clip, residual, shift, low=low)
 
 
 def _open_trained(
     path: str,
-    said: dict[str, Any],
+    record: dict[str, Any],
     weights: Weights,
     low: LowExpert | None,
     encoders: str | None,
     attention: FPSAttention,
 ) -> TextToVideo:
-    """path, said: a checkpoint of train.fit and what it says; of two such, the high-noise expert's."""
-    codec, text = (build(path, said[name], kind, encoders) for name, kind in (("codec", Codec), ("text", TextEncoder)))
+    """path, record: a checkpoint of train.fit and what it says; of two such, the high-noise expert's."""
+    kinds = {"codec": Codec, "text": TextEncoder}
+    codec, text = (build(path, record[name], kind, encoders) for name, kind in kinds.items())
     if encoders and not any("path" in one.spec()["options"] for one in (codec, text)):
         raise ValueError(
             f"encoders is {encoders}, and {path} was trained with ones that need no files ({codec.kind} and "
             f"{text.kind}): leave it out"
         )
-    step = said["step"] if weights.trained is said else None
+    step = record["step"] if weights.trained is record else None
     return TextToVideo(
-        weights, attention, codec, text, Clip(**said["clip"]), said["residual"], said["shift"], step, low
+        weights, attention, codec, text, Clip(**record["clip"]), record["residual"], record["shift"], step, low
     )
 
 
@@ -193,3 +198,42 @@ def find_fingerprints(model: TextToVideo) -> dict[str, str]:
     low = {"low_noise": model.low.weights.fingerprint()} if model.low else {}
     encoders = {"codec": model.codec.fingerprint(), "text": model.text.fingerprint()}
     return {"transformer": model.weights.fingerprint(), **low, **encoders}
+
+
+def check_trained(path: str, record: dict[str, Any]) -> None:
+    """Raises ValueError unless a checkpoint says all of its run that making videos takes."""
+    missing = [name for name in SETTINGS if name not in record]
+    if missing:
+        raise ValueError(
+            f"{path} doesn't say its {', '.join(missing)}: start a run of this version from it, with --model.checkpoint"
+        )
+
+
+def build(path: str, spec: dict[str, Any], base: type[Kind], encoders: str | None) -> Kind:
+    """A codec or text encoder as a checkpoint describes it. Raises ValueError where it can't be built.
+
+    encoders: folder to look in, in place of that it was trained with.
+    """
+    kinds = {name: kind for name, kind in CODECS.items() if issubclass(kind, base)}
+    named = spec["kind"]
+    if named not in kinds:
+        raise ValueError(
+            f"{path} is no checkpoint of this project (it was trained with {named}, expected one of {', '.join(kinds)})"
+        )
+    try:
+        options = dict(as_fields("options", spec["options"], [field.name for field in fields(kinds[named])]))
+        if encoders and "path" in options:
+            options["path"] = encoders
+        return find(kinds[named], **options)
+    except PartError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{path} is no checkpoint of this project (its {base.__name__}: {error})") from None
+
+
+def find(kind: type[Kind], **options: Any) -> Kind:
+    """Raises PartError where its files are missing or broken."""
+    try:
+        return kind(**options)
+    except PartError as error:
+        raise PartError(f"{error}; --encoders names another folder") from None

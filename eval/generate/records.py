@@ -1,4 +1,4 @@
-"""The record of a video, the JSON beside it: what made it, and whether that is what would make it now."""
+"""The record of a video, the JSON beside it: what made it, and how that differs from what would make it now."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fps_flex.checks import show
+from fps_flex.checks import is_real, show
 from train.common.atomic import ELSEWHERE, digest_file, write_json
 
-from ..machine import find_commit, name_device
-from .changes import find_other_weights
+from ..timing import find_commit, name_device
 from .models import TextToVideo, describe, find_fingerprints
 from .sampling import build_scheduler, list_regimes, mean_density
 
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
     from .jobs import Job, Settings
 
 BEGINNING = '{"name":'  # of a record less its blanks, however short it was cut
+NOTED = {"density", "versions", "machine", "seconds", "peak_gb", "sha256"}  # and not compared
+OF_WEIGHTS = {"fingerprints", "trained_steps", "low_noise_trained_steps"}
 
 
 @dataclass(frozen=True)
@@ -120,20 +121,30 @@ def read_record(file: Path, expected: dict[str, Any]) -> dict[str, Any] | None:
     """
     try:
         text = file.read_bytes().decode(errors="replace").strip("\0 \r\n\t") if file.is_file() else ""
-        said = json.loads(text) if text else None
+        record = json.loads(text) if text else None
     except OSError as error:
         raise ValueError(f"{file} can't be read ({error.strerror}): {ELSEWHERE}") from None
     except (ValueError, RecursionError):
         plain = "".join(text.split())[: len(BEGINNING)]
-        said = None if BEGINNING.startswith(plain) else text
-    if not said:
+        record = None if BEGINNING.startswith(plain) else text
+    if not record:
         return None
-    if not isinstance(said, dict):
-        raise ValueError(f"{file} is no record of a video, it holds {show(said)}: {ELSEWHERE}")
-    lacking = [name for name in (*expected, "sha256") if name not in said]
+    if not isinstance(record, dict):
+        raise ValueError(f"{file} is no record of a video, it holds {show(record)}: {ELSEWHERE}")
+    lacking = [name for name in (*expected, "sha256") if name not in record]
     if lacking:
         raise ValueError(f"{file} is no record of a video that this version made, it lacks {lacking[0]}: {ELSEWHERE}")
-    return said
+    return record
+
+
+def part_of(record: dict[str, Any], name: str) -> dict[str, Any]:
+    """Of a record that anyone may have written: empty where it has none, or something else."""
+    return part if isinstance(part := record.get(name), dict) else {}
+
+
+def numbers_of(records: Iterable[dict[str, Any]], name: str) -> list[float]:
+    """Likewise, of those that have one."""
+    return [float(record[name]) for record in records if is_real(record.get(name))]
 
 
 def _digest(video: Path) -> str | None:
@@ -149,3 +160,55 @@ def _check_replaceable(path: Path) -> None:
     is_empty = path.is_dir() and not path.is_symlink() and not any(path.iterdir())
     if path.exists() and not path.is_file() and not is_empty:
         raise ValueError(f"{path} is no file: {ELSEWHERE}")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Weights that a video depends on. path: where they lay. options: what else a configuration says of them."""
+
+    path: str | None
+    options: Any
+    fingerprint: str | None
+
+
+def find_other_weights(video: Path, made: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The paths that had other weights when a video was made than now.
+
+    Weights that moved are the same. Raises ValueError for other weights of another path, and for any other setting that
+    differs.
+    """
+    were, are = _parts(made), _parts(now)
+    changed = [name for name in are if were[name].fingerprint != are[name].fingerprint]
+    plain = [name for name in now if name not in {*NOTED, *OF_WEIGHTS, *are}]
+    other = [name for name in plain if not says_the_same(made[name], now[name])]
+    other += [name for name in are if not says_the_same(were[name].options, are[name].options)]
+    other += [name for name in changed if were[name].path != are[name].path and name not in other]
+    if other:
+        was = ", ".join(f"{name} {made[name]} (now {now[name]})" for name in other)
+        raise ValueError(f"{video} was made with {was}: choose another --out")
+    return list(dict.fromkeys(are[name].path or name for name in changed))
+
+
+def _parts(record: dict[str, Any]) -> dict[str, Part]:
+    """By the name of the setting that says where they lie."""
+    digests = record["fingerprints"] if isinstance(record["fingerprints"], dict) else {}
+    parts = {
+        "checkpoint": Part(record["checkpoint"], None, digests.get("transformer")),
+        "low_noise": Part(record["low_noise"], None, digests.get("low_noise")),
+    }
+    for name in ("codec", "text"):
+        options = _flatten(record[name])
+        parts[name] = Part(options.pop("path", None), options, digests.get(name))
+    return parts
+
+
+def _flatten(spec: Any) -> dict[str, Any]:
+    """An encoder's kind and options; of a record that was written over, whatever it says."""
+    if not (isinstance(spec, dict) and isinstance(spec.get("options"), dict)):
+        return {"spec": spec}
+    return {"kind": spec.get("kind"), **spec["options"]}
+
+
+def says_the_same(one: Any, other: Any) -> bool:
+    """Whether two values are the same JSON: to Python 1, 1.0 and true are equal, but as settings they differ."""
+    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)

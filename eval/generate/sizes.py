@@ -45,8 +45,8 @@ def _fits(model: TextToVideo, axis: int, lengths: range) -> list[int]:
     """The first two of some lengths that divide, and have a whole tile of the attention."""
     tile = model.attention.tile
     least = tile[axis] if tile else 1
-    found = (length for length in lengths if (_tokens(model, axis, length) or 0) >= least)
-    return [length for length, _ in zip(found, range(2), strict=False)]
+    fitting = (length for length in lengths if (_tokens(model, axis, length) or 0) >= least)
+    return [length for length, _ in zip(fitting, range(2), strict=False)]
 
 
 def _nearest(model: TextToVideo, axis: int, length: int) -> str:

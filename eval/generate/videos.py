@@ -97,11 +97,11 @@ def _find_todo(kept: Records, jobs: list[Job], mine: list[Job]) -> list[Job]:
     todo = [job for job in mine if reasons[job] is not None]
     if len(todo) < len(mine):
         print(f"{len(mine) - len(todo)} of {len(mine)} videos are there already", flush=True)
-    said = [reasons[job] for job in todo if reasons[job]]
-    for line in said[:SHOWN]:
+    lines = [reasons[job] for job in todo if reasons[job]]
+    for line in lines[:SHOWN]:
         print(line, flush=True)
-    if len(said) > SHOWN:
-        print(f"and {len(said) - SHOWN:,} more videos are made again for such reasons", flush=True)
+    if len(lines) > SHOWN:
+        print(f"and {len(lines) - SHOWN:,} more videos are made again for such reasons", flush=True)
     return todo
 
 

@@ -11,8 +11,10 @@ import inspect
 import json
 import os
 import sys
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser
@@ -23,9 +25,9 @@ from train.common.work import rank_and_world
 
 from . import preflight, stages
 from .compare import PAPER_ROWS
-from .fetch import weights_command
-from .official import Device, open_scorer
-from .score import find_weights
+from .official import ScorerOptions
+from .plan import PlanOptions
+from .preflight import weights_command
 from .score import score as score_videos
 from .scorer_env import setup_command
 from .suite import FLICKER, read_plan
@@ -33,17 +35,10 @@ from .suite import FLICKER, read_plan
 
 def run(
     out: Path,
+    plan: PlanOptions,
+    scorer: ScorerOptions,
     checkpoint: str | None = None,
-    videos: Path | None = None,
-    suite: Path | None = None,
-    dimensions: list[str] | None = None,
-    quick: int | None = None,
-    seed: int = 0,
-    prompt_map: Path | None = None,
     shard: str | None = None,
-    scorer_python: Path | None = None,
-    scorer_weights: Path | None = None,
-    scorer_device: Device = "auto",
     name: str | None = None,
     wandb: str | None = None,
     **options: Any,
@@ -53,65 +48,42 @@ def run(
     Args:
         out: folder of the run.
         checkpoint: a .ckpt of train.fit, or Wan2.1 as released, official or diffusers: a folder or a file.
-        videos: in place of a checkpoint, a folder of videos made by any model and named 'prompt-0.mp4'.
-        suite: VBench_full_info.json, a wheel of vbench (pip download --no-deps vbench==0.1.5), its folder or an
-            environment with it; none looks into the scorer's environment, then into this one.
-        dimensions: some of the sixteen; none takes all.
-        quick: only so many prompts a dimension, spread over the suite, with one video each: not comparable.
-        seed: of the suite's first video; each video has one of its own, which --quick doesn't change.
-        prompt_map: a text file of long prompts to generate from, one a line, in the suite's order; the videos are
-            named by the short ones.
         shard: i/n makes the i-th of n shares of the videos, and stops where those of the others are missing.
-        scorer_python: Python of an environment with the official package; without it only temporal_flickering is
-            scored. setup-scorer makes one.
-        scorer_weights: VBench's folder of weights; none takes $VBENCH_CACHE_DIR, or ~/.cache/vbench.
-        scorer_device: of the official package: cpu, cuda, or the one there is.
         name: of the model, in the report; none takes the folder's.
         wandb: a project of Weights & Biases to log to; WANDB_MODE=offline needs no account.
-        options: of `resolve_settings`.
+        options: of `Options`.
     """
-    if (checkpoint is None) == (videos is None):
+    if (checkpoint is None) == (plan.videos is None):
         raise ValueError("expected either --checkpoint CKPT to make videos with, or --videos FOLDER")
-    planned = stages.plan(out, suite, dimensions, quick, seed, prompt_map, videos, scorer_python)
+    planned = stages.plan(out, plan, scorer.scorer_python)
     if rank_and_world()[0] == 0:
-        say_what_can_be_scored(planned.dimensions, scorer_python, scorer_weights, scorer_device)
+        say_what_can_be_scored(planned.dimensions, scorer)
     if checkpoint is not None and not stages.generate(out, shard, planned, checkpoint=checkpoint, **options):
         return
     if rank_and_world()[0] > 0:
         return
     stages.check(out)
-    score(out, None, scorer_python, scorer_weights, scorer_device)
+    score(out, scorer)
     stages.report(out, name, wandb)
 
 
-def score(
-    out: Path,
-    dimensions: list[str] | None = None,
-    scorer_python: Path | None = None,
-    scorer_weights: Path | None = None,
-    scorer_device: Device = "auto",
-) -> None:
+def score(out: Path, scorer: ScorerOptions, dimensions: list[str] | None = None) -> None:
     """Score the videos, one dimension at a time; those scored before, by the same scorer, are not scored again.
 
     Args:
         out: folder of the run, with its plan.json; scores go to its scores/, one file a dimension.
         dimensions: some of the plan's; none takes all.
-        scorer_python: Python of an environment with the official package; without it only temporal_flickering is
-            scored. setup-scorer makes one.
-        scorer_weights: VBench's folder of weights; none takes $VBENCH_CACHE_DIR, or ~/.cache/vbench.
-        scorer_device: of the official package: cpu, cuda, or the one there is.
     """
     plan = read_plan(out / "plan.json")
-    score_videos(plan.find_videos(out), plan, out, dimensions, scorer_python, scorer_weights, scorer_device)
+    score_videos(plan.find_videos(out), plan, out, dimensions, scorer)
 
 
-def say_what_can_be_scored(dimensions: tuple[str, ...], python: Path | None, weights: Path | None, device: str) -> None:
+def say_what_can_be_scored(dimensions: tuple[str, ...], options: ScorerOptions) -> None:
     """A line a dimension, before hours are spent on videos. Raises ValueError for a scorer that can't be used."""
-    if python is None:
+    if options.scorer_python is None:
         print(f"without --scorer-python only {FLICKER} is scored, and unfiltered: setup-scorer makes an environment")
         return
-    checked, static_filter = preflight.check_all(dimensions, open_scorer(python, device), find_weights(weights))
-    print("\n".join(preflight.describe_readiness(checked, static_filter)), flush=True)
+    print("\n".join(preflight.describe_readiness(*preflight.check_all(dimensions, *options.open()))), flush=True)
 
 
 PROG = "python -m eval.vbench"
@@ -151,10 +123,18 @@ def build_parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
         positional, how = POSITIONAL.get(name, ("", {}))
         if positional:
             part.add_argument(positional, **how)
-        part.add_function_arguments(function, as_positional=False, skip={"planned", positional})
+        groups = find_groups(function)
+        part.add_function_arguments(function, as_positional=False, skip={"planned", positional, *groups})
+        for group in groups.values():
+            part.add_class_arguments(group, as_group=False, as_positional=False)
         commands.add_subcommand(name, part, help=part.description)
         part.prog = f"{PROG} {name}"
     return whole, parts
+
+
+def find_groups(function: Callable[..., Any]) -> dict[str, type]:
+    """The parameters of a command that stand for several options."""
+    return {name: kind for name, kind in get_type_hints(function).items() if name != "return" and is_dataclass(kind)}
 
 
 def spell_options(args: list[str]) -> list[str]:
@@ -178,9 +158,9 @@ def pick_options(args: list[str], parts: dict[str, ArgumentParser]) -> list[str]
     known, known_to_run = ({*parts[name].get_defaults().keys()} for name in (args[0], "run"))
     picked = []
     for text in args:
-        said = _read_config(Path(text.removeprefix("--config="))) if text.startswith("--config=") else None
-        if isinstance(said, dict):
-            text = f"--config={json.dumps({k: x for k, x in said.items() if k in known or k not in known_to_run})}"
+        config = _read_config(Path(text.removeprefix("--config="))) if text.startswith("--config=") else None
+        if isinstance(config, dict):
+            text = f"--config={json.dumps({k: x for k, x in config.items() if k in known or k not in known_to_run})}"
         picked.append(text)
     return picked
 
@@ -207,13 +187,15 @@ def command(args: list[str] | None = None) -> None:
         options = whole.instantiate(parsed)[chosen].as_dict()
         options.pop("config", None)
         options = {name: at_home(value) if isinstance(value, Path) else value for name, value in options.items()}
+        for name, kind in find_groups(COMMANDS[chosen]).items():
+            options[name] = kind(**{field.name: options.pop(field.name) for field in fields(kind)})
         try:
-            found = COMMANDS[chosen](**options)
+            result = COMMANDS[chosen](**options)
             sys.stdout.flush()
         except BrokenPipeError:  # whoever reads what is printed has read enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
-    if chosen == "check" and not found.complete:
+    if chosen == "check" and not result.complete:
         sys.exit(1)
 
 

@@ -11,7 +11,7 @@ from ..intervals import Estimate, Sample
 from .check import Findings
 from .results import Results
 from .suite import DIMENSIONS, SEEDS, Plan
-from .values import Result, agrees, find_prompt
+from .values import Result, agrees, by_prompt
 
 GROUP_SHARES = {"quality": 0.8, "semantic": 0.2}  # of the total
 GROUPS = {
@@ -62,19 +62,15 @@ def find_intervals(results: Results) -> dict[str, Estimate]:
     mean of these; a group and the total are there where all their dimensions are, and are complete.
     """
     samples = {name: take_sample(result) for name, result in results.scores.items() if agrees(result)}
-    found = {name: intervals.estimate(sample) for name, sample in samples.items()}
+    estimates = {name: intervals.estimate(sample) for name, sample in samples.items()}
     whole = {name: sample for name, sample in samples.items() if results.scores[name].complete}
-    return {**found, **combine_samples(whole)}
+    return {**estimates, **combine_samples(whole)}
 
 
 def take_sample(result: Result) -> Sample:
     """A dimension's values by prompt, in the score's unit."""
-    values: dict[str, list[float]] = {}
-    weights: dict[str, list[float]] = {}
-    for name, value in result.per_video().items():
-        values.setdefault(find_prompt(name), []).append(value)
-        weights.setdefault(find_prompt(name), []).append(result.weights.get(name, 1.0))
-    return Sample(values, DIMENSIONS[result.dimension].least, 1.0, weights if result.weights else {})
+    weights = {name: result.weights[name] for name in result.videos} if result.weights else {}
+    return Sample(by_prompt(result.per_video()), DIMENSIONS[result.dimension].least, 1.0, by_prompt(weights))
 
 
 def combine_samples(samples: Mapping[str, Sample], differences: bool = False) -> dict[str, Estimate]:
@@ -112,12 +108,12 @@ def aggregate(results: Results, plan: Plan | None, reasons: Mapping[str, str]) -
     plan: of the run that the results are of; None for results without a run. reasons: as `find_reasons` has them.
     """
     totals = combine({name: result.score for name, result in results.scores.items() if name not in reasons})
-    said, warnings = _list_reasons(reasons), (*results.problems, *_list_warnings(results))
+    why, warnings = _list_reasons(reasons), (*results.problems, *_list_warnings(results))
     if plan and plan.quick:
         many = "1 prompt" if plan.quick == 1 else f"{plan.quick} prompts"
         quick = f"a quick run has {many} a dimension and one video each: it is not comparable"
-        return Totals(None, None, None, (quick, *said), warnings)
-    return Totals(totals.quality, totals.semantic, totals.total, said, warnings)
+        return Totals(None, None, None, (quick, *why), warnings)
+    return Totals(totals.quality, totals.semantic, totals.total, why, warnings)
 
 
 def _list_warnings(results: Results) -> Iterator[str]:
@@ -168,9 +164,9 @@ def find_mismatch(result: Result, plan: Plan) -> str:
     ]
     known = result.videos.keys() | {*result.left_out}
     absent, foreign = {*wanted} - known, result.videos.keys() - {video.name for video in videos}
-    said = [f"{len(wanted) - len(absent)} of {len(wanted)} videos of the plan are scored"] if absent else []
-    said += [f"{len(foreign)} that are scored are not in the plan"] if foreign else []
-    return f"{', '.join(said)}: `score` goes on with it" if said else ""
+    parts = [f"{len(wanted) - len(absent)} of {len(wanted)} videos of the plan are scored"] if absent else []
+    parts += [f"{len(foreign)} that are scored are not in the plan"] if foreign else []
+    return f"{', '.join(parts)}: `score` goes on with it" if parts else ""
 
 
 def count_faults(plan: Plan, findings: Findings) -> dict[str, Counter[str]]:

@@ -55,15 +55,15 @@ class Cache:
     def _read(self, line: bytes) -> bool:
         """Whether a line is whole; it is known from now on, where it is of this scorer."""
         try:
-            said = shape("it", Line, parse_json("it", line))
-            if said.value is None:
-                found = None, said.weight
+            entry = shape("it", Line, parse_json("it", line))
+            if entry.value is None:
+                value = None, entry.weight
             else:
-                found = to_value(self._dimension, said.value), to_weight(said.weight)
+                value = to_value(self._dimension, entry.value), to_weight(entry.weight)
         except ValueError:
             return False
-        if said.scorer == self._scorer:
-            self._known[said.name, said.sha256] = found
+        if entry.scorer == self._scorer:
+            self._known[entry.name, entry.sha256] = value
         return True
 
     def find(self, name: str, sha256: str) -> tuple[float | None, float] | None:
@@ -72,10 +72,10 @@ class Cache:
 
     def add(self, name: str, sha256: str, value: float | None, weight: float) -> None:
         self._known[name, sha256] = value, weight
-        said = asdict(Line(name, sha256, value, weight, self._scorer))
+        entry = asdict(Line(name, sha256, value, weight, self._scorer))
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(said) + "\n")
+            file.write(json.dumps(entry) + "\n")
 
 
 def hash_text(text: str) -> str:

@@ -36,7 +36,8 @@ def draw_scores(path: Path, report: Report) -> None:
     axes.set_ylim(len(DIMENSIONS) - 0.4, -0.6)
     axes.set_xlim(min(0, axes.get_xlim()[0]), max(145 if any(marks.values()) else 120, 1.15 * axes.get_xlim()[1]))
     axes.set_xlabel("normalised, percent; lines: 95 % intervals over prompts", fontsize=9)
-    axes.set_title(f"{_title(report)}\n{describe_counts(report)}", fontsize=10, parse_math=False)
+    name = report.name if len(report.name) <= LONGEST else f"{report.name[: LONGEST - 3]}..."
+    axes.set_title(f"VBench: {name}\n{describe_counts(report)}", fontsize=10, parse_math=False)
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
     handles = [Patch(color=colour, label=group) for group, colour in COLOURS.items()]
@@ -51,9 +52,9 @@ def _draw_bar(axes: Axes, row: int, name: str, report: Report, mark: str) -> Non
     value, colour = 100 * normalise(name, report.results.scores[name].score), COLOURS[DIMENSIONS[name].group]
     style = {"facecolor": "white", "edgecolor": colour, "hatch": HATCH} if mark else {"color": colour}
     axes.barh(row, value, **style)
-    end, found = max(value, 0), report.intervals.get(name)
-    if found and found.low is not None:
-        low, high = (100 * normalise(name, x) for x in (found.low, found.high))
+    end, interval = max(value, 0), report.intervals.get(name)
+    if interval and interval.low is not None:
+        low, high = (100 * normalise(name, x) for x in (interval.low, interval.high))
         axes.plot([low, high], [row, row], color="black", linewidth=1.2, marker="|", markersize=6)
         end = max(end, high)
     axes.text(end + 1.5, row, f"{value:.1f}{f', {mark}' if mark else ''}", va="center", fontsize=8)
@@ -64,15 +65,11 @@ def find_mark(report: Report, name: str) -> str | None:
     result = report.results.scores.get(name)
     if result is None or result.score is None:
         return None
-    if report.plan and report.plan.quick:
+    if report.quick:
         return "quick"
     if name in report.reasons:
         return "partial"
     return "unfiltered" if result.filtered is False else ""
-
-
-def _title(report: Report) -> str:
-    return f"VBench: {report.name if len(report.name) <= LONGEST else report.name[: LONGEST - 3] + '...'}"
 
 
 def describe_counts(report: Report) -> str:
@@ -81,11 +78,7 @@ def describe_counts(report: Report) -> str:
     prompts = {name.rpartition("-")[0] for name in names}
     if not names:
         return "given without the scores of single videos"
-    return f"{len(names):,} videos of {len(prompts):,} prompts" + ("; a quick run" if _is_quick(report) else "")
-
-
-def _is_quick(report: Report) -> bool:
-    return bool(report.plan and report.plan.quick)
+    return f"{len(names):,} videos of {len(prompts):,} prompts" + ("; a quick run" if report.quick else "")
 
 
 def describe_chart(report: Report) -> str:
@@ -98,17 +91,17 @@ def describe_chart(report: Report) -> str:
     return f"Bar chart of {report.name}, normalised scores in percent: {', '.join(told)}."
 
 
-def draw_differences(path: Path, first: str, found: dict[str, dict[str, Difference]]) -> None:
+def draw_differences(path: Path, first: str, runs: dict[str, dict[str, Difference]]) -> None:
     """A line a dimension: each run's paired difference from the one that is called `first`, with its interval."""
-    names = [name for name in (*DIMENSIONS, *TOTALS) if any(name in x for x in found.values())]
+    names = [name for name in (*DIMENSIONS, *TOTALS) if any(name in x for x in runs.values())]
     figure = Figure(figsize=(5.6, 1.4 + 0.3 * len(names)), layout="constrained")
     axes = figure.subplots()
-    for i, differences in enumerate(found.values()):
+    for i, differences in enumerate(runs.values()):
         known = {row: differences[name] for row, name in enumerate(names) if name in differences}
         means = np.array([100 * x.mean for x in known.values()])
         ends = [(x.mean, x.mean) if x.low is None else (x.low, x.high) for x in known.values()]
         bars = np.abs(100 * np.array(ends).reshape(-1, 2).T - means)
-        rows = np.array([*known]) + 0.15 * (i - (len(found) - 1) / 2)
+        rows = np.array([*known]) + 0.15 * (i - (len(runs) - 1) / 2)
         axes.errorbar(means, rows, xerr=bars, fmt="o", markersize=4, label=str(i))
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
@@ -116,8 +109,8 @@ def draw_differences(path: Path, first: str, found: dict[str, dict[str, Differen
     label = f"paired difference from {first}, in percent points, with 95 % intervals"
     axes.set_xlabel(fill(label, WRAPPED), fontsize=9, parse_math=False)
     axes.grid(axis="x", alpha=0.3)
-    legend = figure.legend(loc="outside upper center", ncols=1 if max(map(len, found)) > 20 else 4)
-    for text, name in zip(legend.get_texts(), found, strict=True):  # as labels, "_x" would be hidden and "$" set
+    legend = figure.legend(loc="outside upper center", ncols=1 if max(map(len, runs)) > 20 else 4)
+    for text, name in zip(legend.get_texts(), runs, strict=True):  # as labels, "_x" would be hidden and "$" set
         text.set_text(fill(name, WRAPPED))
         text.set_parse_math(False)
     save_figure(figure, path)

@@ -18,7 +18,7 @@ from train.common.work import progress_bar
 
 from ..generate.models import Clip
 from .plan import fold
-from .reading import NoFile, parse_json, read_json, shape, write_json
+from .reading import NoFile, first_of, parse_json, read_json, shape, write_json
 from .suite import FLICKER, SEEDS, Plan
 
 log = logging.getLogger("fps_flex")
@@ -142,8 +142,7 @@ def find_usable(folder: Path, names: Iterable[str], out: Path) -> Stock:
 def warn_of_strays(folder: Path, plan: Plan) -> None:
     stray = sorted({x.name for x in folder.iterdir() if x.suffix.lower() in PICTURES} - {x.name for x in plan.videos})
     if stray:
-        some = ", ".join(stray[:3]) + (", ..." if len(stray) > 3 else "")
-        log.warning("videos that are not in the plan, and are left alone: %s (%s)", len(stray), some)
+        log.warning("videos that are not in the plan, and are left alone: %s (%s)", len(stray), first_of(stray))
 
 
 def _see_all(folder: Path, names: list[str], cache: Path) -> dict[str, Seen]:
@@ -156,12 +155,12 @@ def _see_all(folder: Path, names: list[str], cache: Path) -> dict[str, Seen]:
     try:
         with progress_bar(bool(todo)) as progress:
             bar = progress.add_task("looking at videos", total=len(todo))
-            for name, found in zip(todo, pool.map(lambda name: see(folder / name), todo), strict=True):
-                seen[name] = found
+            for name, video in zip(todo, pool.map(lambda name: see(folder / name), todo), strict=True):
+                seen[name] = video
                 progress.advance(bar)
     finally:  # also when interrupted
         pool.shutdown(cancel_futures=True)
-        looked = known | {name: Looked(keys[name], found) for name, found in seen.items()}
+        looked = known | {name: Looked(keys[name], video) for name, video in seen.items()}
         write_json(cache, {name: asdict(one) for name, one in looked.items()})
     return {name: seen[name] for name in names}
 
@@ -186,14 +185,14 @@ def _differs(video: Seen, expected: Clip | None) -> str:
     """In which ways a video isn't as expected; empty when it is."""
     if expected is None:
         return ""
-    said = []
+    parts = []
     if video.frames != expected.frames:
-        said.append(f"{video.frames} frames, expected {expected.frames}")
+        parts.append(f"{video.frames} frames, expected {expected.frames}")
     if (video.height, video.width) != (expected.height, expected.width):
-        said.append(f"{video.height}x{video.width}, expected {expected.height}x{expected.width}")
+        parts.append(f"{video.height}x{video.width}, expected {expected.height}x{expected.width}")
     if abs(video.fps - expected.fps) > 0.01:
-        said.append(f"{video.fps:g} frames a second, expected {expected.fps:g}")
-    return "; ".join(said)
+        parts.append(f"{video.fps:g} frames a second, expected {expected.fps:g}")
+    return "; ".join(parts)
 
 
 def _explain_strays(names: list[str], missing: set[str]) -> dict[str, str]:

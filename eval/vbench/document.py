@@ -1,55 +1,26 @@
-"""What the HTML pages share: the head and its style, and pictures inside the file."""
+"""What the HTML pages share: the head and its style, lists, and strips of videos' frames inside the file."""
 
 from __future__ import annotations
 
 import base64
+import os
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from html import escape
+from io import BytesIO
+from itertools import islice
+from pathlib import Path
+from urllib.parse import quote
 
-STYLE = """
-:root { color-scheme: light dark; --text: #1d1d1f; --page: #fff; --dim: #53535a; --line: #d4d4d8; --link: #0b57a4;
-  --box: #f4f4f6; --warn: #fff4dc; --edge: #b4590a; }
-@media (prefers-color-scheme: dark) { :root { --text: #e6e6ea; --page: #1a1a1d; --dim: #b0b0b8; --line: #44444c;
-  --link: #8ab8ff; --box: #26262b; --warn: #3a2c12; --edge: #e09a4a; } }
-* { box-sizing: border-box; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 0 auto; padding: 1rem; color: var(--text);
-  background: var(--page); overflow-wrap: anywhere; }
-h1 { font-size: 1.6rem; line-height: 1.25; } h2 { font-size: 1.2rem; margin-top: 2rem; }
-h4 { margin-bottom: 0; } h4 + p { margin: .2rem 0 .6rem; }
-a { color: var(--link); }
-.totals { display: flex; flex-wrap: wrap; gap: .3rem 2rem; padding: 0; margin: 1rem 0; list-style: none; }
-.totals b { display: block; font-size: 1.7rem; line-height: 1.2; font-variant-numeric: tabular-nums; }
-figcaption, .note { color: var(--dim); font-size: .87rem; }
-.partial { background: var(--warn); border: 1px solid var(--edge); border-left-width: 5px; padding: .6rem 1rem; }
-.partial ul { margin: .3rem 0 0; padding-left: 1.2rem; }
-.scroll { max-width: 100%; overflow-x: auto; margin: .5rem 0 1rem; }
-p.note { margin: .5rem 0; }
-table { border-collapse: collapse; overflow-wrap: normal; width: max-content; }
-th, td { padding: .25rem .7rem .25rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
-th { font-weight: 600; }
-thead th { vertical-align: bottom; max-width: 8rem; white-space: normal; }
-thead bdi { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 4; overflow: hidden; }
-tbody th { font-weight: 500; max-width: min(14rem, 34vw); }
-tr > :first-child { position: sticky; left: 0; background: var(--page); }
-.figure { text-align: right; font-variant-numeric: tabular-nums; } td.figure { white-space: nowrap; }
-td:not(.figure) { max-width: 24rem; overflow-wrap: anywhere; }
-dl { display: grid; grid-template-columns: minmax(6rem, max-content) minmax(0, 1fr); gap: .15rem 1rem; }
-dt { color: var(--dim); } dd { margin: 0; }
-pre { background: var(--box); padding: .7rem; max-width: 100%; overflow-x: auto; white-space: pre-wrap; }
-img, video { max-width: 100%; height: auto; } figure { margin: 0 0 1.2rem; } figure img { display: block; }
-.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: 0 1rem; }
-@media print {
-  :root { color-scheme: light; --text: #000; --page: #fff; --dim: #333; --line: #999; --link: #000; --box: #fff;
-    --warn: #fff; --edge: #000; }
-  body { max-width: none; padding: 0; font-size: 10pt; }
-  .scroll { overflow: visible; } table { width: 100%; font-size: 7.5pt; } th, td { padding: .2rem .4rem .2rem 0; }
-  td.figure { white-space: normal; }
-  tr > :first-child { position: static; } thead { display: table-header-group; }
-  tr, figure, .partial, .totals { break-inside: avoid; }
-  h1, h2, h3 { break-after: avoid; } pre { border: 1px solid var(--line); overflow: visible; }
-  details { display: none; } a[href]::after { content: " (" attr(href) ")"; }
-}
-"""
+from PIL import Image
+
+from train.common.videos import ClipError, probe, sample_frames
+
+from .reading import first_of
+from .suite import Plan, Planned
+
+STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+STRIP, ROWS, WIDEST = 5, 96, 2000  # frames of a strip, their height in pixels, and the strip's greatest width
 
 
 def write_page(title: str, parts: Iterable[str]) -> str:
@@ -62,9 +33,9 @@ def write_page(title: str, parts: Iterable[str]) -> str:
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body><main>\n{body}\n</main></body></html>\n'
 
 
-def embed(data: bytes, kind: str, said: str) -> str:
+def embed(data: bytes, kind: str, alt: str) -> str:
     """A picture, and what is to be seen in it."""
-    return f'<img alt="{escape(said)}" src="{to_url(data, kind)}">'
+    return f'<img alt="{escape(alt)}" src="{to_url(data, kind)}">'
 
 
 def to_url(data: bytes, kind: str) -> str:
@@ -83,3 +54,87 @@ def list_facts(facts: Iterable[tuple[str, str]]) -> str:
 def isolate(text: str) -> str:
     """A prompt or a name in its own direction of writing."""
     return f'<bdi dir="auto">{escape(text)}</bdi>'
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Frames of a video, side by side in one picture."""
+
+    picture: Image.Image
+    frames: int
+
+    def first(self) -> Image.Image:
+        return self.picture.crop((0, 0, self.picture.width // self.frames, self.picture.height))
+
+
+@dataclass(frozen=True)
+class Strips:
+    """left_out: videos that are there and can't be shown, and why."""
+
+    shown: list[tuple[Planned, Strip]] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def describe_left_out(self) -> str:
+        """In a line; empty where all could be shown."""
+        named = [f"{name} ({why})" for name, why in self.left_out.items()]
+        what = "1 video" if len(named) == 1 else f"{len(named):,} videos"
+        return f"{what} can't be shown and are left out: {first_of(named)}" if named else ""
+
+
+def draw_strips(folder: Path, plan: Plan) -> Strips:
+    """Of the first video of each dimension that can be read; one of several dimensions is shown once."""
+    strips, seen = Strips(), set()
+    for dimension in plan.dimensions:
+        for video in plan.expected(dimension) if dimension not in seen else ():
+            if video.name in strips.left_out or not os.path.exists(folder / video.name):
+                continue
+            try:
+                strips.shown.append((video, draw_strip(folder / video.name)))
+            except ClipError as error:
+                strips.left_out[video.name] = str(error).removeprefix(f"{folder / video.name}: ")
+                continue
+            seen.update(video.dimensions)
+            break
+    return strips
+
+
+def draw_strip(path: Path) -> Strip:
+    """Frames spread over a video, side by side. Raises ClipError."""
+    sampled = sample_frames(path, STRIP / max(probe(path).seconds, 1e-3), ROWS)
+    frames = [Image.fromarray(frame) for _, frame in islice(sampled, STRIP)]
+    if not frames:
+        raise ClipError(f"{path}: has no frame")
+    picture = Image.new("RGB", (sum(frame.width for frame in frames), ROWS))
+    for i, frame in enumerate(frames):
+        picture.paste(frame, (i * frame.width, 0))
+    picture.thumbnail((WIDEST, ROWS))
+    return Strip(picture, len(frames))
+
+
+def find_link(video: Path, page: Path) -> str | None:
+    """The address of a video for a page in the folder `page`: relative, at most from the folder above.
+
+    None where it lies elsewhere: that address would tell of this machine's folders, and hold only here.
+    """
+    relative = os.path.relpath(os.path.abspath(video), os.path.abspath(page))
+    return None if Path(relative).parts.count("..") > 1 else quote(Path(relative).as_posix())
+
+
+def show_strip(strip: Strip, video: Path, page: Path, prompt: str, caption: str) -> str:
+    """A figure. page: the folder of the page. caption: as HTML."""
+    picture = embed(_to_jpeg(strip.picture), "jpeg", f"{strip.frames} frames of the video of: {prompt}")
+    link = find_link(video, page)
+    if link is None:
+        return f"<figure>{picture}<figcaption>{caption} {escape(video.name)}</figcaption></figure>"
+    poster = to_url(_to_jpeg(strip.first()), "jpeg")
+    player = f'<video controls preload="none" poster="{poster}" src="{escape(link)}"></video>'
+    return (
+        f'<figure>{picture}<figcaption>{caption} <a href="{escape(link)}">{escape(video.name)}</a></figcaption>'
+        f"<details><summary>Play</summary>{player}</details></figure>"
+    )
+
+
+def _to_jpeg(picture: Image.Image) -> bytes:
+    data = BytesIO()
+    picture.save(data, "jpeg", quality=85)
+    return data.getvalue()

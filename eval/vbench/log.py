@@ -6,9 +6,9 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+from .document import draw_strips
 from .reading import read_json, write_json
-from .report import Report
-from .strips import draw_strips
+from .report import TOTALS, Report
 
 
 def log_report(out: Path, report: Report, project: str) -> None:
@@ -40,10 +40,10 @@ def find_id(out: Path, project: str) -> str:
     """Of the W&B run: drawn once and kept in wandb.json, so that it goes with the folder wherever that is moved."""
     file = out / "wandb.json"
     try:
-        held = read_json(file)
+        kept = read_json(file)
     except ValueError:
-        held = None
-    ids = held if isinstance(held, dict) else {}
+        kept = None
+    ids = kept if isinstance(kept, dict) else {}
     if not isinstance(ids.get(project), str):
         ids[project] = secrets.token_hex(8)
         write_json(file, ids)
@@ -52,10 +52,10 @@ def find_id(out: Path, project: str) -> str:
 
 def list_figures(report: Report) -> dict[str, Any]:
     """By name: totals and scores that are known, the ends of their intervals, and what the videos took."""
-    totals = {name: getattr(report.totals, name) for name in ("quality", "semantic", "total")}
+    totals = {name: getattr(report.totals, name) for name in TOTALS}
     figures = {**totals, **{name: result.score for name, result in report.results.scores.items()}}
-    for name, found in report.intervals.items():
-        figures |= {f"{name}_low": found.low, f"{name}_high": found.high}
+    for name, interval in report.intervals.items():
+        figures |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
     made = report.making
     figures |= {"seconds_per_video": made.seconds, "density": made.density, "peak_gb": made.peak_gb}
     return {name: value for name, value in figures.items() if value is not None}

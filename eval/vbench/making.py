@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from .reading import NoFile, read_json
+from ..generate.records import numbers_of, part_of
+from .reading import NoFile, first_of, read_json
 from .suite import Plan
 
 OF_A_VIDEO = ("name", "prompt", "seed", "sha256", "seconds", "peak_gb")
 SHOWN_APART = ("regimes", "fingerprints", "machine", "density", "versions")
-NAMED = 3  # of the records that can't be read
 
 
 @dataclass(frozen=True)
@@ -53,20 +52,21 @@ def read_making(out: Path, plan: Plan | None) -> Making:
     problems = [_say_broken(broken)] if broken else []
     if not records:
         return Making(problems=tuple(problems))
-    fingerprints = {name: _count(of) for name, of in _list_fingerprints(records).items()}
+    parts, machines = ([part_of(record, name) for record in records] for name in ("fingerprints", "machine"))
+    names = dict.fromkeys(name for part in parts for name in part)
+    fingerprints = {name: _count(part.get(name) for part in parts) for name in names}
     problems += [
         f"videos are of different weights of the {name}: {_with_counts(those)}"
         for name, those in fingerprints.items()
         if len(those) > 1
     ]
-    machines = [record["machine"] for record in records if isinstance(record.get("machine"), dict)]
-    seconds, density, peak = ([*_numbers(records, name)] for name in ("seconds", "density", "peak_gb"))
+    seconds, density, peak = (numbers_of(records, name) for name in ("seconds", "density", "peak_gb"))
     return Making(
         {name: x for name, x in records[0].items() if name not in (*OF_A_VIDEO, *SHOWN_APART)},
         {name: next(iter(those)) for name, those in fingerprints.items() if those},
         _count(machine.get("device") for machine in machines),
         _count(machine.get("commit") for machine in machines),
-        _find_versions(records[0]),
+        part_of(machines[0], "versions") or part_of(records[0], "versions"),
         median(seconds) if seconds else None,
         sum(density) / len(density) if density else None,
         max(peak, default=None),
@@ -76,25 +76,15 @@ def read_making(out: Path, plan: Plan | None) -> Making:
 
 def _read(file: Path) -> dict[str, Any]:
     """Raises NoFile, and ValueError for what is no record of a video."""
-    said = read_json(file)
-    if not isinstance(said, dict) or "prompt" not in said:
+    record = read_json(file)
+    if not isinstance(record, dict) or "prompt" not in record:
         raise ValueError(f"{file} is no record of a video")
-    return said
+    return record
 
 
 def _say_broken(names: list[str]) -> str:
     what = "record of a video is" if len(names) == 1 else "records of videos are"
-    shown = ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
-    return f"{len(names):,} {what} broken and left out of how they were made: {shown}"
-
-
-def _list_fingerprints(records: Iterable[dict[str, Any]]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for record in records:
-        said = record.get("fingerprints")
-        for name, fingerprint in said.items() if isinstance(said, dict) else ():
-            found.setdefault(name, []).append(fingerprint)
-    return found
+    return f"{len(names):,} {what} broken and left out of how they were made: {first_of(names)}"
 
 
 def _count(values: Iterable[Any]) -> dict[str, int]:
@@ -106,39 +96,25 @@ def _with_counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} ({count:,} videos)" for name, count in counts.items())
 
 
-def _numbers(records: Iterable[dict[str, Any]], name: str) -> Iterator[float]:
-    for record in records:
-        value = record.get(name)
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-            yield value
-
-
-def _find_versions(record: dict[str, Any]) -> dict[str, str]:
-    """The machine's, or the record's own."""
-    machine = record.get("machine")
-    said = (machine.get("versions") if isinstance(machine, dict) else None) or record.get("versions")
-    return said if isinstance(said, dict) else {}
-
-
 def describe_cost(making: Making) -> list[tuple[str, str]]:
     """(what, value) of what the videos took, as far as it is known."""
-    said = {
+    facts = {
         "seconds per video (median)": None if making.seconds is None else f"{making.seconds:.1f}",
         "density of attention": None if making.density is None else f"{making.density:.3f}",
         "peak memory": None if making.peak_gb is None else f"{making.peak_gb:.1f} GB",
         "device": _only(making.devices),
     }
-    return [(what, value) for what, value in said.items() if value]
+    return [(what, value) for what, value in facts.items() if value]
 
 
 def describe_making(making: Making) -> list[tuple[str, str]]:
     """(what, value) of what the videos took, and of what made them, beside the settings."""
-    said = {
+    facts = {
         "commit": _only(making.commits),
         "versions": ", ".join(f"{name} {number}" for name, number in making.versions.items()),
         **{f"fingerprint of the {name}": value for name, value in making.fingerprints.items()},
     }
-    return [*describe_cost(making), *((what, value) for what, value in said.items() if value)]
+    return [*describe_cost(making), *((what, value) for what, value in facts.items() if value)]
 
 
 def _only(counts: dict[str, int]) -> str:

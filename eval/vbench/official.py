@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -13,12 +14,33 @@ from typing import Any, Literal
 
 from fps_flex.checks import show
 
-from .reading import parse_json, shape
-from .scorer_job import prepare_job, set_environment
+from .reading import parse_json, read_json, shape
 
 RUNNER = Path(__file__).with_name("scorer_runner.py")
 Device = Literal["auto", "cpu", "cuda"]
 CRASHES = 3  # one after the other, with no video scored between them, mean that it isn't the videos
+DOWNLOADERS = ("wget", "curl", "git")
+
+
+@dataclass(frozen=True)
+class ScorerOptions:
+    """The official package and its weights.
+
+    Args:
+        scorer_python: Python of an environment with the official package; without it only temporal_flickering is
+            scored. setup-scorer makes one.
+        scorer_weights: VBench's folder of weights; none takes $VBENCH_CACHE_DIR, or ~/.cache/vbench.
+        scorer_device: of the official package: cpu, cuda, or the one there is.
+    """
+
+    scorer_python: Path | None = None
+    scorer_weights: Path | None = None
+    scorer_device: Device = "auto"
+
+    def open(self) -> tuple[Scorer | None, Path]:
+        """What the environment has, where one is named, and the weights. Raises ValueError for what can't be used."""
+        weights = find_weights(self.scorer_weights)
+        return self.scorer_python and open_scorer(self.scorer_python, self.scorer_device), weights
 
 
 @dataclass(frozen=True)
@@ -66,6 +88,15 @@ class ScorerFailed(RuntimeError):
         self.name = name
 
 
+def find_weights(weights: Path | None) -> Path:
+    """VBench's folder of weights: the one given, else its own. Raises ValueError for what is no folder."""
+    folder = weights or Path(os.environ.get("VBENCH_CACHE_DIR") or "~/.cache/vbench")
+    folder = Path(os.path.abspath(folder.expanduser()))
+    if os.path.exists(folder) and not folder.is_dir():
+        raise ValueError(f"--scorer-weights {folder} is a file, expected VBench's folder of weights")
+    return folder
+
+
 def open_scorer(python: Path, device: Device) -> Scorer:
     """Ask an environment what it has. Raises ValueError when it can't be run, or lacks the GPU asked for."""
     python = Path(os.path.abspath(python))  # not resolved: a virtual environment is where its link lies
@@ -78,14 +109,16 @@ def open_scorer(python: Path, device: Device) -> Scorer:
     if done.returncode:
         raise ValueError(wrong.format((done.stderr.strip().splitlines() or [f"code {done.returncode}"])[-1]))
     try:
-        said = shape("what it says", Described, parse_json("what it says", done.stdout.encode()))
+        described = shape("what it says", Described, parse_json("what it says", done.stdout.encode()))
     except ValueError as error:
         raise ValueError(wrong.format(error)) from None
-    if device == "cuda" and not said.has_gpu:
+    if device == "cuda" and not described.has_gpu:
         raise ValueError(
             f"--scorer_device is cuda, but the torch of {python} sees no GPU: choose cpu, or another torch"
         )
-    return Scorer(python, said.versions, said.packages, said.suite, "cuda" if said.has_gpu else "cpu")
+    return Scorer(
+        python, described.versions, described.packages, described.suite, "cuda" if described.has_gpu else "cpu"
+    )
 
 
 def score_official(
@@ -107,15 +140,15 @@ def score_official(
     while left:
         before = len(outcome.results)
         try:
-            for said in _run(scorer, dimension, left, videos, weights, log):
-                if "error" in said:
-                    outcome.errors[said["name"]] = str(said["error"])
+            for entry in _run(scorer, dimension, left, videos, weights, log):
+                if "error" in entry:
+                    outcome.errors[entry["name"]] = str(entry["error"])
                     continue
                 try:
-                    after_video(said["name"], said["value"], said["weight"])
-                    outcome.results[said["name"]] = said["value"], said["weight"]
+                    after_video(entry["name"], entry["value"], entry["weight"])
+                    outcome.results[entry["name"]] = entry["value"], entry["weight"]
                 except ValueError as error:
-                    outcome.errors[said["name"]] = f"the official score is {error}"
+                    outcome.errors[entry["name"]] = f"the official score is {error}"
             break
         except ScorerFailed as failed:
             crashes = 1 if len(outcome.results) > before else crashes + 1
@@ -140,10 +173,10 @@ def _run(
         current = None
         with _running(command, environment, errors) as process:
             for line in process.stdout:
-                said = _read_line(line, [item["name"] for item in items], current)
-                current = said.get("start")
+                entry = _read_line(line, [item["name"] for item in items], current)
+                current = entry.get("start")
                 if current is None:
-                    yield said
+                    yield entry
         if process.returncode:
             raise ScorerFailed(f"the scorer ended with code {process.returncode} ({_last_line(log)}; all in {log})",
                                current)  # fmt: skip
@@ -152,13 +185,13 @@ def _run(
 def _read_line(line: str, names: list[str], current: str | None) -> dict[str, Any]:
     """{start}, {name, error} or {name, value, weight}. Raises ScorerFailed for anything else."""
     try:
-        said = parse_json("it", line.encode())
+        entry = parse_json("it", line.encode())
     except ValueError:
-        said = None
+        entry = None
     kinds = ({"start"}, {"name", "error"}, {"name", "value", "weight"})
-    if not isinstance(said, dict) or said.keys() not in kinds or said.get("start", said.get("name")) not in names:
+    if not isinstance(entry, dict) or entry.keys() not in kinds or entry.get("start", entry.get("name")) not in names:
         raise ScorerFailed(f"the scorer said {show(line)}, expected a video and its value", current)
-    return said
+    return entry
 
 
 @contextmanager
@@ -187,3 +220,52 @@ def _running(command: list[str], environment: dict[str, str], errors: Any) -> It
 def _last_line(log: Path) -> str:
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     return lines[-1] if lines else "it said nothing"
+
+
+def prepare_job(
+    folder: Path,
+    suite: Path,
+    device: str,
+    dimension: str,
+    items: list[dict[str, Any]],
+    videos: Path,
+    weights: Path,
+) -> Path:
+    """A folder of links to the videos to score and nothing else, their entries of the suite, and the job.
+
+    The official code takes every file's extension from the first that it finds, and scores all that it finds.
+    """
+    linked, names = folder / "videos", {item["name"] for item in items}
+    linked.mkdir()
+    for name in sorted(names):
+        (linked / name).symlink_to((videos / name).resolve())
+    prompts = {item["prompt"] for item in items}
+    entries = [entry for entry in read_json(suite) if dimension in entry["dimension"] and entry["prompt_en"] in prompts]
+    info, job = folder / "info.json", folder / "job.json"
+    info.write_text(json.dumps(entries), encoding="utf-8")
+    _link_what_is_looked_for_elsewhere(folder, weights)
+    order = {"dimension": dimension, "device": device, "info": str(info), "videos": str(linked),
+            "work": str(folder), "items": items}  # fmt: skip
+    job.write_text(json.dumps(order), encoding="utf-8")
+    return job
+
+
+def _link_what_is_looked_for_elsewhere(folder: Path, weights: Path) -> None:
+    """DINO's code has its weights from torch.hub's cache, BERT's name stands for a folder where the code runs."""
+    hub = folder / "hub" / "checkpoints"
+    hub.mkdir(parents=True)
+    (hub / "dino_vitbase16_pretrain.pth").symlink_to(weights / "dino_model/dino_vitbase16_pretrain.pth")
+    (folder / "bert-base-uncased").symlink_to(weights / "bert_model/bert-base-uncased")
+
+
+def set_environment(folder: Path, weights: Path) -> dict[str, str]:
+    """Where weights are, and nothing that downloads: the official code would when it misses them."""
+    tools = folder / "bin"
+    tools.mkdir()
+    for name in DOWNLOADERS:
+        tool = tools / name
+        tool.write_text(f'#!/bin/sh\necho "{name} refused: weights are never downloaded ($*)" >&2\nexit 1\n')
+        tool.chmod(0o755)
+    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TORCH_HOME": str(folder)}
+    path = f"{tools}{os.pathsep}{os.environ.get('PATH', '')}"
+    return {**os.environ, **offline, "VBENCH_CACHE_DIR": str(weights), "PATH": path}

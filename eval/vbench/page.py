@@ -8,20 +8,20 @@ from pathlib import Path
 
 from .chart import describe_chart
 from .check import describe_findings
-from .document import embed, isolate, list_facts, list_items, write_page
+from .document import draw_strips, embed, isolate, list_facts, list_items, show_strip, write_page
 from .making import describe_cost, describe_making, describe_settings
 from .report import CAPTION, SHOWN, Report, describe_intervals, hide_paths, tabulate_scores
-from .strips import draw_strips, show_strip
 from .suite import Planned
 from .tables import percent
 
 
 def to_html(report: Report, out: Path) -> str:
     """out: the folder of the run, which the page goes to, with the chart."""
+    cost = describe_cost(report.making)  # what a video took, in a line beside the totals
     parts = [
         f"<h1>VBench: {isolate(report.name)}</h1>",
         *_list_totals(report),
-        *_list_cost(report),
+        f'<p class="note">{escape("; ".join(f"{what}: {value}" for what, value in cost))}</p>' if cost else "",
         f"<p>{embed((out / 'chart.png').read_bytes(), 'png', describe_chart(report))}</p>",
         tabulate_scores(report).to_html(CAPTION),
         *_list_videos(report, out),
@@ -45,12 +45,6 @@ def _list_totals(report: Report) -> Iterator[str]:
         yield f'<div class="partial"><b>Withheld: {absent}</b>, because{reasons}</div>'
     if report.warnings:
         yield list_items(map(hide_paths, report.warnings))
-
-
-def _list_cost(report: Report) -> Iterator[str]:
-    """What a video took, in a line beside the totals."""
-    if cost := describe_cost(report.making):
-        yield f'<p class="note">{escape("; ".join(f"{what}: {value}" for what, value in cost))}</p>'
 
 
 def _list_videos(report: Report, out: Path) -> Iterator[str]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import reduce
 from typing import Literal
 
 from ..intervals import FEWEST, Estimate, Sample, estimate, holm
 from .aggregate import SHARES, combine_samples
 from .suite import DIMENSIONS
-from .values import YES_OR_NO, Result, find_prompt
+from .values import YES_OR_NO, Result, by_prompt, find_prompt
 
 ALPHA = 0.05  # how often, at the most, one of a table's verdicts is by chance
 SAME = "the same scores"
@@ -41,27 +40,19 @@ class Difference:
 
 @dataclass(frozen=True)
 class Pairs:
-    """The videos of two runs in some dimensions: those that both have, and those of one alone."""
+    """How many videos of two runs both have in some dimensions, and one alone. fewest: prompts of any dimension."""
 
-    both: frozenset[str]
-    only_first: frozenset[str]
-    only_other: frozenset[str]
+    both: int
+    only_first: int
+    only_other: int
     fewest: int
 
     @classmethod
-    def of(cls, first: Result, other: Result) -> Pairs:
-        ours, theirs = frozenset(first.videos), frozenset(other.videos)
-        prompts = {find_prompt(name) for name in ours & theirs}
-        return cls(ours & theirs, ours - theirs, theirs - ours, len(prompts))
-
-    def join(self, other: Pairs) -> Pairs:
-        """fewest: prompts of any dimension."""
-        return Pairs(
-            self.both | other.both,
-            self.only_first | other.only_first,
-            self.only_other | other.only_other,
-            min(self.fewest, other.fewest),
-        )
+    def of(cls, results: Iterable[tuple[Result, Result]]) -> Pairs:
+        sides = [({*first.videos}, {*other.videos}) for first, other in results]
+        kinds = zip(*((ours & theirs, ours - theirs, theirs - ours) for ours, theirs in sides), strict=True)
+        fewest = min(len({find_prompt(name) for name in ours & theirs}) for ours, theirs in sides)
+        return cls(*(len(set().union(*names)) for names in kinds), fewest)
 
 
 def compare(
@@ -71,20 +62,20 @@ def compare(
 
     groups: those that both runs have complete. quick: whether one of the runs is.
     """
-    both = [name for name in DIMENSIONS if name in first and name in other]
-    pairs = {name: found for name in both if (found := Pairs.of(first[name], other[name])).both}
-    samples = {name: pair(first[name], other[name]) for name in pairs}
-    found = {name: estimate(sample) for name, sample in samples.items()}
+    both = {name: (first[name], other[name]) for name in DIMENSIONS if name in first and name in other}
+    samples = {name: sample for name, results in both.items() if (sample := pair(*results)).values}
+    estimates = {name: estimate(sample) for name, sample in samples.items()}
+    parts = {name: (name,) for name in samples}
     wanted = {*groups, "total"} if {*groups} == {"quality", "semantic"} else {*groups}
     for group, one in combine_samples(samples, differences=True).items():
         if group in wanted:
-            found[group] = one
-            pairs[group] = reduce(Pairs.join, (pairs[name] for name in SHARES[group]))
+            estimates[group], parts[group] = one, tuple(SHARES[group])
     if _are_the_same(samples):
-        found = {name: replace(one, low=None, high=None, p=None) for name, one in found.items()}
-    tested = [name for name, one in found.items() if one.p is not None]
-    adjusted = dict(zip(tested, holm(found[name].p for name in tested), strict=True))
-    return {name: _judge(one, adjusted.get(name), pairs[name], quick) for name, one in found.items()}
+        estimates = {name: replace(one, low=None, high=None, p=None) for name, one in estimates.items()}
+    tested = [name for name, one in estimates.items() if one.p is not None]
+    adjusted = dict(zip(tested, holm(estimates[name].p for name in tested), strict=True))
+    pairs = {name: Pairs.of(both[part] for part in those) for name, those in parts.items()}
+    return {name: _judge(one, adjusted.get(name), pairs[name], quick) for name, one in estimates.items()}
 
 
 def _are_the_same(samples: Mapping[str, Sample]) -> bool:
@@ -96,26 +87,23 @@ def _are_the_same(samples: Mapping[str, Sample]) -> bool:
 def pair(first: Result, other: Result) -> Sample:
     """Differences of the videos that both have, by prompt; one of two lengths weighs as their mean."""
     ours, theirs = first.per_video(), other.per_video()
-    values: dict[str, list[float]] = {}
-    weights: dict[str, list[float]] = {}
-    for name in sorted(ours.keys() & theirs.keys()):
-        values.setdefault(find_prompt(name), []).append(theirs[name] - ours[name])
-        weight = (first.weights.get(name, 1.0) + other.weights.get(name, 1.0)) / 2
-        weights.setdefault(find_prompt(name), []).append(weight)
+    both = sorted(ours.keys() & theirs.keys())
+    values = by_prompt({name: theirs[name] - ours[name] for name in both})
+    weights = {name: (first.weights.get(name, 1.0) + other.weights.get(name, 1.0)) / 2 for name in both}
     reach = 1 - DIMENSIONS[first.dimension].least
-    return Sample(values, -reach, reach, weights if first.weights and other.weights else {})
+    return Sample(values, -reach, reach, by_prompt(weights) if first.weights and other.weights else {})
 
 
-def _judge(found: Estimate, p: float | None, pairs: Pairs, quick: bool) -> Difference:
+def _judge(one: Estimate, p: float | None, pairs: Pairs, quick: bool) -> Difference:
     """A verdict takes enough prompts, a p that stands among all rows, and an interval that leaves out 0."""
     verdict: Verdict = "not told apart"
-    if found.p is None and not found.mean and found.prompts > 1:
+    if one.p is None and not one.mean and one.prompts > 1:
         verdict = SAME
     elif quick:
         verdict = "a quick run"
     elif pairs.fewest < FEWEST:
         verdict = "too few prompts"
-    elif p is not None and p < ALPHA and not found.low <= 0 <= found.high:
-        verdict = "better" if found.mean > 0 else "worse"
-    alone = len(pairs.only_first), len(pairs.only_other)
-    return Difference(found.mean, found.low, found.high, p, len(pairs.both), found.prompts, verdict, *alone)
+    elif p is not None and p < ALPHA and not one.low <= 0 <= one.high:
+        verdict = "better" if one.mean > 0 else "worse"
+    alone = pairs.only_first, pairs.only_other
+    return Difference(one.mean, one.low, one.high, p, pairs.both, one.prompts, verdict, *alone)

@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
@@ -17,6 +18,29 @@ UNSAFE = re.compile(r"[/\\\x00-\x1f\x7f]|^\.")
 LONGEST = 240  # bytes of a name without .mp4, which leaves room for what is written aside
 
 
+@dataclass(frozen=True)
+class PlanOptions:
+    """What a plan is of.
+
+    Args:
+        suite: VBench_full_info.json, a wheel of vbench (pip download --no-deps vbench==0.1.5), its folder or an
+            environment with it; none looks into the scorer's environment, then into this one.
+        dimensions: some of the sixteen; none takes all.
+        quick: only so many prompts a dimension, spread over the suite, with one video each: not comparable.
+        seed: of the suite's first video; each video has one of its own, which --quick doesn't change.
+        prompt_map: a text file of long prompts to generate from, one a line, in the suite's order; the videos are
+            named by the short ones.
+        videos: a folder of videos that are there already, made by any model and named 'prompt-0.mp4'.
+    """
+
+    suite: Path | None = None
+    dimensions: list[str] | None = None
+    quick: int | None = None
+    seed: int = 0
+    prompt_map: Path | None = None
+    videos: Path | None = None
+
+
 def make_plan(
     suite: Path,
     dimensions: list[str] | None = None,
@@ -25,9 +49,7 @@ def make_plan(
     prompt_map: Path | None = None,
     folder: Path | None = None,
 ) -> Plan:
-    """suite: as in load_suite. dimensions: None for all. quick: prompts a dimension, spread over the suite, one video
-    each. seed: of the suite's first video. prompt_map: long prompts, a line each, in the suite's order. folder: of
-    videos that are there already.
+    """suite: as in load_suite. folder: of videos that are there already. The others as of `PlanOptions`.
 
     A prompt's seeds depend on its place in the suite alone, so a quick run's videos are among the full run's.
     Raises ValueError for what can't be planned.
@@ -92,7 +114,7 @@ def name_video(prompt: str, index: int) -> str:
     dot these are written %2F and so on, and one too long for a file system is cut and ends in a hash. The official
     package doesn't find such names by itself.
     """
-    stem = UNSAFE.sub(lambda found: f"%{ord(found[0]):02X}", prompt)
+    stem = UNSAFE.sub(lambda match: f"%{ord(match[0]):02X}", prompt)
     if len(stem.encode()) > LONGEST - len("-24"):
         short = stem.encode()[: LONGEST - 24].decode(errors="ignore")
         stem = f"{short}~{hashlib.sha256(prompt.encode()).hexdigest()[:16]}"

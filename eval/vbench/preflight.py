@@ -1,17 +1,25 @@
-"""Whether each dimension can be scored: what the scorer's environment and the weights on disk lack."""
+"""What the scorer's environment and the weights on disk lack, by dimension, and a script that fetches the files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
-from .official import Scorer
+from fps_flex.checks import at_home
+from train.common.atomic import check_ours
+from train.common.console import check_writable
+
+from .official import Scorer, find_weights, open_scorer
+from .plan import choose_dimensions
+from .reading import write_plainly
 from .suite import DIMENSIONS, FLICKER
 from .weights import EVERY, NEEDS, STATIC_FILTER, Weight, show_bytes
 
 DETECTRON2 = "-m pip install --no-build-isolation git+https://github.com/facebookresearch/detectron2"
 NO_SCORER = "needs --scorer_python"
+SCRIPT = Path(__file__).with_name("fetch.sh")  # less the files
 
 
 @dataclass(frozen=True)
@@ -67,10 +75,15 @@ def describe_readiness(checked: Iterable[Readiness], static_filter: Readiness) -
             lines.append(f"  {one.dimension:<24}{'ready' if one.ready else f'no: {_summarise(one)}'}")
         missing.update(dict.fromkeys(one.files))
     if missing:
-        files = "1 file is" if len(missing) == 1 else f"{len(missing)} files are"
-        size = show_bytes(sum(file.bytes for file in missing))
+        files, size = _count(missing)
         lines.append(f"{files} missing or wrong (about {size}): python -m eval.vbench weights lists them")
     return lines
+
+
+def _count(missing: Collection[Weight]) -> tuple[str, str]:
+    """How many, and of what size together."""
+    files = "1 file is" if len(missing) == 1 else f"{len(missing)} files are"
+    return files, show_bytes(sum(file.bytes for file in missing))
 
 
 def _summarise(one: Readiness) -> str:
@@ -80,3 +93,91 @@ def _summarise(one: Readiness) -> str:
     told = [f"package {', '.join(one.packages)}"] if one.packages else []
     told += [f"{len(one.files)} file{'s' if len(one.files) > 1 else ''}"] if one.files else []
     return "; ".join(told)
+
+
+def weights_command(
+    dimensions: list[str] | None = None,
+    scorer_python: Path | None = None,
+    scorer_weights: Path | None = None,
+    script: Path | None = None,
+) -> None:
+    """List the files that are missing for scoring: where each is from, its size, where it goes and what needs it.
+
+    Args:
+        dimensions: some of the sixteen; none takes all.
+        scorer_python: Python of the scorer's environment, to list packages that it lacks too.
+        scorer_weights: VBench's folder of weights; none takes $VBENCH_CACHE_DIR, or ~/.cache/vbench.
+        script: also write a shell script that fetches the files, with curl, and unzip and git where they are needed.
+    """
+    folder, chosen = find_weights(scorer_weights), choose_dimensions(dimensions)
+    if scorer_python is not None:
+        print("\n".join(_describe_packages(chosen, scorer_python, folder)))
+    missing = find_missing(chosen, folder)
+    lines = describe_missing(missing, chosen, folder)
+    if script is not None:
+        script = at_home(script)
+        check_writable(script.parent, "--script")
+        check_ours(script, "python -m eval.vbench weights", "choose another --script")
+        write_plainly(script, write_script(missing, folder))
+        lines.append(f"wrote {script}: sh {quote(str(script))} fetches what is missing")
+    print("\n".join(lines))
+
+
+def find_missing(dimensions: Iterable[str], folder: Path) -> list[Weight]:
+    """Each file that is missing or of a wrong size, once, in the order of the dimensions."""
+    needed = dict.fromkeys(file for name in dimensions for file in _list_files(name))
+    return [file for file in needed if file.find_problem(folder)]
+
+
+def _list_files(dimension: str) -> tuple[Weight, ...]:
+    """temporal_flickering needs what its static filter does."""
+    return NEEDS[STATIC_FILTER if dimension == FLICKER else dimension][1]
+
+
+def _describe_packages(dimensions: tuple[str, ...], python: Path, folder: Path) -> list[str]:
+    checked, static_filter = check_all(dimensions, open_scorer(python, "auto"), folder)
+    lacking: dict[str, list[str]] = {}
+    for one in (*checked, *([static_filter] if FLICKER in dimensions else [])):
+        for package in one.packages:
+            lacking.setdefault(package, []).append(one.dimension)
+    lines = [f"missing package {package}, for {', '.join(names)}" for package, names in lacking.items()]
+    if "detectron2" in lacking:
+        lines.append(f"  its installation is up to you: {python} {DETECTRON2}")
+    return lines or [f"no package is missing in the environment of {python}"]
+
+
+def describe_missing(missing: list[Weight], dimensions: Iterable[str], folder: Path) -> list[str]:
+    """A paragraph a file."""
+    if not missing:
+        return [f"no file is missing in {folder}"]
+    lines = []
+    for file in missing:
+        names = [name for name in dimensions if file in _list_files(name)]
+        problem = file.find_problem(folder)
+        kinds = {"zip": f" (a zip, of which {file.member} is taken)", "git": " (git clone of the folder)", "file": ""}
+        lines += [
+            f"{folder / file.path}" + ("" if problem.startswith("missing") else f"  {problem}"),
+            f"  from  {file.source}{kinds[file.how]}",
+            f"  size  {file.describe_size()}",
+            f"  for   {', '.join(names)}",
+        ]
+    files, size = _count(missing)
+    return [*lines, f"{files} missing or wrong, about {size}; nothing is downloaded by this command"]
+
+
+def write_script(missing: list[Weight], folder: Path) -> str:
+    """POSIX sh, with every name quoted."""
+    lines = []
+    for file in missing:
+        path = folder / file.path
+        if file.how == "git":
+            call = ["clone", file.source, str(path.parent), path.name]
+        else:
+            size = "" if file.size is None else str(file.size)
+            call = ["fetch", file.source, str(path), size, str(file.bytes), file.sha256]
+            call += [file.member] if file.how == "zip" else []
+        lines.append(" ".join([call[0], *map(quote, call[1:])]) + " || failed=$((failed + 1))\n")
+    kinds = {file.how for file in missing}
+    tools = [tool for tool, of in (("curl", {"file", "zip"}), ("unzip", {"zip"}), ("git", {"git"})) if kinds & of]
+    needs = f"needs {' '.join(tools)}\n" if tools else ""
+    return SCRIPT.read_text(encoding="utf-8").replace("# FILES\n", needs + "".join(lines))

@@ -7,7 +7,7 @@ import stat
 import zipfile
 from codecs import BOM_UTF8
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
@@ -17,7 +17,7 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from fps_flex.checks import is_real, is_whole, show
-from train.common.atomic import beside
+from train.common import atomic
 
 LARGEST = 1 << 28  # bytes of a file, and of all that a zip holds: ten times what VBench writes
 DEEPEST = 50  # lists and objects in each other
@@ -35,10 +35,10 @@ def read_json(path: Path) -> Any:
 def read_bytes(path: Path) -> bytes:
     """Raises NoFile, and ValueError for a folder, a device, a file that may not be read, and one too large."""
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
-            raise ValueError(f"{path} is a {'folder' if stat.S_ISDIR(found.st_mode) else 'device'}, expected a file")
-        _check_size(str(path), found.st_size)
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):
+            raise ValueError(f"{path} is a {'folder' if stat.S_ISDIR(about.st_mode) else 'device'}, expected a file")
+        _check_size(str(path), about.st_size)
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise NoFile(f"there is no file {path}") from None
@@ -50,12 +50,12 @@ def parse_json(name: str, data: bytes) -> Any:
     """Raises ValueError for what isn't JSON in UTF-8, has a key twice, or text that no file could hold."""
     try:
         text = data.removeprefix(BOM_UTF8).decode()
-        said = json.loads(text, object_pairs_hook=_refuse_twins)
+        value = json.loads(text, object_pairs_hook=_refuse_twins)
         if "\\u" in text:
-            json.dumps(said, ensure_ascii=False).encode()  # half of a surrogate pair can't be
-        if not _is_shallow(said, DEEPEST):
+            json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair can't be
+        if not _is_shallow(value, DEEPEST):
             raise RecursionError
-        return said
+        return value
     except RecursionError:
         raise ValueError(f"{name} can't be read as JSON: it is nested too deeply") from None
     except ValueError as error:
@@ -63,21 +63,26 @@ def parse_json(name: str, data: bytes) -> Any:
 
 
 def _refuse_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    said = dict(pairs)
-    if len(said) < len(pairs):
+    unique = dict(pairs)
+    if len(unique) < len(pairs):
         ((key, times),) = Counter(key for key, _ in pairs).most_common(1)
         raise ValueError(f"it has {show(key)} {times} times")
-    return said
+    return unique
 
 
-def _is_shallow(said: Any, levels: int) -> bool:
-    parts = said.values() if isinstance(said, dict) else said if isinstance(said, list) else ()
+def _is_shallow(value: Any, levels: int) -> bool:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return levels > 0 and all(_is_shallow(part, levels - 1) for part in parts if isinstance(part, (dict, list)))
 
 
 def plain(text: str) -> str:
     """In one line that any terminal can show: names of files may hold anything."""
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+def first_of(texts: Sequence[str], shown: int = 3) -> str:
+    """The first of many, and a sign where there are more."""
+    return ", ".join(texts[:shown]) + (", ..." if len(texts) > shown else "")
 
 
 def is_zip(data: bytes) -> bool:
@@ -114,58 +119,64 @@ def _check_size(name: str, size: int) -> None:
         raise ValueError(f"{name} holds {size:,} bytes, expected at most {LARGEST:,}")
 
 
-def shape(name: str, kind: Any, said: Any) -> Any:
+def shape(name: str, kind: Any, value: Any) -> Any:
     """JSON as an instance of a dataclass, or of a type that such a field has. Raises ValueError for another shape."""
     origin, parts = get_origin(kind), get_args(kind)
     if kind is Any:
-        return said
+        return value
     if is_dataclass(kind):
-        return _shape_fields(name, kind, said)
+        return _shape_fields(name, kind, value)
     if origin in (Union, UnionType):
-        return None if said is None else shape(name, next(part for part in parts if part is not type(None)), said)
-    if origin in (tuple, list) and isinstance(said, list):
-        return origin(shape(f"{name}[{i}]", parts[0], value) for i, value in enumerate(said))
-    if origin is dict and isinstance(said, dict):
-        return {key: shape(f"{name}.{key}", parts[1], value) for key, value in said.items()}
-    if kind is int and is_whole(said) or kind is float and is_real(said):
-        return said
-    if kind in (str, bool) and isinstance(said, kind):
-        return said
+        return None if value is None else shape(name, next(part for part in parts if part is not type(None)), value)
+    if origin in (tuple, list) and isinstance(value, list):
+        return origin(shape(f"{name}[{i}]", parts[0], x) for i, x in enumerate(value))
+    if origin is dict and isinstance(value, dict):
+        return {key: shape(f"{name}.{key}", parts[1], x) for key, x in value.items()}
+    if kind is int and is_whole(value) or kind is float and is_real(value):
+        return value
+    if kind in (str, bool) and isinstance(value, kind):
+        return value
     expected = {"tuple": "list", "str": "text"}.get((origin or kind).__name__, (origin or kind).__name__)
-    raise ValueError(f"{name} is {show(said)}, expected a {expected}")
+    raise ValueError(f"{name} is {show(value)}, expected a {expected}")
 
 
-def _shape_fields(name: str, kind: type, said: Any) -> Any:
-    if not isinstance(said, dict):
-        raise ValueError(f"{name} is {show(said)}, expected an object with {', '.join(x.name for x in fields(kind))}")
+def _shape_fields(name: str, kind: type, value: Any) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is {show(value)}, expected an object with {', '.join(x.name for x in fields(kind))}")
     hints = _hints(kind)
     needed = [x.name for x in fields(kind) if x.default is MISSING and x.default_factory is MISSING]
-    lacking, unknown = [x for x in needed if x not in said], [x for x in said if x not in hints]
+    lacking, unknown = [x for x in needed if x not in value], [x for x in value if x not in hints]
     if lacking or unknown:
         raise ValueError(f"{name} {'lacks' if lacking else 'has an unknown'} {', '.join(lacking or unknown)}")
-    return kind(**{key: shape(f"{name}.{key}", hints[key], value) for key, value in said.items()})
+    return kind(**{key: shape(f"{name}.{key}", hints[key], x) for key, x in value.items()})
 
 
 _hints = cache(get_type_hints)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Raises ValueError where it can't be written."""
-    write_plainly(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+    """As all three, whole or not at all, in a folder that is made where there is none. Raises ValueError otherwise."""
+    with _writing(path):
+        atomic.write_json(path, value)
 
 
 def write_plainly(path: Path, text: str) -> None:
-    """In UTF-8. Raises ValueError where it can't be written, or is something else than a file."""
-    write_bytes(path, text.encode())
+    with _writing(path):
+        atomic.write_text(path, text)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Whole or not at all, in a folder that is made where there is none. Raises ValueError likewise."""
+    with _writing(path), atomic.beside(path) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Raises ValueError where it can't be written, or is something else than a file."""
     try:
         if path.exists() and not path.is_file():
             raise ValueError(f"{path} is a {'folder' if path.is_dir() else 'device'}, expected a file to write")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with beside(path) as temporary:
-            temporary.write_bytes(data)
+        yield
     except OSError as error:
         raise ValueError(f"{path} can't be written ({error.strerror or error})") from None

@@ -31,7 +31,7 @@ COLUMNS = (
     Column("95 % interval", ("low", "high"), percents, figure=True),
     Column("normalised", ("normalised",), percent, figure=True),
     Column("prompts", ("prompts",), count, figure=True),
-    Column("videos", ("videos", "expected_videos"), lambda found, of: f"{found:,} of {of:,}", figure=True),
+    Column("videos", ("videos", "expected_videos"), lambda videos, of: f"{videos:,} of {of:,}", figure=True),
     Column("note", ("note",)),
 )
 ZIP = "leaderboard.zip"
@@ -60,6 +60,10 @@ class Report:
     def warnings(self) -> tuple[str, ...]:
         return (*self.totals.warnings, *self.making.problems)
 
+    @property
+    def quick(self) -> bool:
+        return bool(self.plan and self.plan.quick)
+
     def score(self, name: str) -> float | None:
         """Of a dimension or a total."""
         if name not in DIMENSIONS:
@@ -75,8 +79,8 @@ def collect(path: Path, name: str | None = None) -> Report:
     reasons = find_reasons(results, plan, findings)
     totals = aggregate(results, plan, reasons)
     intervals = {
-        name: found
-        for name, found in find_intervals(results).items()
+        name: interval
+        for name, interval in find_intervals(results).items()
         if name in DIMENSIONS or getattr(totals, name) is not None
     }
     name = plain(" ".join((name or path.resolve().name).split()))
@@ -105,7 +109,7 @@ def to_dict(report: Report) -> dict[str, Any]:
         "name": report.name,
         "comparable": report.totals.total is not None and not report.totals.warnings,
         "totals": asdict(report.totals),
-        "intervals": {name: found for name in TOTALS if (found := _to_interval(report, name))},
+        "intervals": {name: interval for name in TOTALS if (interval := _to_interval(report, name))},
         "dimensions": dimensions,
         "plan": plan and {name: value for name, value in asdict(plan).items() if name not in ("videos", "folder")},
         "check": report.findings and asdict(report.findings),
@@ -115,8 +119,13 @@ def to_dict(report: Report) -> dict[str, Any]:
 
 
 def _to_interval(report: Report, name: str) -> dict[str, Any] | None:
-    found = report.intervals.get(name)
-    return found and {"low": found.low, "high": found.high, "prompts": found.prompts, "values": found.values}
+    interval = report.intervals.get(name)
+    return interval and {
+        "low": interval.low,
+        "high": interval.high,
+        "prompts": interval.prompts,
+        "values": interval.values,
+    }
 
 
 def to_markdown(report: Report) -> str:
@@ -151,10 +160,10 @@ def describe_totals(report: Report) -> list[str]:
 
 def describe_intervals(report: Report) -> str:
     """Of the totals, in a line; empty where there are none."""
-    found = {name: report.intervals[name] for name in SHOWN if name in report.intervals}
+    intervals = {name: report.intervals[name] for name in SHOWN if name in report.intervals}
     told = [
         f"{name.capitalize()} {percents(x.low, x.high)} ({x.prompts:,} prompts)"
-        for name, x in found.items()
+        for name, x in intervals.items()
         if x.low is not None
     ]
     return f"95 % intervals: {', '.join(told)}" if told else ""
@@ -170,23 +179,23 @@ def tabulate_scores(report: Report) -> Table:
     """A row for each of the sixteen, and for the totals that there are."""
     rows = [_list_dimension(report, name) for name in DIMENSIONS]
     for name in TOTALS:
-        value, found = getattr(report.totals, name), report.intervals.get(name)
+        value, estimate = getattr(report.totals, name), report.intervals.get(name)
         if value is not None:
-            interval = (found.low, found.high) if found else None
-            rows.append([name.capitalize(), "total", value, interval, None, found and found.prompts, None, ""])
+            interval = (estimate.low, estimate.high) if estimate else None
+            rows.append([name.capitalize(), "total", value, interval, None, estimate and estimate.prompts, None, ""])
     return Table(COLUMNS, rows)
 
 
 def _list_dimension(report: Report, name: str) -> list[Any]:
-    result, found, score = report.results.scores.get(name), report.intervals.get(name), report.score(name)
+    result, interval, score = report.results.scores.get(name), report.intervals.get(name), report.score(name)
     expected = len(report.plan.expected(name)) if report.plan else DIMENSIONS[name].prompts * SEEDS
     return [
         name,
         DIMENSIONS[name].group,
         score,
-        (found.low, found.high) if found else None,
+        (interval.low, interval.high) if interval else None,
         None if score is None else normalise(name, score),
-        found and found.prompts,
+        interval and interval.prompts,
         (len(result.videos) if result else 0, expected),
         _explain(result, report.reasons.get(name, "")),
     ]
@@ -196,12 +205,12 @@ def _explain(result: Result | None, why: str) -> str:
     """What there is to say of a dimension's score; the whole of why it is missing is said with the totals."""
     if result is None or result.score is None:
         return why.partition(":")[0]
-    said = [hide_paths(why)]
+    parts = [hide_paths(why)]
     if result.note not in why:
-        said.append(hide_paths(result.note))
+        parts.append(hide_paths(result.note))
     if result.filtered is False and "unfiltered" not in result.note:
-        said.append("unfiltered")
-    return "; ".join(filter(None, said))
+        parts.append("unfiltered")
+    return "; ".join(filter(None, parts))
 
 
 def write_tables(out: Path, report: Report) -> None:
@@ -213,22 +222,21 @@ def write_tables(out: Path, report: Report) -> None:
 
 def to_official(result: Result, incomplete: bool) -> dict[str, Any]:
     """As the official package's *_eval_results.json has it, with what tells how the score comes of the videos."""
-    said = {"filtered": False} if result.filtered is False else {}
-    said |= {"incomplete": True} if incomplete else {}
+    marks = {"filtered": False} if result.filtered is False else {}
+    marks |= {"incomplete": True} if incomplete else {}
     videos = []
     for name, value in result.videos.items():
         frames = {"frame_count": result.weights[name]} if result.weights else {}
         last = {"cur_sim": result.last[name]} if result.last else {}
-        videos.append({"video_path": name, "video_results": value, **frames, **last, **said})
+        videos.append({"video_path": name, "video_results": value, **frames, **last, **marks})
     return {result.dimension: [result.score, videos]}
 
 
 def list_official(report: Report) -> dict[str, str]:
     """The text of each file in the official format, by its name."""
-    quick = bool(report.plan and report.plan.quick)
     return {
         f"{name}_eval_results.json": json.dumps(
-            to_official(result, quick or name in report.reasons), ensure_ascii=False, indent=4
+            to_official(result, report.quick or name in report.reasons), ensure_ascii=False, indent=4
         )
         + "\n"
         for name, result in report.results.scores.items()
@@ -261,6 +269,6 @@ def write_leaderboard(out: Path, report: Report) -> str:
                 write_bytes(out / name, data)
     if not whole and ZIP in written and is_ours(out / ZIP, ZIP, written):
         (out / ZIP).unlink(missing_ok=True)
-    said = [f"wrote {out / ZIP}"] if whole and ZIP not in theirs else []
-    said += [] if whole else [f"no {ZIP}: it needs all sixteen dimensions complete"]
-    return "; ".join([*said, *(f"{out / name} isn't this command's, and is left as it is" for name in theirs)])
+    lines = [f"wrote {out / ZIP}"] if whole and ZIP not in theirs else []
+    lines += [] if whole else [f"no {ZIP}: it needs all sixteen dimensions complete"]
+    return "; ".join([*lines, *(f"{out / name} isn't this command's, and is left as it is" for name in theirs)])

@@ -79,48 +79,48 @@ def _read_all(files: Iterable[File]) -> Iterator[tuple[str, str, Result | ValueE
     """(file, dimension, its result or why there is none); the dimension is empty where that is of a whole file."""
     for file in files:
         try:
-            said = parse_json("it", file.read())
-            if isinstance(said, list):
+            entry = parse_json("it", file.read())
+            if isinstance(entry, list):
                 continue  # the official package's *_full_info.json
-            if not isinstance(said, dict):
-                raise ValueError(f"expected scores of dimensions, found {show(said)}")
-            items = [(said["dimension"], said)] if "dimension" in said else _list_official(said)
+            if not isinstance(entry, dict):
+                raise ValueError(f"expected scores of dimensions, found {show(entry)}")
+            items = [(entry["dimension"], entry)] if "dimension" in entry else _list_official(entry)
         except ValueError as error:
             yield file.shown, "", error
             continue
         for dimension, value in items:
-            yield file.shown, str(dimension), _parse(dimension, value, ours=value is said)
+            yield file.shown, str(dimension), _parse(dimension, value, ours=value is entry)
 
 
-def _list_official(said: dict[str, Any]) -> list[tuple[str, Any]]:
+def _list_official(entries: dict[str, Any]) -> list[tuple[str, Any]]:
     """Raises ValueError for a dimension that is there with a space and with an underscore."""
-    names = Counter(name.replace(" ", "_") for name in said)
+    names = Counter(name.replace(" ", "_") for name in entries)
     twice = [name for name, times in names.items() if times > 1]
     if twice:
         raise ValueError(f"it has {', '.join(twice)} twice")
-    return [(name.replace(" ", "_"), value) for name, value in said.items()]
+    return [(name.replace(" ", "_"), value) for name, value in entries.items()]
 
 
-def _parse(dimension: Any, said: Any, ours: bool) -> Result | ValueError:
+def _parse(dimension: Any, entry: Any, ours: bool) -> Result | ValueError:
     try:
         if not isinstance(dimension, str) or dimension not in DIMENSIONS:
             raise ValueError(f"it scores {dimension}, which is no dimension of VBench")
-        return parse_ours(said) if ours else _parse_official(dimension, said)
+        return parse_ours(entry) if ours else _parse_official(dimension, entry)
     except ValueError as error:
         return error
 
 
-def parse_ours(said: dict[str, Any]) -> Result:
+def parse_ours(entry: dict[str, Any]) -> Result:
     """Raises ValueError for what isn't in the format, and for scores that can't be."""
-    lacking = [name for name in ("score", "videos", "complete") if name not in said]
-    if lacking or not isinstance(said["videos"], dict):
-        raise ValueError(f"it lacks {', '.join(lacking)}" if lacking else f"its videos are {show(said['videos'])}")
-    result = shape("it", Result, {**said, "videos": {}})
+    lacking = [name for name in ("score", "videos", "complete") if name not in entry]
+    if lacking or not isinstance(entry["videos"], dict):
+        raise ValueError(f"it lacks {', '.join(lacking)}" if lacking else f"its videos are {show(entry['videos'])}")
+    result = shape("it", Result, {**entry, "videos": {}})
     if result.dimension not in DIMENSIONS:
         raise ValueError(f"{show(result.dimension)} is no dimension of VBench")
     if result.score is None:
         return replace(result, complete=False)
-    score, videos = to_score(result.dimension, result.score), _to_values(result.dimension, said["videos"].items())
+    score, videos = to_score(result.dimension, result.score), _to_values(result.dimension, entry["videos"].items())
     if result.weights and result.weights.keys() != videos.keys():
         raise ValueError("its weights are of other videos than its values")
     known = {name: to_weight(weight) for name, weight in result.weights.items()}
@@ -131,9 +131,9 @@ def parse_ours(said: dict[str, Any]) -> Result:
     return replace(result, score=score, videos=videos, complete=complete, weights=weights, last=last, note=note)
 
 
-def _parse_official(dimension: str, said: Any) -> Result:
+def _parse_official(dimension: str, entry: Any) -> Result:
     """[overall, [{video_path, video_results, ...}]], or the overall score alone."""
-    overall, *more = said if isinstance(said, list) and said else [said]
+    overall, *more = entry if isinstance(entry, list) and entry else [entry]
     score, rows = to_score(dimension, overall), more[0] if more else []
     if (
         len(more) > 1

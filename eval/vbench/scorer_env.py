@@ -43,10 +43,10 @@ def setup_command(folder: Path, python: str = "python3.11", torch: Torch = "cpu"
     _pip(own, *constraints, *index, *(f"{package}{build}" for package in TORCH))
     _pip(own, *constraints, "--no-build-isolation", VBENCH)
     _run([str(own), "-I", "-W", "ignore", "-c", TRY])
-    said = json.loads(_run([str(own), "-I", str(RUNNER), "describe", "auto"], capture=True))
-    versions = ", ".join(f"{name} {number}" for name, number in said["versions"].items())
-    print(f"{versions}; {'a GPU' if said['has_gpu'] else 'no GPU'}")
-    if not said["packages"]["detectron2"]:
+    described = json.loads(_run([str(own), "-I", str(RUNNER), "describe", "auto"], capture=True))
+    versions = ", ".join(f"{name} {number}" for name, number in described["versions"].items())
+    print(f"{versions}; {'a GPU' if described['has_gpu'] else 'no GPU'}")
+    if not described["packages"]["detectron2"]:
         print(f"object_class, multiple_objects, color and spatial_relationship also need: {own} {DETECTRON2}")
     print(f"ready: --scorer_python {own}")
 
@@ -56,12 +56,12 @@ def check_python(python: str) -> None:
     wanted = "expected a Python 3.11, since vbench's pins have no wheels for others (--python PYTHON3.11)"
     ask = "import sys; print('%d.%d' % sys.version_info[:2])"
     try:
-        found = subprocess.run([python, "-c", ask], capture_output=True, text=True, check=True).stdout.strip()
+        version = subprocess.run([python, "-c", ask], capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError) as error:
-        said = getattr(error, "stderr", None) or str(error)
-        raise ValueError(f"{python} can't be run ({said.strip().splitlines()[0]}): {wanted}") from None
-    if found != "3.11":
-        raise ValueError(f"{python} is Python {found}: {wanted}")
+        reason = getattr(error, "stderr", None) or str(error)
+        raise ValueError(f"{python} can't be run ({reason.strip().splitlines()[0]}): {wanted}") from None
+    if version != "3.11":
+        raise ValueError(f"{python} is Python {version}: {wanted}")
 
 
 def _pip(python: Path, *arguments: str) -> None:

@@ -31,15 +31,15 @@ INNER = {"aesthetic_quality": "laion_aesthetic", "imaging_quality": "technical_q
 
 def describe(device):
     """Whether packages are there is found without importing them; torch is imported where a GPU may be used."""
-    found = {name: importlib.util.find_spec(name) is not None for name in PACKAGES}
+    packages = {name: importlib.util.find_spec(name) is not None for name in PACKAGES}
     versions = {}
     for name in VERSIONS:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-    has_gpu = device != "cpu" and found["torch"] and importlib.import_module("torch").cuda.is_available()
+    has_gpu = device != "cpu" and packages["torch"] and importlib.import_module("torch").cuda.is_available()
     vbench = importlib.util.find_spec("vbench")
     suite = str(Path(vbench.origin).with_name("VBench_full_info.json")) if vbench and vbench.origin else None
-    return {"versions": {"python": platform.python_version(), **versions}, "packages": found, "suite": suite,
+    return {"versions": {"python": platform.python_version(), **versions}, "packages": packages, "suite": suite,
             "has_gpu": has_gpu}  # fmt: skip
 
 
@@ -199,8 +199,8 @@ def main():
     channel = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)  # what the official code prints goes to the log
 
-    def send(said):
-        channel.write(json.dumps(said) + "\n")
+    def send(entry):
+        channel.write(json.dumps(entry) + "\n")
         channel.flush()
 
     if sys.argv[1] == "describe":

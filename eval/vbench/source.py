@@ -76,20 +76,20 @@ def _with_run(path: Path, files: list[File], run: Path, plan: Plan | None, check
     except NoFile:
         return Source(path, files, run, plan)
     except ValueError as error:
-        said = (
+        problem = (
             f"{check.shown} can't be used ({error}): what is wrong with the videos isn't known until `check` makes it"
         )
-        return Source(path, files, run, plan, problems=(f"{said} again",))
+        return Source(path, files, run, plan, problems=(f"{problem} again",))
 
 
 def _list_folder(path: Path) -> list[File]:
     """A run's scores or those of a folder scores/, and all that the official package has anywhere in it."""
     try:
-        found = [*sorted((path / "scores").glob("*.json")), *(x for x in sorted(path.glob("*.json")) if _is_ours(x))]
-        found += sorted(path.rglob("*_eval_results.json"))
+        files = [*sorted((path / "scores").glob("*.json")), *(x for x in sorted(path.glob("*.json")) if _is_ours(x))]
+        files += sorted(path.rglob("*_eval_results.json"))
     except OSError as error:
         raise ValueError(f"{path}: scores can't be read ({error.strerror})") from None
-    names = {file: file.relative_to(path).as_posix() for file in dict.fromkeys(found)}
+    names = {file: file.relative_to(path).as_posix() for file in dict.fromkeys(files)}
     written = read_written(path)
     others = [file for file, name in names.items() if not (name in written and is_ours(file, name, written))]
     return [File(PurePosixPath(names[x]), str(x), partial(read_bytes, x)) for x in others or names]

@@ -15,18 +15,17 @@ from train.common.console import check_writable
 from train.common.work import rank_and_world, wait_for_all
 
 from ..generate.command import resolve_settings
-from ..generate.jobs import Job
+from ..generate.jobs import Job, Options
 from ..generate.records import open_records
 from ..generate.videos import draw_contacts, make_videos
 from .chart import draw_scores
 from .check import Findings, check_videos, describe_findings, write_findings
-from .compare import compare_runs, open_runs
+from .compare import compare_runs, describe_comparison, open_runs, write_comparison
 from .compare_page import write_compare_page
-from .compare_report import describe_comparison, write_comparison
 from .log import log_report
 from .ours import writing
 from .page import to_html
-from .plan import check_case, describe_plan, make_plan
+from .plan import PlanOptions, check_case, describe_plan, make_plan
 from .reading import write_json, write_plainly
 from .report import collect, describe_report, to_dict, to_markdown, write_leaderboard, write_tables
 from .suite import Plan, find_suite, read_plan, write_plan
@@ -34,44 +33,30 @@ from .suite import Plan, find_suite, read_plan, write_plan
 REPORTS = ("chart.png", "report.html", "report.md", "report.json", "scores.csv", "scores.tex")
 
 
-def plan(
-    out: Path,
-    suite: Path | None = None,
-    dimensions: list[str] | None = None,
-    quick: int | None = None,
-    seed: int = 0,
-    prompt_map: Path | None = None,
-    videos: Path | None = None,
-    scorer_python: Path | None = None,
-) -> Plan:
+def plan(out: Path, options: PlanOptions, scorer_python: Path | None = None) -> Plan:
     """Say which videos a run needs: plan.json.
 
     Args:
         out: folder of the run.
-        suite: VBench_full_info.json, a wheel of vbench (pip download --no-deps vbench==0.1.5), its folder or an
-            environment with it; none looks into the scorer's environment, then into this one.
-        dimensions: some of the sixteen; none takes all.
-        quick: only so many prompts a dimension, spread over the suite, with one video each: not comparable.
-        seed: of the suite's first video; each video has one of its own, which --quick doesn't change.
-        prompt_map: a text file of long prompts to generate from, one a line, in the suite's order; the videos are
-            named by the short ones.
-        videos: a folder of videos that are there already, made by any model and named 'prompt-0.mp4'.
+        options: what is planned.
         scorer_python: Python of the scorer's environment.
     """
-    wanted = make_plan(find_suite(suite, scorer_python), dimensions, quick, seed, prompt_map, videos)
+    x = options
+    suite = find_suite(x.suite, scorer_python)
+    wanted = make_plan(suite, x.dimensions, x.quick, x.seed, x.prompt_map, x.videos)
     check_writable(out, "--out")
-    if videos is None:
+    if x.videos is None:
         check_case(out, wanted)
     file = out / "plan.json"
     if file.is_file():
-        held = read_plan(file)
-        other = [name for name in vars(wanted) if name != "clip" and getattr(held, name) != getattr(wanted, name)]
+        there = read_plan(file)
+        other = [name for name in vars(wanted) if name != "clip" and getattr(there, name) != getattr(wanted, name)]
         if other:
             raise ValueError(
                 f"{file} is of a run with other {', '.join(other)}: choose another --out, or remove it to plan anew "
                 "(videos that are there are kept)"
             )
-        wanted = held
+        wanted = there
     elif rank_and_world()[0] == 0:
         write_plan(file, wanted)
     say(describe_plan(wanted))
@@ -86,13 +71,13 @@ def generate(out: Path, shard: str | None = None, planned: Plan | None = None, *
         shard: i/n makes the i-th of n shares, 1/n to n/n, for machines that don't know of each other; what they have
             in videos/ and records/ can be copied into one folder.
         planned: what plan.json holds, where it is at hand.
-        options: of `resolve_settings`.
+        options: of `Options`.
     """
     planned = planned or read_plan(out / "plan.json")
     share, shares = parse_shard(shard)
     if planned.folder:
         raise ValueError(f"{out / 'plan.json'} is for videos that are there already, in {planned.folder}")
-    model, settings = resolve_settings(**options)
+    model, settings = resolve_settings(Options(**options))
     if planned.clip not in (None, settings.clip):
         raise ValueError(f"{out / 'plan.json'} expects {planned.clip}, not {settings.clip}: choose another --out")
     if planned.clip is None and rank_and_world()[0] == 0:
@@ -114,10 +99,10 @@ def generate(out: Path, shard: str | None = None, planned: Plan | None = None, *
 
 def parse_shard(shard: str | None) -> tuple[int, int]:
     """(i, n) of i/n. Raises ValueError for what isn't a share."""
-    found = re.fullmatch(r"(\d+)/(\d+)", shard or "1/1")
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
+    match = re.fullmatch(r"(\d+)/(\d+)", shard or "1/1")
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise ValueError(f"shard is {shard!r}, expected i/n with i from 1 to n, such as 1/4")
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])
 
 
 def check(out: Path) -> Findings:
@@ -139,11 +124,11 @@ def aggregate(results: Path, json: Path | None = None) -> None:
         results: a run's folder, a folder of the official package's *_eval_results.json, one of them, or a zip.
         json: also write them there.
     """
-    found = collect(results)
-    say("\n".join(describe_report(found)))
+    result = collect(results)
+    say("\n".join(describe_report(result)))
     if json is not None:
         check_ours(json, '"comparable":', "choose another --json")
-        write_json(json, to_dict(found))
+        write_json(json, to_dict(result))
 
 
 def compare(runs: list[str], out: Path | None = None) -> None:
@@ -155,13 +140,13 @@ def compare(runs: list[str], out: Path | None = None) -> None:
         out: folder for compare.html, with the prompts that lost most, and compare.md, .json, .png, .csv and .tex.
     """
     opened = open_runs(runs)
-    found = compare_runs(opened)
-    say(describe_comparison(opened, found))
+    differences = compare_runs(opened)
+    say(describe_comparison(opened, differences))
     if out is not None:
         check_writable(out, "--out")
         with writing(out, (f"compare.{kind}" for kind in ("html", "md", "json", "png", "csv", "tex"))):
-            write_comparison(out, opened, found)
-            write_compare_page(out, opened, found)
+            write_comparison(out, opened, differences)
+            write_compare_page(out, opened, differences)
         say(f"wrote {out / 'compare.html'}, .md, .json, .png, .csv and .tex")
 
 
@@ -176,17 +161,17 @@ def report(out: Path, name: str | None = None, wandb: str | None = None) -> None
     if not out.is_dir():
         raise ValueError(f"{out} holds no scores: there is no folder, expected a run's or one of official results")
     check_writable(out, "--out")
-    found = collect(out, name)
-    say("\n".join(describe_report(found)))
+    result = collect(out, name)
+    say("\n".join(describe_report(result)))
     with writing(out, REPORTS):
-        draw_scores(out / "chart.png", found)
-        write_plainly(out / "report.html", to_html(found, out))
-        write_plainly(out / "report.md", to_markdown(found))
-        write_json(out / "report.json", to_dict(found))
-        write_tables(out, found)
-    say(f"wrote {out / 'report.html'}, .md and .json, scores.csv and .tex; {write_leaderboard(out, found)}")
+        draw_scores(out / "chart.png", result)
+        write_plainly(out / "report.html", to_html(result, out))
+        write_plainly(out / "report.md", to_markdown(result))
+        write_json(out / "report.json", to_dict(result))
+        write_tables(out, result)
+    say(f"wrote {out / 'report.html'}, .md and .json, scores.csv and .tex; {write_leaderboard(out, result)}")
     if wandb is not None:
-        log_report(out, found, wandb)
+        log_report(out, result, wandb)
 
 
 def say(text: str) -> None:

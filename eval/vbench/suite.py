@@ -112,9 +112,9 @@ class Plan:
 
 
 def write_plan(path: Path, plan: Plan) -> None:
-    said = {name: value for name, value in asdict(plan).items() if name != "videos"}
+    facts = {name: value for name, value in asdict(plan).items() if name != "videos"}
     videos = [{name: value for name, value in asdict(video).items() if value is not None} for video in plan.videos]
-    write_json(path, {**said, "videos": videos})
+    write_json(path, {**facts, "videos": videos})
 
 
 def find_plan(out: Path) -> Plan | None:
@@ -153,10 +153,10 @@ def load_suite(path: Path) -> list[Entry]:
     path: its VBench_full_info.json, a wheel of the package, or a folder with it: the package's own, a site-packages
     folder or a virtual environment. Raises ValueError where it isn't found or isn't in the format.
     """
-    said = parse_json(f"{path}: the suite", read_suite(path))
-    if not isinstance(said, list) or not said:
-        raise ValueError(f"{path}: expected a list of VBench's prompts, found {type(said).__name__}")
-    return [_read_entry(path, number, entry) for number, entry in enumerate(said)]
+    entries = parse_json(f"{path}: the suite", read_suite(path))
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f"{path}: expected a list of VBench's prompts, found {type(entries).__name__}")
+    return [_read_entry(path, number, entry) for number, entry in enumerate(entries)]
 
 
 def _read_entry(path: Path, number: int, entry: Any) -> Entry:
@@ -175,10 +175,10 @@ def read_suite(path: Path) -> bytes:
     if os.path.isdir(path):
         places = (INFO, f"vbench/{INFO}", f"lib/python3*/site-packages/vbench/{INFO}",
                   f"Lib/site-packages/vbench/{INFO}")  # fmt: skip
-        found = [file for place in places for file in sorted(path.glob(place))]
-        if not found:
+        files = [file for place in places for file in sorted(path.glob(place))]
+        if not files:
             raise ValueError(f"{path} holds no {INFO}: expected vbench's folder, site-packages or an environment")
-        return read_bytes(found[0])
+        return read_bytes(files[0])
     try:
         data = read_bytes(path)
     except NoFile:

@@ -94,6 +94,14 @@ def find_prompt(name: str) -> str:
     return re.sub(r"-\d+\.\w+$", "", name)
 
 
+def by_prompt(values: Mapping[str, float]) -> dict[str, list[float]]:
+    """Of videos by file name."""
+    prompts: dict[str, list[float]] = {}
+    for name, value in values.items():
+        prompts.setdefault(find_prompt(name), []).append(value)
+    return prompts
+
+
 def mean(values: Mapping[str, float], weights: Mapping[str, float]) -> float:
     """weights: by the names of the values; empty where all weigh the same."""
     if not weights:

@@ -15,9 +15,12 @@ from eval.bench.length import exponent
 from eval.bench.model import model
 from eval.bench.pipeline import pipeline
 from eval.bench.residual import residual
+from eval.bench.sizes import SIGMAS
 from eval.bench.train import train
 from eval.timing import clock
 from fps_flex import FPSAttention, Regime, StepSchedule
+from fps_flex.wan import Wan
+from fps_flex.wan.flow import draw_noise_levels
 from tests.helpers.cases import relative_error
 
 
@@ -28,14 +31,41 @@ def read(path):
 
 
 def test_train_measures_each_schedule(tmp_path, capsys):
-    train("tiny", layers=1, out=tmp_path / "out/bench.json", steps=2, warmup=1)
+    train(size="tiny", layers=1, out=tmp_path / "out/bench.json", steps=2, warmup=1)
     rows = read(tmp_path / "out/bench.json")
-    assert [row["schedule"] for row in rows] == ["sdpa", "dense", "fps, fp32 scales", "fps, pow2 scales"]
-    assert len([x for x in capsys.readouterr().out.splitlines() if x.startswith("|")]) == 6
+    regimes = ("early", "middle", "late", "mix")
+    assert [(row["schedule"], row["regime"]) for row in rows] == [
+        ("sdpa", "all"),
+        ("dense", "all"),
+        *((f"fps, {scales} scales", regime) for scales in ("fp32", "pow2") for regime in regimes),
+    ]
+    assert len([x for x in capsys.readouterr().out.splitlines() if x.startswith("|")]) == 12
     for row in rows:
-        assert len(row["all_step_seconds"]) == 2 and row["step_seconds"] > 0 and row["tokens"] == 320
-        assert row["density"] == 1 if row["schedule"] in ("sdpa", "dense") else 0 < row["density"] < 1
-    assert rows[0]["speedup"] == 1
+        assert len(row.get("all_step_seconds", [0, 0])) == 2 and row["step_seconds"] > 0 and row["tokens"] == 320
+    assert rows[0]["speedup"] == rows[0]["density"] == rows[1]["density"] == rows[0]["share"] == 1
+
+
+def test_train_weighs_regimes_as_training_draws_them(tmp_path, monkeypatch):
+    """The noise level is held in each, however few steps: 0.20, 0.60 and 0.20 are P(u > 0.7), ... of a logit-normal."""
+    held, forward = [], Wan.forward
+
+    def note(self, x, timestep, *args, **options):
+        held.append(round(timestep.item() / 1000, 4))
+        return forward(self, x, timestep, *args, **options)
+
+    monkeypatch.setattr(Wan, "forward", note)
+    train(
+        size="tiny", schedules=("fps",), scale_formats=("pow2",), layers=1, steps=2, warmup=1, out=tmp_path / "t.json"
+    )
+    assert held == [0.99] * 3 + [0.8] * 3 + [0.3] * 3
+    *each, mix = read(tmp_path / "t.json")
+    shares = [row["share"] for row in each]
+    levels = draw_noise_levels(40_000, 5.0, generator=torch.Generator().manual_seed(0))
+    drawn = FPSAttention("fps").step_schedule.regime_index(levels)
+    assert shares == [0.2, 0.6, 0.2] == pytest.approx((drawn.bincount() / len(drawn)).tolist(), abs=0.01)
+    for name in ("step_seconds", "density"):
+        assert mix[name] == pytest.approx(sum(share * row[name] for share, row in zip(shares, each, strict=True)))
+    assert mix["tokens_per_second"] == 320 / mix["step_seconds"]
 
 
 def test_model_measures_stock_and_ours_and_adds_up_a_video(tmp_path):
@@ -52,7 +82,7 @@ def test_model_measures_stock_and_ours_and_adds_up_a_video(tmp_path):
 
 
 def test_residual_measures_error_time_and_memory_of_each_stream(tmp_path, capsys):
-    residual("tiny", layers=2, rounds=2, repeats=1, steps=2, warmup=1, out=tmp_path / "out/residual.json")
+    residual(size="tiny", layers=2, rounds=2, repeats=1, steps=2, warmup=1, out=tmp_path / "out/residual.json")
     rows = read(tmp_path / "out/residual.json")
     measured = {(row["residual"], row["measured"]): row for row in rows}
     streams = ("compute", "fp32")
@@ -64,12 +94,13 @@ def test_residual_measures_error_time_and_memory_of_each_stream(tmp_path, capsys
     for way in ways:
         coarse, fine, stock = (measured[stream, way]["error"] for stream in (*streams, "stock diffusers"))
         assert 0.001 < fine < 0.8 * coarse and coarse == pytest.approx(stock, rel=0.3)
-    for what, count in (("forward", 2), ("training step", 2)):
+    for what in ("forward", "training step"):
         coarse, fine = (measured[stream, what] for stream in streams)
-        assert all(len(row["all_step_seconds"]) == count and row["step_seconds"] > 0 for row in (coarse, fine))
+        assert all(row["step_seconds"] > 0 for row in (coarse, fine))
+        assert what != "forward" or all(len(row["all_step_seconds"]) == 2 for row in (coarse, fine))
         assert fine["kept_gb"] == 2 * coarse["kept_gb"] == 2 * 320 * 128 * 4 / 1e9
     coarse, fine = (measured[stream, "training step"] for stream in streams)
-    assert coarse["regimes_drawn"] == fine["regimes_drawn"]
+    assert coarse["step_seconds_by_regime"].keys() == fine["step_seconds_by_regime"].keys() == SIGMAS.keys()
     assert capsys.readouterr().out.count("\n|") == len(rows) + 1
 
 

@@ -9,6 +9,7 @@ from diffusers.configuration_utils import FrozenDict
 
 from eval.fidelity.command import command as compare
 from eval.generate.command import command, resolve_settings
+from eval.generate.jobs import Options
 from eval.generate.models import open_model
 from eval.generate.sampling import LowNoise, build_scheduler, sample_latents
 from fps_flex import FPSAttention
@@ -80,7 +81,9 @@ def test_the_same_latents_as_the_stock_pipeline_of_two(stock, release, monkeypat
     ).frames  # fmt: skip
     text = UMT5Text(str(release), dtype="float32")
     model, settings = resolve_settings(
-        str(release), guidance=guidance, low_noise_guidance=low_guidance, boundary=boundary, shift=3.0, frames=9
+        Options(
+            str(release), guidance=guidance, low_noise_guidance=low_guidance, boundary=boundary, shift=3.0, frames=9
+        )
     )
     noise = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3))
     second = LowNoise(model.load_low(CPU), settings.boundary, settings.low_noise_guidance)
@@ -185,7 +188,7 @@ def test_one_of_two_alone_and_the_wrong_way_round_are_refused(release, wan_folde
 
 
 def test_an_experts_folder_and_another_make_a_pair(release, tmp_path):
-    pair = resolve_settings(str(release / "transformer"), low_noise=str(release), frames=5)[0]
+    pair = resolve_settings(Options(str(release / "transformer"), low_noise=str(release), frames=5))[0]
     assert pair.low.path == str(release / "transformer_2") and pair.low.boundary == 0.875
 
 
@@ -288,7 +291,7 @@ def test_two_fine_tuned_experts(low_run, tmp_path, capsys):
         return str(tmp_path / name)
 
     high = save("high.ckpt", noise_levels=[0.875, 1.0], step=5, shift=7.0)
-    model, settings = resolve_settings(high, low_noise=str(low_run), frames=9)
+    model, settings = resolve_settings(Options(high, low_noise=str(low_run), frames=9))
     assert (model.step, model.low.boundary, settings.shift, settings.low_noise) == (5, 0.875, 7.0, str(low_run))
     assert model.attention == FPSAttention.from_dict(model.weights.trained["attention"])
     apart = save("apart.ckpt", noise_levels=[0.9, 1.0])

@@ -18,6 +18,7 @@ from PIL import Image
 from eval.bench.__main__ import command as bench
 from eval.fidelity.command import command as fidelity
 from eval.generate.command import command, resolve_settings
+from eval.generate.jobs import Options
 from eval.generate.models import open_model
 from eval.generate.sampling import build_scheduler, list_regimes, sample_latents
 from eval.vbench.__main__ import command as vbench
@@ -201,11 +202,11 @@ def test_a_checkpoint_runs_with_the_residual_stream_it_was_trained_with(trained,
     for stream in ("compute", "fp32"):
         held["fps_flex"]["residual"] = stream
         torch.save(held, tmp_path / "kept.ckpt")
-        model, settings = resolve_settings(str(tmp_path / "kept.ckpt"))
+        model, settings = resolve_settings(Options(str(tmp_path / "kept.ckpt")))
         assert settings.residual == model.load(CPU).residual == stream
-        model, settings = resolve_settings(str(tmp_path / "kept.ckpt"), residual="compute")
+        model, settings = resolve_settings(Options(str(tmp_path / "kept.ckpt"), residual="compute"))
         assert settings.residual == model.load(CPU, residual=settings.residual).residual == "compute"
-    assert resolve_settings(str(wan_folder))[1].residual == "fp32"
+    assert resolve_settings(Options(str(wan_folder)))[1].residual == "fp32"
     del held["fps_flex"]["residual"]
     torch.save(held, tmp_path / "older.ckpt")
     with pytest.raises(ValueError, match="doesn't say its residual: start a run of this version from it"):

@@ -12,13 +12,12 @@ from safetensors.torch import load_file, save_file
 import eval.generate.videos as videos
 from eval.fidelity.command import command as fidelity
 from eval.generate.command import command, plan_jobs, resolve_settings
-from eval.generate.jobs import Job
-from eval.generate.maker import encode_prompts
+from eval.generate.jobs import Job, Options
+from eval.generate.maker import TextStates, encode_prompts
 from eval.generate.records import open_records
 from eval.generate.sampling import mean_density
-from eval.generate.states import TextStates
 from eval.generate.videos import draw_contacts
-from eval.machine import find_commit, name_device
+from eval.timing import find_commit, name_device
 from eval.vbench.__main__ import command as vbench
 from fps_flex import FPSAttention
 from fps_flex.wan.codecs import ByteText
@@ -147,7 +146,7 @@ def test_a_record_says_what_made_its_video(made, wan, trained, tmp_path):
     said, video = record(made), next(made.glob("*.mp4"))
     assert said["fingerprints"].keys() == {"transformer", "codec", "text"}
     assert said["fingerprints"]["transformer"] == open_weights(wan).fingerprint()
-    model, settings = resolve_settings(str(wan), frames=1, height=32, width=48, steps=1, guidance=1)
+    model, settings = resolve_settings(Options(str(wan), frames=1, height=32, width=48, steps=1, guidance=1))
     assert said["fingerprints"]["codec"] == model.codec.fingerprint()
     assert said["density"] == 1.0 and said["lossless"] is False and said["sha256"] == digest_file(video)
     assert said["machine"]["device"] == name_device() and said["machine"]["commit"] == find_commit()
@@ -430,7 +429,7 @@ def test_vbench_counts_what_is_whole(suite, trained, tmp_path, capsys):
 
 
 def test_a_contact_sheet_leaves_out_what_cannot_be_read(made, tmp_path, caplog, monkeypatch):
-    clip = resolve_settings(str(tmp_path / "wan"), frames=1, height=32, width=48)[1].clip
+    clip = resolve_settings(Options(str(tmp_path / "wan"), frames=1, height=32, width=48))[1].clip
     jobs = [Job(next(made.glob("*.mp4")).stem, "a", 0), Job("none", "b", 1)]
     (made / "none.mp4").write_bytes(b"broken")
     (made / "contact.png").unlink()
@@ -484,7 +483,9 @@ def test_lossless_is_a_setting_of_its_own(wan, made, tmp_path, capsys):
     assert "was made with lossless False (now True)" in refused(capsys, making(wan, made, "--lossless=true"))
     command(making(wan, tmp_path / "exact", "--lossless=true"))
     assert record(tmp_path / "exact")["lossless"] is True
-    model, settings = resolve_settings(str(wan), frames=1, height=32, width=48, steps=1, guidance=1.0, lossless=True)
+    model, settings = resolve_settings(
+        Options(str(wan), frames=1, height=32, width=48, steps=1, guidance=1.0, lossless=True)
+    )
     kept = open_records(model, settings, tmp_path / "exact")
     assert kept.count_missing(plan_jobs(["a"], 1, 0)) == 0
 

@@ -15,8 +15,7 @@ from eval.vbench.__main__ import command
 from eval.vbench.aggregate import combine, find_intervals
 from eval.vbench.cache import Cache
 from eval.vbench.check import Findings, Looked, Seen, _read_seen, parse_findings, write_findings
-from eval.vbench.compare import compare_runs, open_runs
-from eval.vbench.compare_report import describe_comparison
+from eval.vbench.compare import compare_runs, describe_comparison, open_runs
 from eval.vbench.reading import parse_json, read_bytes, shape, write_json
 from eval.vbench.report import collect, describe_report, to_dict
 from eval.vbench.results import Results, read_results

@@ -14,7 +14,7 @@ import torch
 from docs.make.parity import CASES, RESULTS, Case, write_case
 from eval.vbench.__main__ import score as score_command
 from eval.vbench.flicker import VERSION, read_frames, score_flicker, temporal_flickering
-from eval.vbench.official import ScorerFailed, _read_line, open_scorer
+from eval.vbench.official import ScorerFailed, ScorerOptions, _read_line, open_scorer
 from eval.vbench.preflight import STATIC_FILTER, check
 from eval.vbench.score import score
 from eval.vbench.scorer_env import check_python, setup_command
@@ -144,7 +144,7 @@ def test_videos_of_more_than_8_bits_are_pointed_out(tmp_path):
 def test_scores_are_what_the_official_package_gives_for_all_videos_at_once(python, weights, videos, tmp_path):
     dimensions = ("subject_consistency", "dynamic_degree", "imaging_quality", "color")
     behave(weights, marked=["a cat-0.mp4", "a red car-1.mp4"])
-    results = score(videos, plan_of(dimensions), tmp_path, None, python, weights, "cpu")
+    results = score(videos, plan_of(dimensions), tmp_path, None, ScorerOptions(python, weights, "cpu"))
     code = f"import vbench; vbench.VBench('cpu', vbench.__path__[0] + '/VBench_full_info.json', {str(tmp_path)!r})"
     code += f".evaluate({str(videos)!r}, 'all', dimension_list={list(dimensions)}, local=True)"
     environment = {**os.environ, "VBENCH_CACHE_DIR": str(weights)}
@@ -169,7 +169,7 @@ def test_what_is_missing_is_named_and_the_rest_goes_on(python, weights, videos, 
     (videos / "notes.txt").touch()
     behave(weights, **{"raise": ["a bird-1.mp4"]})
     plan = plan_of(("subject_consistency", "imaging_quality"))
-    score(videos, plan, tmp_path, None, python, weights, "cpu")
+    score(videos, plan, tmp_path, None, ScorerOptions(python, weights, "cpu"))
     said = read_score(tmp_path, "subject_consistency")
     assert said["missing"] == ["a cat-0.mp4", "a cat-1.mp4", "a bird-1.mp4", "a bird-2.mp4"] and not said["complete"]
     assert sorted(said["videos"]) == ["a bird-0.mp4", "a cat-2.mp4"] and 0 <= said["score"] <= 1
@@ -183,7 +183,7 @@ def test_what_is_missing_is_named_and_the_rest_goes_on(python, weights, videos, 
 
 def test_a_video_that_kills_the_scorer_is_named(python, weights, videos, tmp_path):
     behave(weights, abort=["a cat-1.mp4"])
-    score(videos, plan_of(("dynamic_degree",)), tmp_path, None, python, weights, "cpu")
+    score(videos, plan_of(("dynamic_degree",)), tmp_path, None, ScorerOptions(python, weights, "cpu"))
     said = read_score(tmp_path, "dynamic_degree")
     assert said["missing"] == ["a cat-1.mp4"] and len(said["videos"]) == 5
     assert "ended with code -6" in said["errors"]["a cat-1.mp4"]
@@ -194,7 +194,13 @@ def test_a_video_that_kills_the_scorer_is_named(python, weights, videos, tmp_pat
 def test_a_scorer_that_cannot_start_fails_its_dimension_alone(python, weights, videos, tmp_path, monkeypatch):
     environment = build_environment(tmp_path / "broken", SUITE)
     next((tmp_path / "broken").glob("lib/*/site-packages/vbench/dynamic_degree.py")).write_text("import nothing_such")
-    score(videos, plan_of(("dynamic_degree", "imaging_quality")), tmp_path, None, environment, weights, "cpu")
+    score(
+        videos,
+        plan_of(("dynamic_degree", "imaging_quality")),
+        tmp_path,
+        None,
+        ScorerOptions(environment, weights, "cpu"),
+    )
     said = read_score(tmp_path, "dynamic_degree")
     assert said["score"] is None and not said["complete"] and "nothing_such" in said["note"]
     assert read_score(tmp_path, "imaging_quality")["complete"]
@@ -206,13 +212,13 @@ def test_a_value_that_cant_be_is_no_score(python, weights, videos, tmp_path):
     module = next((tmp_path / "high").glob("lib/*/site-packages/vbench/imaging_quality.py"))
     module.write_text(module.read_text().replace("100 * look", "(9e4 if 'dog-1' in path else 50) + 0 * look"))
     plan = plan_of(("imaging_quality",))
-    said = score(videos, plan, tmp_path, None, environment, weights, "cpu")["imaging_quality"]
+    said = score(videos, plan, tmp_path, None, ScorerOptions(environment, weights, "cpu"))["imaging_quality"]
     assert said.missing == ("a dog-1.mp4",) and said.score == 0.5 and not said.complete
     assert said.errors == {"a dog-1.mp4": "the official score is 90000.0, expected at most 100"}
     cache = tmp_path / "scores/cache/imaging_quality.jsonl"
     assert cache.read_text().count("\n") == 2
     cache.write_text(cache.read_text().replace("50.0", "9e4"))
-    assert read_calls(weights) and score(videos, plan, tmp_path, None, environment, weights, "cpu")
+    assert read_calls(weights) and score(videos, plan, tmp_path, None, ScorerOptions(environment, weights, "cpu"))
     assert len(read_calls(weights)) == 3
 
 
@@ -247,7 +253,7 @@ def test_a_python_that_says_something_else_is_no_environment(tmp_path):
 @pytest.mark.parametrize(("behaviour", "reason"), [({}, "may not use the network"), ({"wget": True}, "wget")])
 def test_nothing_is_downloaded(python, weights, videos, tmp_path, behaviour, reason):
     behave(weights, **behaviour)
-    score(videos, plan_of(("motion_smoothness",)), tmp_path, None, python, weights, "cpu")
+    score(videos, plan_of(("motion_smoothness",)), tmp_path, None, ScorerOptions(python, weights, "cpu"))
     said = read_score(tmp_path, "motion_smoothness")
     assert said["score"] is None and not said["complete"]
     assert reason in said["note"] + str(said["errors"])
@@ -306,17 +312,17 @@ def test_the_first_five_static_videos_of_a_prompt_count(python, weights, videos,
         )
     behave(weights, marked=["a street, still-1.mp4", "a street, still-11.mp4"])  # these move
     plan = plan_of((FLICKER,), 12)
-    said = score(videos, plan, tmp_path, None, python, weights, "cpu")[FLICKER]
+    said = score(videos, plan, tmp_path, None, ScorerOptions(python, weights, "cpu"))[FLICKER]
     assert said.filtered and said.complete
     assert list(said.videos) == [f"a street, still-{i}.mp4" for i in (0, 2, 3, 4, 10)]  # by name, -10 comes before -2
     looked_at = [call.removeprefix("static_filter a street, still-") for call in read_calls(weights)]
     assert looked_at == [f"{i}.mp4" for i in (0, 1, 10, 11, 2, 3, 4)]
     assert said.score == pytest.approx(np.mean([score_flicker(videos / name) for name in said.videos]))
-    again = score(videos, plan, tmp_path, None, python, weights, "cpu")[FLICKER]
+    again = score(videos, plan, tmp_path, None, ScorerOptions(python, weights, "cpu"))[FLICKER]
     assert again == said and read_calls(weights) == []
     behave(weights, marked=[f"a street, still-{i}.mp4" for i in range(10)])
     (tmp_path / "scores/cache/static_filter.jsonl").unlink()
-    few = score(videos, plan, tmp_path, None, python, weights, "cpu")[FLICKER]
+    few = score(videos, plan, tmp_path, None, ScorerOptions(python, weights, "cpu"))[FLICKER]
     assert len(few.videos) == 2 and "prompts with fewer than 5 static videos: 1" in few.note
 
 
@@ -332,28 +338,28 @@ def test_the_official_five_count_without_the_filter(videos, tmp_path):
 
 def test_a_rerun_scores_only_what_is_new(python, weights, videos, tmp_path):
     plan = plan_of(("dynamic_degree", "subject_consistency", FLICKER))
-    first = score(videos, plan, tmp_path, None, python, weights, "cpu")
+    first = score(videos, plan, tmp_path, None, ScorerOptions(python, weights, "cpu"))
     files = {name: (tmp_path / f"scores/{name}.json").read_bytes() for name in first}
     read_calls(weights)
-    assert score(videos, plan, tmp_path, None, python, weights, "cpu") == first
+    assert score(videos, plan, tmp_path, None, ScorerOptions(python, weights, "cpu")) == first
     assert read_calls(weights) == []
     assert {name: (tmp_path / f"scores/{name}.json").read_bytes() for name in first} == files
     (videos / "a cat-1.mp4").write_bytes((videos / "a bird-0.mp4").read_bytes())
-    score(videos, plan, tmp_path, None, python, weights, "cpu")
+    score(videos, plan, tmp_path, None, ScorerOptions(python, weights, "cpu"))
     assert sorted(read_calls(weights)) == ["dynamic_degree a cat-1.mp4", "subject_consistency a cat-1.mp4"]
     (weights / "raft_model/models/raft-things.pth").write_bytes(b"\1" * 21_108_000)  # other weights, other values
-    score(videos, plan, tmp_path, ["dynamic_degree"], python, weights, "cpu")
+    score(videos, plan, tmp_path, ["dynamic_degree"], ScorerOptions(python, weights, "cpu"))
     assert len(read_calls(weights)) == 6
 
 
 def test_an_interrupted_file_is_scored_again(python, weights, videos, tmp_path, caplog):
     plan = plan_of(("dynamic_degree",))
-    first = score(videos, plan, tmp_path, None, python, weights, "cpu")
+    first = score(videos, plan, tmp_path, None, ScorerOptions(python, weights, "cpu"))
     read_calls(weights)
     cache, file = tmp_path / "scores/cache/dynamic_degree.jsonl", tmp_path / "scores/dynamic_degree.json"
     cache.write_text(cache.read_text()[:-9])
     file.write_text(file.read_text()[:50])
-    assert score(videos, plan, tmp_path, None, python, weights, "cpu") == first
+    assert score(videos, plan, tmp_path, None, ScorerOptions(python, weights, "cpu")) == first
     assert len(read_calls(weights)) == 1 and "1 of 6 lines can't be read" in caplog.text
     file.write_text(file.read_text()[:50])
     assert score(videos, plan, tmp_path)["dynamic_degree"].score is None  # without the scorer
@@ -362,7 +368,7 @@ def test_an_interrupted_file_is_scored_again(python, weights, videos, tmp_path, 
 
 def test_a_score_stays_when_its_scorer_is_gone(python, weights, videos, tmp_path, caplog):
     plan = plan_of(("dynamic_degree",))
-    first = score(videos, plan, tmp_path, None, python, weights, "cpu")
+    first = score(videos, plan, tmp_path, None, ScorerOptions(python, weights, "cpu"))
     assert score(videos, plan, tmp_path) == first and "that score stays" in caplog.text
     (videos / "a cat-1.mp4").write_bytes((videos / "a bird-0.mp4").read_bytes())
     assert score(videos, plan, tmp_path)["dynamic_degree"].score is None
@@ -370,13 +376,15 @@ def test_a_score_stays_when_its_scorer_is_gone(python, weights, videos, tmp_path
 
 def test_a_killed_run_goes_on_where_it_was(python, weights, videos, tmp_path):
     plan = plan_of(("dynamic_degree",))
-    expected = score(videos, plan, tmp_path / "whole", None, python, weights, "cpu")
+    expected = score(videos, plan, tmp_path / "whole", None, ScorerOptions(python, weights, "cpu"))
     read_calls(weights)
     behave(weights, slow=0.3)
     (tmp_path / "run").mkdir()
     write_plan(tmp_path / "run/plan.json", Plan(**{**vars(plan), "folder": str(videos)}))
     code = "from pathlib import Path; from eval.vbench.__main__ import score; "
-    code += f"score(Path({str(tmp_path / 'run')!r}), None, Path({str(python)!r}), Path({str(weights)!r}), 'cpu')"
+    code += "from eval.vbench.official import ScorerOptions; "
+    options = f"ScorerOptions(Path({str(python)!r}), Path({str(weights)!r}), 'cpu')"
+    code += f"score(Path({str(tmp_path / 'run')!r}), {options})"
     process = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2], stdout=subprocess.DEVNULL)
     cache = tmp_path / "run/scores/cache/dynamic_degree.jsonl"
     while not cache.exists() or cache.read_text().count("\n") < 2:
@@ -390,7 +398,7 @@ def test_a_killed_run_goes_on_where_it_was(python, weights, videos, tmp_path):
     before = read_calls(weights)
     assert done <= len(before) <= done + 2  # the scorer may be a video ahead of what was kept
     behave(weights)
-    score_command(tmp_path / "run", None, python, weights, "cpu")
+    score_command(tmp_path / "run", ScorerOptions(python, weights, "cpu"))
     assert len(read_calls(weights)) == 6 - done
     assert read_score(tmp_path / "run", "dynamic_degree") == json.loads(json.dumps(vars(expected["dynamic_degree"])))
 
@@ -405,11 +413,11 @@ def test_what_cannot_be_done_is_said_in_a_line(python, videos, tmp_path):
     with pytest.raises(ValueError, match="no folder of videos"):
         score(tmp_path / "none", plan, tmp_path)
     with pytest.raises(ValueError, match="can't be used .*expected the Python of an environment with vbench"):
-        score(videos, plan, tmp_path, None, tmp_path / "none")
+        score(videos, plan, tmp_path, None, ScorerOptions(tmp_path / "none"))
     with pytest.raises(ValueError, match="sees no GPU"):
-        score(videos, plan, tmp_path, None, python, None, "cuda")
+        score(videos, plan, tmp_path, None, ScorerOptions(python, None, "cuda"))
     with pytest.raises(ValueError, match=r"no plan .*plan.json"):
-        score_command(tmp_path)
+        score_command(tmp_path, ScorerOptions())
 
 
 def test_setting_up_wants_python_3_11(tmp_path):

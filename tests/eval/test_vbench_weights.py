@@ -8,13 +8,17 @@ import zipfile
 
 import pytest
 
+from eval.vbench import weights
 from eval.vbench.__main__ import command
-from eval.vbench.fetch import find_missing, write_script
 from eval.vbench.official import Scorer
-from eval.vbench.preflight import check, check_all, describe_readiness
+from eval.vbench.preflight import check, check_all, describe_readiness, find_missing, write_script
 from eval.vbench.suite import DIMENSIONS
-from eval.vbench.weights import BERT_MODEL, CLIP_B, CLIP_L, EVERY, MUSIQ, NEEDS, VICLIP, Weight
+from eval.vbench.weights import EVERY, NEEDS, Weight
 from tests.helpers.vbench_suite import refused, trust_weights
+
+BERT_MODEL, CLIP_B, CLIP_L, MUSIQ, VICLIP_WORDS = (
+    weights.FILES[name] for name in ("bert_model", "clip_b", "clip_l", "musiq", "viclip_words")
+)
 
 CURL = """#!/bin/sh
 echo "$@" >>"$SERVED/calls"
@@ -187,7 +191,7 @@ def test_checksums_are_those_that_addresses_and_names_carry():
     for file in (CLIP_B, CLIP_L):
         assert file.sha256 in file.source and len(file.sha256) == 64
     assert f"-{MUSIQ.sha256}.pth" in MUSIQ.path
-    assert len(VICLIP[1].sha256) == len(BERT_MODEL.sha256) == 64
+    assert len(VICLIP_WORDS.sha256) == len(BERT_MODEL.sha256) == 64
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from eval.generate.command import command, resolve_settings
+from eval.generate.jobs import Options
 from fps_flex.wan.codecs import ByteText, PixelCodec
 from fps_flex.wan.encoders import UMT5Text, WanVAE
 from fps_flex.wan.fingerprint import DIGESTED, digest_held
@@ -364,7 +365,7 @@ def test_a_release_of_the_5b_makes_videos_of_its_size_and_of_the_size_that_is_as
     transformer.save_pretrained(tmp_path / "5b/transformer")
     for part, source in (("vae", vae_of_5b[1]), ("text_encoder", wan_folder), ("tokenizer", wan_folder)):
         shutil.copytree(source / part, tmp_path / "5b" / part)
-    model, settings = resolve_settings(str(tmp_path / "5b"), steps=1)
+    model, settings = resolve_settings(Options(str(tmp_path / "5b"), steps=1))
     assert asdict(settings.clip) == {"frames": 121, "height": 704, "width": 1280, "fps": 24.0}
     assert settings.shift == 5.0 and model.weights.config.grid(model.codec.latent_size(settings.clip.size)) == (
         31, 22, 40,
@@ -376,9 +377,9 @@ def test_a_release_of_the_5b_makes_videos_of_its_size_and_of_the_size_that_is_as
         assert len(frames) == 5 and (frames[0].height, frames[0].width) == (64, 96)
         assert container.streams.video[0].average_rate == 24
     with pytest.raises(ValueError, match="height is 720, expected a multiple of 32: 704 or 736"):
-        resolve_settings(str(tmp_path / "5b"), height=720, width=1280)
+        resolve_settings(Options(str(tmp_path / "5b"), height=720, width=1280))
     with pytest.raises(ValueError, match="the encoders give 16 channels, .*5b was made for 48"):
-        resolve_settings(str(tmp_path / "5b"), encoders=str(wan_folder))
+        resolve_settings(Options(str(tmp_path / "5b"), encoders=str(wan_folder)))
 
 
 def test_sizes_of_the_5b(vae_of_5b):

@@ -170,6 +170,6 @@ def test_a_window_of_one_tile_is_a_row_of_its_own():
     ("one", "other"), [(1, 1.0), (1, True), (0, False), ([1, 2], [1.0, 2]), ({"a": 1}, {"a": 1.0})]
 )
 def test_records_compare_as_json_does(one, other):
-    from eval.generate.changes import says_the_same
+    from eval.generate.records import says_the_same
 
     assert one == other and not says_the_same(one, other) and says_the_same(one, one)
