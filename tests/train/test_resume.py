@@ -257,11 +257,11 @@ def test_a_step_that_would_not_be_finite_is_not_taken(tmp_path, capfd, monkeypat
     losses, calls = FlowModule._losses, []
 
     def overflow(self, model, *args):
-        loss = losses(self, model, *args)
+        loss, errors = losses(self, model, *args)
         if model.training and torch.is_grad_enabled() and calls.append(1) is None and len(calls) == 4:
             loss = loss * torch.ones_like(loss, requires_grad=True)
             loss.register_hook(lambda grad: grad * torch.inf)
-        return loss
+        return loss, errors
 
     monkeypatch.setattr(FlowModule, "_losses", overflow)
     with pytest.raises(SystemExit) as stopped:
