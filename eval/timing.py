@@ -74,13 +74,28 @@ def peak_gb(device: torch.device) -> float:
     """Of the GPU's memory, or on a CPU of the whole process's since it started."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e9
+    return host_peak_gb()
+
+
+def host_peak_gb() -> float:
+    """Of the whole process's memory since it started."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
+def limit_memory(gpu_gb: float | None) -> None:
+    """Let this process take no more of the GPU's memory; None lets it take all."""
+    if torch.cuda.is_available():
+        total = torch.cuda.get_device_properties(0).total_memory / 1e9
+        torch.cuda.set_per_process_memory_fraction(min(1.0, (gpu_gb or total) / total))
+
+
 def compare(rows: Iterable[Row]) -> Iterator[Row]:
-    """With how many times as fast as the first row each is."""
+    """With how many times as fast as the first row each is; rows of what failed as they are."""
     first = None
     for row in rows:
+        if "step_seconds" not in row:
+            yield row
+            continue
         first = first or row["step_seconds"]
         yield {**row, "speedup": first / row["step_seconds"]}
 

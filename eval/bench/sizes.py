@@ -6,18 +6,18 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from fps_flex import FPSAttention, Plan, density
+from fps_flex import FPSAttention, density
 from fps_flex.checks import Triple
 from fps_flex.wan import WAN_1_3B, WAN_14B, WAN_TINY, Wan, WanConfig
+from fps_flex.wan.dense import dense_attention
 from fps_flex.wan.weights import fill
 
 Size = Literal["tiny", "1.3B", "14B"]
 
 CONFIGS = {"tiny": WAN_TINY, "1.3B": WAN_1_3B, "14B": WAN_14B}
-GRIDS: dict[str, Triple] = {"tiny": (5, 8, 8), "1.3B": (21, 30, 52), "14B": (21, 45, 80)}  # 81 frames: 480p, 720p
+RESOLUTIONS: dict[str, Triple] = {"480p": (21, 30, 52), "720p": (21, 45, 80)}  # tokens of 81 frames
+GRIDS: dict[str, Triple] = {"tiny": (5, 8, 8), "1.3B": RESOLUTIONS["480p"], "14B": RESOLUTIONS["720p"]}
 TILES: dict[str, Triple] = {"tiny": (1, 4, 4), "1.3B": (7, 9, 6), "14B": (7, 9, 6)}
 TEXT_TOKENS = 512
 SIGMAS = {"early": 0.99, "middle": 0.8, "late": 0.3}  # one noise level in each regime of the fps preset
@@ -35,15 +35,8 @@ def sized(size: Size, layers: int | None) -> tuple[WanConfig, Triple]:
 def attention_of(size: Size, schedule: str, **options: str) -> FPSAttention:
     """schedule: a preset, or sdpa."""
     if schedule == "sdpa":
-        return Sdpa("dense", tile=GRIDS[size], block=block_of(size))
+        return dense_attention(block_of(size))
     return FPSAttention(schedule, tile=TILES[size], block=block_of(size), **options)
-
-
-class Sdpa(FPSAttention):
-    """PyTorch's dense attention, for its time only: the few pads of one tile as large as the grid are not masked."""
-
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v)
 
 
 def densities(attention: FPSAttention, grid: Triple) -> list[float]:
