@@ -45,7 +45,7 @@ class LowRank:
     def delta(self) -> Float[Tensor, "o i ..."]:
         """In fp32."""
         product = self.up.float().flatten(1) @ self.down.float().flatten(1)
-        return (product * (self.alpha / self.rank)).view(self.shape)
+        return product.mul_(self.alpha / self.rank).view(self.shape)
 
 
 @dataclass(frozen=True)
