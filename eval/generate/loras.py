@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fps_flex.checks import at_home, require
+from fps_flex.checks import at_home, require, show
 from fps_flex.wan.adapters import read_adapter
 from fps_flex.wan.merging import merge
 from fps_flex.wan.weights import Weights
@@ -16,8 +16,12 @@ def add_loras(weights: Weights, loras: Sequence[str]) -> Weights:
 
     Raises ValueError for a file that is no LoRA, or one of another model, and for a strength that is not finite.
     """
-    for path, strength in map(parse_lora, loras):
-        weights = merge(weights, read_adapter(path), strength, path)
+    for text in loras:
+        path, strength = parse_lora(text)
+        try:
+            weights = merge(weights, read_adapter(path), strength, path)
+        except ValueError as error:
+            raise ValueError(f"lora {show(text)}: {error}") from None
     return weights
 
 
@@ -32,7 +36,7 @@ def parse_lora(text: str) -> tuple[str, float]:
         raise ValueError(f"lora is {text!r}, expected FILE or FILE:STRENGTH")
     if not colon:
         return str(at_home(text)), 1.0
-    require(f"the strength in lora {text}", strength)
+    require(f"the strength in lora {show(text)}", strength)
     return str(at_home(path)), strength
 
 

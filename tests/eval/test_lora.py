@@ -231,7 +231,7 @@ def test_what_does_not_fit_is_one_line_before_anything_is_loaded(
     lokr = save({f"diffusion_model.{Q}.lokr_w1": torch.ones(2, 2)}, tmp_path / "lokr.safetensors")
     run = [f"--out={tmp_path / 'out'}", *TINY]
     for given, message in (
-        ([f"--lora={one}:nan"], f"the strength in lora {one}:nan is nan, expected a finite number"),
+        ([f"--lora={one}:nan"], f"the strength in lora '{one}:nan' is nan, expected a finite number"),
         ([f"--lora={one}:inf"], "is inf, expected a finite number"),
         ([f"--lora={one}:-Infinity"], "is -inf, expected a finite number"),
         (["--lora=:0.5"], "lora is ':0.5', expected FILE or FILE:STRENGTH"),
