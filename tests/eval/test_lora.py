@@ -8,9 +8,11 @@ import pytest
 import torch
 from diffusers import WanPipeline
 
+from eval.fidelity.command import command as fidelity
 from eval.generate.command import command, resolve_settings
 from eval.generate.loras import parse_lora
 from eval.generate.sampling import build_scheduler, sample_latents
+from eval.vbench.__main__ import command as vbench
 from fps_flex.wan import WanConfig
 from fps_flex.wan.adapter_files import write_adapter
 from fps_flex.wan.adapters import read_adapter
@@ -205,11 +207,11 @@ def test_a_base_that_moved_is_named(wan_folder, release, tmp_path, capsys):
     assert "--base is empty" in refused(capsys, [*run, "--base="])
 
 
-def refused(capsys, arguments):
-    """The one line in which the command refuses to start."""
+def refused(capsys, arguments, run=command):
+    """The one line in which a command refuses to start."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as stopped:
-        command(arguments)
+        run(arguments)
     lines = capsys.readouterr().err.splitlines()
     assert stopped.value.code == 2 and lines[-1].startswith("error: "), lines
     return lines[-1]
@@ -249,6 +251,17 @@ def test_what_does_not_fit_is_one_line_before_anything_is_loaded(
         assert message in refused(capsys, [f"--checkpoint={wan_folder}", *run, *given])
     assert "of (64, 64)" in refused(capsys, [f"--checkpoint={release}", *run, f"--low_noise_lora={wide}"])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("of", ["fidelity", "vbench"])
+def test_other_commands_that_make_videos_take_loras_too(wan_folder, files, suite, tmp_path, capsys, of):
+    run, more = {
+        "fidelity": (fidelity, ["models", "--prompt=a", "--attention.schedule=fps", "--attention.tile=[1,2,2]"]),
+        "vbench": (vbench, ["run", f"--suite={suite}", "--quick=1", "--dimensions=[temporal_flickering]"]),
+    }[of]
+    given = [*more, f"--checkpoint={wan_folder}", f"--out={tmp_path / 'out'}"]
+    line = refused(capsys, [*given, "--lora", f"{files / 'one.safetensors'}:0.5", "--lora=nowhere"], run)
+    assert "lora 'nowhere': no nowhere" in line
 
 
 def test_help_says_how_a_lora_is_given(capsys):

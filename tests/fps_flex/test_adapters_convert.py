@@ -259,6 +259,17 @@ def test_a_full_checkpoint_is_no_lora(tmp_path, capsys, base):
     assert "is for a LoRA" in refused(capsys, tmp_path / "x.ckpt", tmp_path / "out", "--format=comfyui-lora")
 
 
+def test_a_checkpoint_without_a_layer_is_one_line(base, run, tmp_path):
+    held = torch.load(run, weights_only=True)
+    torch.save({**held, "state_dict": {}}, tmp_path / "x.ckpt")
+    with pytest.raises(ValueError, match=r"no checkpoint of this project \(its LoRA has no layers\)"):
+        open_weights(tmp_path / "x.ckpt")
+    weights = {"model.blocks.0.self_attn.q.weight": torch.ones(48, 48)}
+    torch.save({**held, "state_dict": held["state_dict"] | weights}, tmp_path / "x.ckpt")
+    with pytest.raises(ValueError, match=r"no LoRA of a text-to-video Wan \(model.blocks.0.self_attn.q.weight\)"):
+        open_weights(tmp_path / "x.ckpt")
+
+
 def test_help_tells_all_formats(capsys):
     with pytest.raises(SystemExit):
         main(["convert", "--help"])
