@@ -50,7 +50,7 @@ def open_start(checkpoint: str | None, wan: WanConfig) -> Weights | None:
         return None
     if not checkpoint.strip():
         raise ValueError("model.checkpoint is empty, expected weights to start from, or null for random ones")
-    weights = open_weights(checkpoint)
+    weights = open_weights(checkpoint).unrounded
     other = [
         f"{name} {value}, expected {getattr(wan, name)}"
         for name, value in asdict(weights.config).items()

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fps_flex.checks import require
+from fps_flex.wan.adapters import holds_adapter
 from fps_flex.wan.experts import ALL, BOUNDARY, find_experts
 from fps_flex.wan.weights import Weights, Which, open_weights
 from train.index import comparable
@@ -23,7 +24,7 @@ class LowExpert:
 
 
 def open_experts(
-    checkpoint: str, which: Which, low_noise: str | None, boundary: float | None
+    checkpoint: str, which: Which, low_noise: str | None, boundary: float | None, base: str | None = None
 ) -> tuple[Weights, LowExpert | None]:
     """The weights of a checkpoint that does without another, or of the high-noise expert, with the low-noise one.
 
@@ -33,7 +34,10 @@ def open_experts(
     """
     high, own_low = _pick(checkpoint, high=True), _pick(checkpoint, high=False)
     low = _pick(low_noise, high=False) or low_noise if low_noise else own_low
-    first = open_weights(high or checkpoint, which)
+    opened = [path for path in (high or checkpoint, low) if path]
+    if base and not any(_is_trained_lora(path) for path in opened):
+        raise ValueError(f"base is {base}, of a LoRA's .ckpt, and {' and '.join(opened)} is none: leave it out")
+    first = _open(high or checkpoint, which, base, high=True)
     levels = first.noise_levels
     if levels[1] < 1:
         raise ValueError(f"{checkpoint} is the low-noise one of two experts: {NAME_BOTH}")
@@ -43,11 +47,20 @@ def open_experts(
         if boundary is not None:
             raise ValueError(f"a boundary of {boundary:g} is between two experts, {checkpoint} is one: {NAME_BOTH}")
         return first, None
-    second = open_weights(low, which)
+    second = _open(low, which, base, high=False)
     if (below := second.noise_levels)[0] > 0:
         raise ValueError(f"{low} is the high-noise one of two experts: {NAME_BOTH}")
     _check_same(high or checkpoint, first, low, second)
     return first, LowExpert(low, second, _boundary(boundary, {levels[0], below[1]} - set(ALL)))
+
+
+def _is_trained_lora(path: str) -> bool:
+    return path.endswith(".ckpt") and holds_adapter(path)
+
+
+def _open(path: str, which: Which, base: str | None, high: bool) -> Weights:
+    base = base if _is_trained_lora(path) else None
+    return open_weights(path, which, base and (_pick(base, high) or base))
 
 
 def _pick(path: str, high: bool) -> str | None:

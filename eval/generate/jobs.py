@@ -43,6 +43,11 @@ class Options:
             what they were made for, or 0.875, that of Wan2.2's A14B.
         low_noise_guidance: of the low-noise expert; none takes `guidance` (Wan2.2's own A14B takes 3, and 4 for high
             noise, in 40 steps).
+        lora: FILE or FILE:STRENGTH, added to the transformer, of two experts to both; again for each one more. What
+            follows the last colon is the strength where it is a number, else that is 1. Safetensors of diffusers,
+            ComfyUI, DiffSynth, musubi, kohya or peft, or a .ckpt of train.fit that trained one.
+        low_noise_lora: of the low-noise one of two experts, in place of `lora`; [] adds none to it.
+        base: what the LoRA in a .ckpt of train.fit was trained on, where that has moved.
         lossless: keep every pixel, to measure videos with eval.fidelity: plain H.264 (crf 18) hides what differs less
             than its own loss. Files are 40 to 80 times as large (81 frames at 480p some 50 MB), and many players,
             browsers among them, can't show their RGB (High 4:4:4 Predictive); ffmpeg, mpv and VLC can.
@@ -66,6 +71,9 @@ class Options:
     low_noise: str | None = None
     boundary: float | None = None
     low_noise_guidance: float | None = None
+    lora: list[str] | None = None
+    low_noise_lora: list[str] | None = None
+    base: str | None = None
     lossless: bool = False
 
 

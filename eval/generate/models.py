@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +23,7 @@ from fps_flex.wan.weights import Weights, Which, build_empty, fill
 
 from .attention import AttentionChanges, choose_attention
 from .experts import LowExpert, open_experts
+from .loras import add_loras, describe_loras
 
 CODECS = {one.kind: one for one in (PixelCodec, WanVAE, ByteText, UMT5Text)}
 SETTINGS = ("codec", "text", "clip", "residual", "shift", "step", "run_id")
@@ -91,7 +93,7 @@ class TextToVideo:
 
     def _load(self, weights: Weights, device: torch.device, linears: Linears, residual: Residual | None) -> Wan:
         wan = build_empty(weights.config, self.attention)
-        fill(wan, weights.stream(), device, torch.bfloat16 if device.type == "cuda" else torch.float32)
+        fill(wan, weights.unrounded.stream(), device, torch.bfloat16 if device.type == "cuda" else torch.float32)
         wan.compiled, wan.residual = device.type == "cuda", residual or self.residual
         quantize_linears(wan, linears)
         return wan.eval().requires_grad_(False)
@@ -104,19 +106,28 @@ def open_model(
     attention: AttentionChanges | FPSAttention | None = None,
     low_noise: str | None = None,
     boundary: float | None = None,
+    lora: Sequence[str] = (),
+    low_noise_lora: Sequence[str] | None = None,
+    base: str | None = None,
 ) -> TextToVideo:
     """checkpoint: a .ckpt of train.fit, or Wan as released, official or diffusers, or exported; a file or a folder.
 
     which: weights of a .ckpt. encoders: folder with vae/, text_encoder/ and tokenizer/; None looks beside the weights,
-    or where a .ckpt says. attention: as of `choose_attention`. low_noise, boundary: as of `open_experts`.
+    or where a .ckpt says. attention: as of `choose_attention`. low_noise, boundary, base: as of `open_experts`.
+    lora: as of `add_loras`, for both of two experts where `low_noise_lora` isn't given.
     Raises ValueError where anything is missing or doesn't fit.
     """
-    paths = {"checkpoint": checkpoint, "low_noise": low_noise, "encoders": encoders}
+    paths = {"checkpoint": checkpoint, "low_noise": low_noise, "encoders": encoders, "base": base}
     empty = [name for name, path in paths.items() if path is not None and not path.strip()]
     if empty:
         raise ValueError(f"{empty[0]} is empty, expected a path")
-    checkpoint, low_noise, encoders = (path and str(at_home(path)) for path in paths.values())
-    weights, low = open_experts(checkpoint, which, low_noise, boundary)
+    checkpoint, low_noise, encoders, base = (path and str(at_home(path)) for path in paths.values())
+    weights, low = open_experts(checkpoint, which, low_noise, boundary, base)
+    if low:
+        low = replace(low, weights=add_loras(low.weights, lora if low_noise_lora is None else low_noise_lora))
+    elif low_noise_lora is not None:
+        raise ValueError(f"low_noise_lora is of the second of two experts, and {checkpoint} is one: leave it out")
+    weights = add_loras(weights, lora)
     opened = {checkpoint: weights, **({low.path: low.weights} if low else {})}
     attention = choose_attention({path: trained_attention(one) for path, one in opened.items()}, attention)
     trained = {path: one.trained for path, one in opened.items() if one.trained is not None}
@@ -193,11 +204,16 @@ def describe(model: TextToVideo) -> dict[str, Any]:
     }
 
 
-def find_fingerprints(model: TextToVideo) -> dict[str, str]:
-    """Of all weights that its videos depend on. Raises ValueError for encoders that are broken."""
+def find_fingerprints(model: TextToVideo) -> dict[str, Any]:
+    """Of all weights that its videos depend on, and what LoRAs are among them.
+
+    Raises ValueError for encoders that are broken.
+    """
     low = {"low_noise": model.low.weights.fingerprint()} if model.low else {}
     encoders = {"codec": model.codec.fingerprint(), "text": model.text.fingerprint()}
-    return {"transformer": model.weights.fingerprint(), **low, **encoders}
+    loras = {"loras": describe_loras(model.weights)}
+    loras |= {"low_noise_loras": describe_loras(model.low.weights)} if model.low else {}
+    return {"transformer": model.weights.fingerprint(), **low, **encoders, **{k: x for k, x in loras.items() if x}}
 
 
 def check_trained(path: str, record: dict[str, Any]) -> None:

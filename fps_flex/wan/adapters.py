@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-OF_LAYERS = {"down", "up", "up_bias", "alpha"}  # parts of a layer; the others are whole differences
+MATRICES = {"down", "up", "alpha"}  # parts of a layer; the others are whole differences
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class LowRank:
     def delta(self) -> Float[Tensor, "o i ..."]:
         """In fp32."""
         product = self.up.float().flatten(1) @ self.down.float().flatten(1)
-        return (product * (self.alpha / self.rank)).view(self.shape)
+        return product.mul_(self.alpha / self.rank).view(self.shape)
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,8 @@ def adapter_in(path: Path, held: dict[str, Any], which: Which) -> Adapter:
         raise ValueError(f"{path} is a whole model that train.fit trained, expected a LoRA")
     said = as_fields(f"{path}: its fps_flex.lora", held["fps_flex"]["lora"], ("rank", "alpha", "targets"))
     adapter = _collect(path, weights_in(held, which), lambda name, rank: said["alpha"])
+    if not adapter.layers:
+        raise ValueError(f"{path} is no checkpoint of this project (its LoRA has no layers)")
     wrong = next((name for name, layer in adapter.layers.items() if layer.rank != said["rank"]), None)
     if wrong:
         raise ValueError(
@@ -137,7 +139,9 @@ def _collect(path: Path, tensors: dict[str, Tensor], alpha: Alpha) -> Adapter:
             raise ValueError(f"{path} holds {name} twice, in two namings: save one LoRA in a file")
         _check_values(path, name, tensors[name])
         parts[key.module][key.part] = key, tensors[name]
-    layers = {name: _layer(path, name, own, alpha) for name, own in parts.items() if own.keys() & OF_LAYERS}
+    layers = {
+        name: _layer(path, name, own, alpha) for name, own in parts.items() if own.keys() & (MATRICES | {"up_bias"})
+    }
     return Adapter(layers, _differences(path, parts, layers))
 
 
@@ -172,8 +176,9 @@ def _differences(
 ) -> dict[str, Tensor]:
     made: dict[str, Tensor] = {}
     for name, own in parts.items():
-        for part in own.keys() - OF_LAYERS | own.keys() & {"up_bias"}:
-            key, tensor = own[part]
+        for part, (key, tensor) in own.items():
+            if part in MATRICES:
+                continue
             if key.tensor in made:
                 raise ValueError(f"{path} holds two differences of {key.tensor}: save one LoRA in a file")
             scale = layers[name].alpha / layers[name].rank if part == "up_bias" else 1

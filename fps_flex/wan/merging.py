@@ -37,8 +37,8 @@ def merge(weights: Weights, adapter: Adapter, strength: float = 1.0, path: str |
     def read(name: str) -> Tensor:
         return read_exact(name).to(rounded[name].dtype)
 
-    added = f"lora {adapter.fingerprint()} x {float(strength)!r}"
-    return replace(weights, specs=rounded, read=read, merged=Merged(weights, added, exact, read_exact))
+    merged = Merged(weights, str(path), adapter.fingerprint(), float(strength), exact, read_exact)
+    return replace(weights, specs=rounded, read=read, merged=merged)
 
 
 def _rounded(spec: Spec) -> Spec:

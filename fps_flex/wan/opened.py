@@ -22,7 +22,8 @@ class Weights:
     trained: what a checkpoint of train.fit says about the attention, the codecs and the clips it was trained with;
     None for other weights. settings: what of that goes along when it is exported: the sizes, the attention, the noise
     levels, and what videos are made with. noise_levels: the lowest and the highest that they are for. files: they lie
-    in as safetensors; None where `read` costs no memory. merged: what was added to others, for these to be.
+    in as safetensors; None where `read` costs no memory. merged: of which others and a LoRA they are made;
+    None where they are their own.
     """
 
     config: WanConfig
@@ -36,7 +37,7 @@ class Weights:
 
     @property
     def unrounded(self) -> Weights:
-        """The same, but with the tensors that something was added to in fp32, for who rounds them to another dtype."""
+        """The same, but with the tensors that a LoRA was added to in fp32, for who rounds them to another dtype."""
         return replace(self, specs=self.merged.specs, read=self.merged.read) if self.merged else self
 
     def fingerprint(self) -> str:
@@ -52,7 +53,7 @@ class Weights:
         if self.merged:
             base = self.merged.base
             own = "" if base.trained is self.trained else of_run
-            return f"{own}{base.fingerprint()}, {self.merged.added}"
+            return f"{own}{base.fingerprint()}, lora {self.merged.fingerprint} x {self.merged.strength!r}"
         if self.files:
             tensors = {name: x for file in set(self.files.where.values()) for name, x in held_in_file(file).items()}
         else:
@@ -66,9 +67,11 @@ class Weights:
 
 @dataclass(frozen=True)
 class Merged:
-    """base: the weights that something was added to. added: its fingerprint. specs, read: of the sums, in fp32."""
+    """base: the weights that a LoRA was added to. path, fingerprint: of the LoRA. specs, read: of the sums, in fp32."""
 
     base: Weights
-    added: str
+    path: str
+    fingerprint: str
+    strength: float
     specs: dict[str, Spec]
     read: Callable[[str], Tensor]

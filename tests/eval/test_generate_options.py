@@ -47,6 +47,10 @@ BAD = {
     "low_noise": ["nowhere", "", "README.md"],
     "boundary": ["0", "1", "-0.5", ".nan", "0.5", "half"],
     "low_noise_guidance": [*SCALE, "2"],
+    "lora": ["nowhere", "nowhere:0.5", "", ":1", "README.md", "tests", "a:.nan", "a:nan", "a:inf", "[nowhere, x]",
+             "['']", "[' ']", "[null]", "[{a: 1}]", "[[a]]", "{a: 1}", "nowhere.ckpt", "\udcff", "x\0", "hf:a/b"],
+    "low_noise_lora": ["nowhere", "[]", "", "README.md"],
+    "base": ["nowhere", "", "README.md"],
 }  # fmt: skip
 
 # what a line may name in an option's place

@@ -127,6 +127,7 @@ def test_peft_itself_computes_what_is_read_of_its_own_files(official, tmp_path):
     said = {key: value for key, value in config.to_dict().items() if not isinstance(value, set)}
     (tmp_path / "adapter_config.json").write_text(json.dumps(said, default=str))
     merged = merge(open_weights(official), read_adapter(file))
+    assert len(read_adapter(file).differences) == 6  # a bias for each layer
     assert sum(layer.rank == 8 for layer in read_adapter(file).layers.values()) == 1
     own = load_wan(official, DENSE)
     own.load_state_dict(dict(merged.stream()))

@@ -1,11 +1,14 @@
 """Small LoRAs of the tests' tiny transformer, in the names that each tool gives them."""
 
 import json
+from dataclasses import asdict
 
 import torch
 from safetensors.torch import save_file
 
+from fps_flex import FPSAttention
 from fps_flex.wan.adapters import Adapter, LowRank
+from fps_flex.wan.codecs import ByteText, PixelCodec
 from fps_flex.wan.keys import to_diffusers
 from tests.helpers.tiny_wan import SIZES
 
@@ -79,9 +82,9 @@ def save_run(file, live, average, base, fingerprint, wan, alpha=8.0, rank=4, **s
     states = {"state_dict": named(average, **form), "current_model_state": named(live, **form)}
     fps_flex = {
         "wan": wan,
-        "attention": {"schedule": "fps", "tile": (1, 2, 2), "block": 16},
-        "codec": {"kind": "pixels", "options": {"stride": (2, 2, 2)}},
-        "text": {"kind": "bytes", "options": {"dim": 32, "length": 40}},
+        "attention": asdict(FPSAttention("fps", tile=(2, 2, 3), block=16)),
+        "codec": PixelCodec((2, 2, 2)).spec(),
+        "text": ByteText(32, 40).spec(),
         "clip": {"frames": 10, "height": 32, "width": 32, "fps": 8.0},
         "residual": "fp32", "shift": 3.0, "step": 7, "run_id": "0123456789abcdef", "noise_levels": (0.0, 1.0),
         "lora": {"rank": rank, "alpha": alpha, "targets": ["q", "k", "v", "o", "ffn.0", "ffn.2"]},

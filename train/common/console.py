@@ -19,6 +19,7 @@ from jsonargparse import ArgumentError, Namespace, auto_cli, capture_parser, get
 from fps_flex import FPSAttention
 
 TEXTS = ("--prompt", "--negative_prompt")  # options that are text as it is, and may be empty
+LISTS = ("--lora", "--low_noise_lora")  # options that are given once for each of their values
 SCHEDULE_PART = re.compile(r"--((?:\w+\.)*attention)\.schedule\.(\w+)")
 
 NOISE = (
@@ -64,7 +65,7 @@ def run_command(components: Any, args: list[str] | None, **options: Any) -> None
     def parse(words: list[str]) -> Namespace:
         return capture_parser(lambda: auto_cli(components, args=[], **options)).parse_args(words)
 
-    args = keep_texts(sys.argv[1:] if args is None else args)
+    args = add_to_lists(keep_texts(sys.argv[1:] if args is None else args))
     check_schedule_parts(args, parse)
     check_no_empty(args)
     auto_cli(components, args=args, **options)
@@ -80,6 +81,12 @@ def keep_texts(args: list[str]) -> list[str]:
         else:
             kept.append(Verbatim(word) if kept and kept[-1] in TEXTS and _is_nothing(word) else word)
     return kept
+
+
+def add_to_lists(args: list[str]) -> list[str]:
+    """A command line whose LISTS get another value each time, in place of another list."""
+    parts = [(word, *word.partition("=")) for word in args]
+    return [f"{option}+{sign}{value}" if option in LISTS else word for word, option, sign, value in parts]
 
 
 def _is_nothing(text: str) -> bool:

@@ -1,0 +1,66 @@
+"""Linear layers in e4m3 on a GPU: products of codes against the same codes multiplied in fp64."""
+
+import pytest
+import torch
+
+from fps_flex.wan.fp8_linear import Fp8Linear, quantize_rows, restore
+from fps_flex.wan.lora import Lora, add_adapter, trained
+from tests.helpers.cases import relative_error
+
+pytestmark = pytest.mark.gpu
+
+BF16 = 2**-8  # of rounding the output to bf16; sums are in fp32 or nearly so
+
+
+@pytest.mark.parametrize(("rows", "inside", "outside"), [(48, 64, 32), (257, 512, 1024), (4096, 1536, 8960)])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_both_products_are_those_of_the_codes(rows, inside, outside, compiled):
+    torch.manual_seed(0)
+    weight, bias = 0.02 * torch.randn(outside, inside, device="cuda"), torch.randn(outside, device="cuda")
+    layer = Fp8Linear.of(weight, bias, multiply_codes=True)
+    x = torch.randn(rows, inside, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    y = (torch.compile(layer) if compiled else layer)(x)
+    gradient = torch.randn_like(y)
+    y.backward(gradient)
+
+    stored = restore(layer.weight, layer.scale, torch.float64)
+    rounded = restore(*quantize_rows(x.detach()), torch.float64)
+    assert relative_error(y, rounded @ stored.T + bias.double()) < BF16
+    scaled = restore(*quantize_rows(gradient.float() * layer.scale.T), torch.float64)
+    assert relative_error(x.grad, scaled @ layer.weight.double()) < BF16
+
+
+def test_rounding_costs_what_e4m3_rounds():
+    """Of numbers with 3 bits behind the point: each factor by some 2^-4 / sqrt(3) at most, at random signs."""
+    torch.manual_seed(0)
+    weight, x = 0.02 * torch.randn(1024, 1024, device="cuda"), torch.randn(512, 1024, device="cuda").bfloat16()
+    layer = Fp8Linear.of(weight, torch.zeros(1024, device="cuda"), multiply_codes=True)
+    assert 0.01 < relative_error(layer(x), x.double() @ weight.double().T) < 2**0.5 * 2**-4 / 3**0.5
+
+
+@pytest.mark.parametrize("base", ["bf16", "fp8"])
+def test_adapters_beside_compiled_blocks_get_the_gradients_of_eager_ones(base):
+    """One graph for all blocks, checkpointed; in a Wan of 64 channels a head."""
+    from fps_flex import FPSAttention
+    from fps_flex.wan import Wan, WanConfig
+    from fps_flex.wan.base import build_base
+
+    torch.manual_seed(0)
+    config = WanConfig(dim=256, ffn_dim=512, heads=4, layers=3, text_dim=64)
+    attention = FPSAttention("fps", tile=(4, 6, 6), scale_format="pow2", engine="triton")
+    state = Wan(config, attention).state_dict()
+    state["head.head.weight"].normal_(std=0.02)
+    model = build_base(config, attention, state.items(), base, "bf16", "cuda")
+    add_adapter(model, Lora(8))
+    for name, parameter in trained(model).items():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.02)
+    model.checkpointing = True
+    latents, text = torch.randn(1, 16, 8, 24, 24, device="cuda"), torch.randn(1, 16, 64, device="cuda")
+    gradients = []
+    for model.compiled in (False, True):
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = model(latents, torch.tensor([800.0], device="cuda"), text).float().square().mean()
+        gradients.append(torch.autograd.grad(loss, list(trained(model).values())))
+    for name, eager, compiled in zip(trained(model), *gradients, strict=True):
+        assert relative_error(compiled, eager) < 0.05, name
