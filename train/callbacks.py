@@ -138,8 +138,10 @@ class LossCurve(Callback):
 
 
 def read_losses(folder: Path) -> dict[str, dict[int, float]]:
-    """Step -> value of train/loss and val/loss, from every part of a run; where parts overlap, the later one counts."""
-    losses: dict[str, dict[int, float]] = {"train/loss": {}, "val/loss": {}}
+    """Step -> value of train/loss, val/loss and val/error, from every part of a run; where parts overlap, the later one
+    counts.
+    """
+    losses: dict[str, dict[int, float]] = {"train/loss": {}, "val/loss": {}, "val/error": {}}
     parts = sorted(folder.glob("logs/version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1]))
     for part in parts:
         with part.open(newline="") as file:
@@ -148,6 +150,6 @@ def read_losses(folder: Path) -> dict[str, dict[int, float]]:
         # a step's validation comes after it, so a part that begins with one took the step from the part before
         first_train = min([*new["train/loss"], *(step + 1 for step in new["val/loss"])], default=math.inf)
         first_val = min([*new["train/loss"], *new["val/loss"]], default=math.inf)
-        for name, first in (("train/loss", first_train), ("val/loss", first_val)):
+        for name, first in (("train/loss", first_train), ("val/loss", first_val), ("val/error", first_val)):
             losses[name] = {step: value for step, value in losses[name].items() if step < first} | new[name]
     return losses

@@ -27,12 +27,15 @@ from lightning.pytorch.loggers import CSVLogger
 
 from fps_flex import density
 from fps_flex.wan import encoders  # noqa: F401 - so that --help and short class names know them
+from fps_flex.wan.base import check_base
 from fps_flex.wan.files import read_training_checkpoint
+from fps_flex.wan.lora import trained
 
 from .callbacks import AverageWeights, LogFirstValidation, LossCurve, Progress, SampleVideo, read_losses
 from .checkpoints import Checkpoints, SaveError
 from .common.console import check_no_empty, check_schedule_parts, check_writable, one_line, stop
 from .common.lock import locked
+from .common.work import find_device
 from .data import VideoData
 from .index import check_encoders
 from .module import FlowModule, NotFinite
@@ -89,6 +92,7 @@ class FitCLI(LightningCLI):
         self.checkpoint = find_checkpoint(Path(self.config.run), self.config.ckpt_path)
         if self.checkpoint:
             self.record = read_training_checkpoint(self.checkpoint)["fps_flex"]
+        _check_start(self.config.model, self.config.trainer.accelerator)
         for logger in _wandb_loggers(self.config.trainer.logger):
             before = (self.record or {}).get("options", {}).get(WANDB_ID)
             self.wandb_id = logger.init_args.id = logger.init_args.id or before or secrets.token_hex(4)
@@ -102,6 +106,14 @@ class FitCLI(LightningCLI):
         """All that was asked for, as plain values by dotted names."""
         config = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
         return options_of(config, self.model, self.datamodule) | {WANDB_ID: self.wandb_id}
+
+
+def _check_start(model: Namespace, accelerator: str) -> None:
+    """Raises ValueError, before weights are read, for a LoRA on none, and for what the device can't compute."""
+    if model.lora is not None and model.checkpoint is None:
+        raise ValueError("a LoRA is trained beside weights: name them with --model.checkpoint")
+    device = torch.device("cpu") if accelerator == "cpu" else find_device()
+    check_base(model.base, model.linears, model.lora is not None, device)
 
 
 def _wandb_loggers(logger: Any) -> Iterator[Namespace]:
@@ -118,9 +130,8 @@ def describe(module: FlowModule, data: VideoData) -> str:
     layout, attention = plan.layout, module.model.attention
     windows = attention.step_schedule.windows(layout.tiles)
     shares = density(layout, windows).tolist()
-    parameters = sum(parameter.numel() for parameter in module.model.parameters())
     lines = [
-        f"model      {parameters / 1e6:.1f} M parameters",
+        f"model      {_count(module)}",
         f"clip       {data.frames} frames of {data.height}x{data.width} at {data.fps:g} fps",
         f"tokens     {layout.grid} = {layout.tokens:,}, in {layout.tiles} tiles of {layout.tile}; "
         f"{100 * layout.pad_share:.1f} % of {layout.slots:,} slots are pads",
@@ -129,6 +140,16 @@ def describe(module: FlowModule, data: VideoData) -> str:
         scales = "no quantisation" if regime.granularity is None else f"scales by granularity {regime.granularity}"
         lines.append(f"regime     window {window} tiles, density {share:.2f}, {scales}")
     return "\n".join(lines)
+
+
+def _count(module: FlowModule) -> str:
+    """Its parameters; of a LoRA the adapter's beside the frozen ones."""
+    parameters, moved = (
+        sum(x.numel() for x in part) for part in (module.model.parameters(), trained(module.model).values())
+    )
+    if module.making.lora is None:
+        return f"{parameters / 1e6:.1f} M parameters"
+    return f"{moved / 1e6:.2f} M parameters of a LoRA beside {(parameters - moved) / 1e6:.1f} M in {module.making.base}"
 
 
 def prepare(args: list[str] | None) -> FitCLI:
@@ -205,9 +226,9 @@ def main(args: list[str] | None = None) -> None:
         hints = (hint for option, hint in INSTEAD.items() if option in line)
         stop("; ".join((line, *hints)), code=2)
     if cli.trainer.is_global_zero:
-        values = list(read_losses(run)["val/loss"].values())
-        losses = f"val/loss {values[0]:.3f} -> {values[-1]:.3f}; " if values else ""
-        print(f"{losses}sample.mp4, sample.png and loss.png are in {run}")
+        ends = {name: list(values.values()) for name, values in read_losses(run).items() if name.startswith("val/")}
+        losses = [f"{name} {values[0]:.3g} -> {values[-1]:.3g}; " for name, values in ends.items() if values]
+        print(f"{''.join(losses)}sample.mp4, sample.png and loss.png are in {run}")
 
 
 def _fit_or_stop(cli: FitCLI, run: Path) -> None:

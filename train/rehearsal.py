@@ -8,8 +8,9 @@ import lightning as L
 import torch
 
 from fps_flex.tiles import Triple
-from fps_flex.wan import Wan
+from fps_flex.wan import WanConfig
 
+from .building import Making, build_model
 from .common.console import one_line
 from .module import FlowModule
 
@@ -25,11 +26,18 @@ def rehearse(module: FlowModule, trainer: L.Trainer, grid: Triple) -> None:
     t, h, w = (size * patch for size, patch in zip(whole.attention.tile or grid, config.patch, strict=True))
     try:
         with torch.random.fork_rng(devices=[]):
-            model = Wan(config, whole.attention, residual=whole.residual).to(device)
+            model = build_model(None, config, whole.attention, narrow(module.making, config)).to(device)
+            model.residual = whole.residual
             latents = torch.randn(1, config.channels, t, h, w, device=device)
-            text = torch.randn(1, 8, config.text_dim, device=device)
+            text = torch.randn(1, 16, config.text_dim, device=device)
             with trainer.precision_plugin.forward_context():
                 loss = model(latents, torch.full((1,), 500.0, device=device), text).float().square().mean()
             loss.backward()
     except Exception as error:
         raise ValueError(f"this can't be trained here: {one_line(error)}") from None
+
+
+def narrow(making: Making, config: WanConfig) -> Making:
+    """The same for one head: an adapter from nothing, no wider than it."""
+    lora = making.lora and replace(making.lora, rank=min(making.lora.rank, config.dim))
+    return replace(making, lora=lora, adapter=None)

@@ -20,8 +20,12 @@ from .resumable import check_resumable
 logger = logging.getLogger(__name__)
 
 # A run that goes on with other ones would meet its clips in another order, or be another model.
-FIXED = ("seed_everything", "data.seed", "data.val_clips", "data.train_clips", "data.clips", "model.checkpoint")
-FIXED_PARTS = ("model.wan.", "model.codec.", "model.text.")
+FIXED = (
+    *("seed_everything", "data.seed", "data.val_clips", "data.train_clips", "data.clips", "model.checkpoint"),
+    *("model.lora", "model.adapter", "model.objective", "model.flow_weight", "model.optimizer"),
+)
+FIXED_PARTS = ("model.wan.", "model.codec.", "model.text.", "model.lora.")
+BASE = "model.checkpoint"  # of a LoRA known by its weights, wherever they lie
 ELSEWHERE = (".path", ".dtype")  # of an encoder: where it lies and how it is loaded, not what it is
 UNSAID = ("run", "ckpt_path", "config", "data.folder")
 
@@ -73,6 +77,12 @@ def check_checkpoint(path: Path, module: FlowModule) -> dict[str, Any]:
         check_resumable(checkpoint, module)
     except ValueError as error:
         raise ValueError(f"{path} is no checkpoint to go on from: {error}") from None
+    before, now = (base.get("base", {}).get("fingerprint") for base in (record, module.base_record))
+    if before != now:
+        raise ValueError(
+            f"{path} is no checkpoint to go on from: its LoRA was trained on {record['base']['path']} ({before}), and "
+            f"--model.checkpoint is {module.base_record['base']['path']} ({now})"
+        )
     return record
 
 
@@ -92,6 +102,8 @@ def compare_options(path: Path, before: dict[str, Any], now: dict[str, Any]) -> 
     names = [name for name in sorted(before.keys() | now.keys()) if _differs(before.get(name), now.get(name))]
     names = [name for name in names if name not in UNSAID]
     fixed = [name for name in names if name in FIXED or (name.startswith(FIXED_PARTS) and not name.endswith(ELSEWHERE))]
+    if now.get("model.lora.rank") is not None:
+        fixed = [name for name in fixed if name != BASE]
     if fixed:
         changes = "; ".join(f"{name} was {_say(before.get(name))}, is {_say(now.get(name))}" for name in fixed)
         raise ValueError(

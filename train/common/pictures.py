@@ -55,7 +55,7 @@ def draw_loss_curve(path: Path, losses: dict[str, dict[int, float]]) -> None:
     axes = figure.subplots()
     for name, style in (("train/loss", {"alpha": 0.4}), ("val/loss", {"marker": "o"})):
         axes.plot(list(losses[name]), list(losses[name].values()), label=name, **style)
-    axes.set(xlabel="step", ylabel="flow loss", yscale="log")
+    axes.set(xlabel="step", ylabel="loss", yscale="log")
     axes.grid(alpha=0.3)
     axes.legend()
     save_figure(figure, path)
