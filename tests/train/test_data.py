@@ -13,22 +13,11 @@ import torch
 from torch.utils.data import Dataset
 
 from fps_flex.wan.codecs import ByteText, PixelCodec
+from tests.helpers.grey_clips import make_folder
 from tests.helpers.raw_clips import read_captions
-from tests.train.test_videos import make_clip
 from train.data import Loader, VideoData
 from train.folder import VideoFolder, scan_folder
 from train.shapes import COLORS, DIRECTIONS, SHAPES, MovingShapes
-
-
-def make_folder(folder, rows):
-    """Clips of so many frames at 8 fps, and the metadata.csv that names them; None makes no file."""
-    folder.mkdir(exist_ok=True)
-    for name, frames in rows.items():
-        if frames:
-            make_clip(folder / name, frames, 8)
-    lines = [f"{name},a clip of {frames}" for name, frames in rows.items()]
-    (folder / "metadata.csv").write_text("\n".join(["video,prompt", *lines]))
-    return folder
 
 
 def test_shapes_are_fixed_by_seed_and_index_and_move_as_their_caption_says():
