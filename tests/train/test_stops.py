@@ -1,5 +1,6 @@
 """A run that is stopped, wherever and however, and resumed ends in the same bits as one that never was."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from train.callbacks import read_losses
 from train.checkpoints import trained_steps
 from train.fit import main
 from train.module import FlowModule
+from train.stopping import obey_parent_alone, signals_blocked
 
 TINY = ["--config=configs/tiny.yaml", *OPTIONS, "--data.workers=0", "--sample.steps=4", "--trainer.max_steps=6"]
 
@@ -102,6 +104,30 @@ def test_a_signal_to_the_loaders_too_costs_nothing(tmp_path, number):
     assert step >= 2 and f"stopped at step {step}; --ckpt_path last goes on from" in output.replace("\n", "")
     assert max(read_losses(run)["train/loss"]) == step - 1
     assert subprocess.run(["pgrep", "-f", str(run)], capture_output=True).stdout == b""
+
+
+def _wait_as_a_loader_does(ready):
+    obey_parent_alone()
+    ready.set()
+    time.sleep(60)
+
+
+def test_a_loader_ends_when_its_parent_says_so_and_for_nobody_else():
+    fork = multiprocessing.get_context("fork")
+    ready = fork.Event()
+    with signals_blocked():
+        loader = fork.Process(target=_wait_as_a_loader_does, args=(ready,))
+        loader.start()
+    try:
+        assert ready.wait(30)
+        subprocess.run(["kill", "-TERM", str(loader.pid)], check=True)
+        loader.join(0.5)
+        assert loader.is_alive()
+        loader.terminate()
+        loader.join(10)
+        assert loader.exitcode == 0
+    finally:
+        loader.kill()
 
 
 def test_the_script_measures_what_it_says(uninterrupted, tmp_path):
