@@ -76,6 +76,7 @@ def test_samples_are_drawn_with_averaged_weights_while_the_model_is_on_its_devic
     assert all(torch.equal(tensor, average[f"model.{name}"]) for name, tensor in order[0].items())
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_and_keeps_both_kinds_of_weights(run, tmp_path):
     first, _ = run
     (tmp_path / "run").mkdir()
@@ -121,6 +122,7 @@ def test_ctrl_c_saves_what_there_is_and_last_goes_on_from_it(tmp_path):
     assert read_checkpoint(tmp_path / "run")["global_step"] == step + 2
 
 
+@pytest.mark.slow
 def test_real_clips_and_one_that_is_broken(tmp_path):
     clips = real_clips()
     assert len(clips) == 4
@@ -136,6 +138,7 @@ def test_real_clips_and_one_that_is_broken(tmp_path):
     assert read_clip(tmp_path / "run/sample.mp4", 10, 8, 64, 64).float().std() > 0
 
 
+@pytest.mark.slow
 def test_weights_and_biases_offline(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_SERVICE", raising=False)  # a service that a test before this one started here
     done = train_apart(

@@ -187,10 +187,10 @@ print(*(line.split()[1] for line in open("/proc/self/status") if line.startswith
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_clips(small, tmp_path):
-    """Pixels of a clip are 3 MB here: to hold on to those of 40 would show."""
+    """Level from ten clips on. Pixels of a clip are 0.8 MB here: to hold on to those of 80 is a tenth more."""
     video = write(tmp_path / "one.mp4", scene(40, frames=24, height=160, width=160))
     peaks = []
-    for number in (5, 40):
+    for number in (10, 80):
         folder = tmp_path / str(number)
         folder.mkdir()
         for i in range(number):
@@ -201,8 +201,8 @@ def test_memory_does_not_grow_with_the_number_of_clips(small, tmp_path):
         assert done.returncode == 0, done.stderr
         assert f"{number} clips, {number} kept" in done.stdout
         peaks.append(int(done.stdout.splitlines()[-1]))
-    print(f"peak memory for 5 and for 40 clips: {peaks[0] // 1024} and {peaks[1] // 1024} MB")
-    assert peaks[1] < 1.1 * peaks[0]
+    print(f"peak memory for 10 and for 80 clips: {peaks[0] // 1024} and {peaks[1] // 1024} MB")
+    assert peaks[1] < 1.05 * peaks[0]
 
 
 def test_a_prepared_set_trains_and_its_latents_are_the_clips(raw, prepared, tmp_path):

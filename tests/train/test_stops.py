@@ -89,6 +89,7 @@ def test_killed_it_goes_on_from_its_last_save(uninterrupted, tmp_path):
     assert differences(uninterrupted, end_of(run)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_a_signal_to_the_loaders_too_costs_nothing(tmp_path, number):
     """As a terminal or a job scheduler sends it: to all processes of the run."""
