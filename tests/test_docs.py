@@ -78,8 +78,8 @@ def program(words):
 
 def run(target, args):
     """Exit code and output of a command of this project, in this process."""
-    said, code = io.StringIO(), 0
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), redirect_stderr(said):
+    printed, code = io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed), redirect_stderr(printed):
         patch.chdir(ROOT)
         patch.setattr(sys, "argv", [target, *args])
         try:
@@ -90,14 +90,14 @@ def run(target, args):
                 runpy.run_module(target, run_name="__main__", alter_sys=True)
         except SystemExit as end:
             code = end.code or 0
-    return code, said.getvalue()
+    return code, printed.getvalue()
 
 
 @cache
 def help_of(target, *subcommand):
-    code, said = run(target, [*subcommand, "--help"])
-    assert code == 0, f"{target} {subcommand}: {said[-300:]}"
-    return said
+    code, printed = run(target, [*subcommand, "--help"])
+    assert code == 0, f"{target} {subcommand}: {printed[-300:]}"
+    return printed
 
 
 def subcommand_of(target, args):
@@ -111,20 +111,20 @@ def fault(words):
     """What is wrong with a command, or None."""
     if words[0] in SHELL:
         return None
-    if (found := program(words)) is None:
+    if (target_and_args := program(words)) is None:
         return f"{words[0]} is no command that the docs may use"
-    target, args = found
+    target, args = target_and_args
     if target == "pytest":
         return None
     if target.endswith(".py") or target == "fps_flex.weights":  # which can't print their configuration
-        said = help_of(target, *subcommand_of(target, args))
-        unknown = [arg for arg in args if arg.startswith("--") and arg.partition("=")[0] not in said]
+        printed = help_of(target, *subcommand_of(target, args))
+        unknown = [arg for arg in args if arg.startswith("--") and arg.partition("=")[0] not in printed]
         return f"unknown {unknown}" if unknown else None
     if "--help" in args or "--print_config" in args:
         help_of(target)
         return None
-    code, said = run(target, [*args, "--print_config"])
-    return said.strip().splitlines()[-1] if code else None
+    code, printed = run(target, [*args, "--print_config"])
+    return printed.strip().splitlines()[-1] if code else None
 
 
 def slug(heading):
@@ -183,14 +183,14 @@ def test_python_snippets_run_in_order(page, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_commands_are_there_and_take_their_options(page):
-    faults = {shlex.join(words): found for words in command_lines(page) if (found := fault(words))}
+    faults = {shlex.join(words): problem for words in command_lines(page) if (problem := fault(words))}
     assert not faults
 
 
 @pytest.mark.parametrize("config", sorted(ROOT.glob("configs/*.yaml")), ids=name)
 def test_commands_in_comments_of_configurations(config):
     lines = re.findall(r"^#   (\w.*)$", config.read_text(encoding="utf-8"), re.MULTILINE)
-    assert not {line: found for line in lines if (found := fault(shlex.split(line)))}
+    assert not {line: problem for line in lines if (problem := fault(shlex.split(line)))}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
@@ -255,8 +255,8 @@ def test_options_named_in_the_text_are_some_commands():
 
 def shown_commands():
     """Every command of ours that a page shows, with its subcommand."""
-    found = {program(words) for page in PAGES for words in command_lines(page)}
-    ours = [(target, args) for target, args in filter(None, found) if re.split(r"[./]", target)[0] in ROOMS]
+    shown = {program(words) for page in PAGES for words in command_lines(page)}
+    ours = [(target, args) for target, args in filter(None, shown) if re.split(r"[./]", target)[0] in ROOMS]
     return {(target, *subcommand_of(target, args)) for target, args in ours}
 
 

@@ -25,16 +25,16 @@ MODULES = {module_of(path): path for room in ROOMS for path in sorted((ROOT / ro
 @cache
 def imports_of(module):
     """Modules of this project that a module imports, wherever in it."""
-    path, found = MODULES[module], set()
+    path, imported = MODULES[module], set()
     package = module.split(".") if path.stem == "__init__" else module.split(".")[:-1]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
+            imported.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             origin = ".".join([*base, *filter(None, [node.module])])
-            found.update(f"{origin}.{x.name}" if f"{origin}.{x.name}" in MODULES else origin for x in node.names)
-    return found & MODULES.keys()
+            imported.update(f"{origin}.{x.name}" if f"{origin}.{x.name}" in MODULES else origin for x in node.names)
+    return imported & MODULES.keys()
 
 
 def is_in(module, *packages):

@@ -37,7 +37,7 @@ def test_pads_change_nothing(case):
 
 
 def attention_of(case, **options):
-    """A schedule with one regime a sample: its window in tiles and its granularity."""
+    """A schedule with one regime per sample: its window in tiles and its granularity."""
     count = len(case.windows)
     regimes = [Regime(*pair) for pair in zip(case.windows, case.granularities, strict=True)]
     schedule = StepSchedule(tuple((i + 1) / count for i in range(count - 1)), tuple(regimes), shift=1.0)

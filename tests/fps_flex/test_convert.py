@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections import namedtuple
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,9 +22,9 @@ from fps_flex.wan.export import export
 from fps_flex.wan.files import Spec
 from fps_flex.wan.weights import SETTINGS, load_wan, open_weights, read_settings
 from fps_flex.wan.writing import write_file, write_shards
-from tests.fps_flex.test_weights import DENSE, assert_same, make_official, official_shapes, tensors_of
-
-ROOT = Path(__file__).parents[2]
+from tests.helpers.commands import ROOT, refused, run_apart
+from tests.helpers.official_wan import DENSE, assert_same, make_official, official_shapes, tensors_of
+from tests.helpers.tiny_run import train_tiny
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +38,7 @@ def official(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A checkpoint of train.fit; not to be changed."""
-    from train.fit import main as fit
-
-    run = tmp_path_factory.mktemp("trained") / "run"
-    fit(["--config=configs/tiny.yaml", f"--run={run}", "--trainer.max_steps=1", "--data.val_clips=1",
-         "--sample.steps=1"])  # fmt: skip
-    return run / "checkpoints/last.ckpt"
+    return train_tiny(tmp_path_factory.mktemp("trained") / "run") / "checkpoints/last.ckpt"
 
 
 def convert(source, folder, *options):
@@ -74,8 +68,8 @@ def test_what_is_written_is_what_safetensors_writes(tmp_path):
     assert_same(load_file(tmp_path / "x.safetensors"), tensors)
     save_file(tensors, tmp_path / "y.safetensors", metadata={"format": "pt"})
     assert (tmp_path / "x.safetensors").stat().st_size == (tmp_path / "y.safetensors").stat().st_size
-    with safe_open(tmp_path / "x.safetensors", "pt") as held:
-        assert held.metadata() == {"format": "pt"}
+    with safe_open(tmp_path / "x.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}
     with pytest.raises(ValueError, match="a is of"):
         write_file(tmp_path / "x.safetensors", {"a": Spec((4,), torch.float32)}, tensors.get)
 
@@ -86,8 +80,8 @@ def test_what_is_written_is_what_safetensors_writes(tmp_path):
 )
 def test_another_dtype_loads_as_the_source_does_in_it(official, tmp_path, capsys, format, name, dtype):
     out = convert(official, tmp_path / "out", f"--format={format}", f"--dtype={name}")
-    held = dict(open_weights(out).stream())
-    assert all(x.dtype == (torch.float32 if keeps_fp32(key) else dtype) for key, x in held.items())
+    loaded = dict(open_weights(out).stream())
+    assert all(x.dtype == (torch.float32 if keeps_fp32(key) else dtype) for key, x in loaded.items())
     assert_same(load_wan(out, DENSE).state_dict(), load_wan(official, DENSE, dtype=dtype).state_dict())
     assert ("rounding changed the weights by" in capsys.readouterr().out) == (name != "fp32")
 
@@ -103,7 +97,7 @@ def test_stock_diffusers_loads_an_export_in_bfloat16(official, tmp_path, dtype):
 
 def test_float8_is_of_the_matrices_of_blocks_and_its_rounding_is_told(official, tmp_path, capsys):
     out = convert(official, tmp_path / "out", "--format=comfyui", "--dtype=float8_e4m3fn")
-    said = capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().out.splitlines()
     before, after = tensors_of(official), tensors_of(out)
     matrices = {name for name, x in before.items() if name.startswith("blocks.") and x.dim() == 2}
     assert len(matrices) == 2 * 10
@@ -111,7 +105,7 @@ def test_float8_is_of_the_matrices_of_blocks_and_its_rounding_is_told(official, 
     rest = {str(after[name].dtype) for name in after.keys() - matrices if not keeps_fp32(name)}
     assert rest == {"torch.bfloat16"} and after["head.modulation"].dtype == torch.float32
     worst = max((float((after[n].float() - before[n]).abs().max()), n) for n in before)
-    assert f"at most by {worst[0]:.2g} ({worst[1]})" in said[1] and "20 tensors in float8_e4m3fn" in said[0]
+    assert f"at most by {worst[0]:.2g} ({worst[1]})" in lines[1] and "20 tensors in float8_e4m3fn" in lines[0]
     for name in matrices:
         assert torch.equal(after[name].view(torch.uint8), before[name].to(torch.float8_e4m3fn).view(torch.uint8))
     loaded = load_wan(out, DENSE, dtype=torch.float32).state_dict()
@@ -133,7 +127,7 @@ def test_values_that_a_dtype_cannot_hold_are_refused(official, tmp_path, capsys,
     (tmp_path / "in").mkdir()
     save_file(tensors, tmp_path / "in/model.safetensors")
     shutil.copy(official / "config.json", tmp_path / "in")
-    line = refused(capsys, tmp_path / "in", tmp_path / "deep/er/out", "--format=comfyui", f"--dtype={dtype}")
+    line = refused_to_convert(capsys, tmp_path / "in", tmp_path / "deep/er/out", "--format=comfyui", f"--dtype={dtype}")
     assert f"blocks.1.ffn.0.weight {says}" in line
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
@@ -144,9 +138,9 @@ def test_values_that_are_not_finite_are_found_wherever_they_are(value, dtype):
     tensor = torch.zeros(2**21 + 5).to(dtype)
     if dtype == torch.float8_e4m3fn:
         value = float("nan")
-    for place in (0, 2**20 + 3, 2**21 + 4):
+    for position in (0, 2**20 + 3, 2**21 + 4):
         made = tensor.clone()
-        made[place] = torch.tensor(value).to(dtype)
+        made[position] = torch.tensor(value).to(dtype)
         for name in (None, "fp32", "bf16", "float8_e4m3fn"):
             with pytest.raises(ValueError, match=r"x.weight holds a value of (nan|inf), expected finite weights"):
                 Cast(name)("x.weight", made)
@@ -166,7 +160,7 @@ def test_weights_that_are_not_finite_are_neither_written_nor_loaded(official, tm
     (tmp_path / "in").mkdir()
     save_file(tensors, tmp_path / "in/model.safetensors")
     shutil.copy(official / "config.json", tmp_path / "in")
-    line = refused(capsys, tmp_path / "in", tmp_path / "out", "--format=official", *options)
+    line = refused_to_convert(capsys, tmp_path / "in", tmp_path / "out", "--format=official", *options)
     assert f"blocks.1.{name} holds a value of {'inf' if scale else 'nan'}, expected finite weights" in line
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
     with pytest.raises(ValueError, match=f"blocks.1.{name} holds a value of"):
@@ -200,15 +194,17 @@ def test_scaled_fp8_becomes_what_it_is_worth(official, tmp_path, capsys, caplog)
 
 def test_what_a_checkpoint_says_goes_with_its_weights_through_all_formats(trained, tmp_path):
     live = torch.load(trained, weights_only=True)["current_model_state"]
-    source, said = trained, None
+    source, settings = trained, None
     for format in ("comfyui", "diffusers", "official"):
-        source = convert(source, tmp_path / format, f"--format={format}", *(["--weights=live"] if said is None else []))
+        source = convert(
+            source, tmp_path / format, f"--format={format}", *(["--weights=live"] if settings is None else [])
+        )
         now = json.loads((source / SETTINGS).read_text())
-        assert said in (None, now) and now["wan"]["dim"] == 128
-        said = now
+        assert settings in (None, now) and now["wan"]["dim"] == 128
+        settings = now
         assert_same(dict(open_weights(source).stream()), {n.removeprefix("model."): x for n, x in live.items()})
-    said["wan"]["eps"] = 1e-5
-    (source / SETTINGS).write_text(json.dumps(said))
+    settings["wan"]["eps"] = 1e-5
+    (source / SETTINGS).write_text(json.dumps(settings))
     with pytest.raises(ValueError, match="is of another model"):
         open_weights(source)
 
@@ -225,15 +221,17 @@ def test_an_expert_of_a_release_keeps_its_noise_levels(official, tmp_path, capsy
         assert (weights.noise_levels, weights.settings, weights.trained) == ((0.0, 0.9), None, None)
     with pytest.raises(ValueError, match="is of a release, which has no attention of its own"):
         read_settings(source)
-    for said in ({}, {"noise_levels": [0.9, 0.1]}, {"noise_levels": None}):
-        (source / SETTINGS).write_text(json.dumps(said))
-        assert f"{source / SETTINGS} doesn't say its noise levels" in refused(
+    for settings in ({}, {"noise_levels": [0.9, 0.1]}, {"noise_levels": None}):
+        (source / SETTINGS).write_text(json.dumps(settings))
+        assert f"{source / SETTINGS} doesn't say its noise levels" in refused_to_convert(
             capsys, source, tmp_path / "out", "--format=official"
         )
     (source / SETTINGS).write_text("[" * 100_000)
-    assert f"{source} doesn't say its attention" in refused(capsys, source, tmp_path / "out", "--format=official")
+    assert f"{source} doesn't say its attention" in refused_to_convert(
+        capsys, source, tmp_path / "out", "--format=official"
+    )
     (tmp_path / "release/model_index.json").write_text("[" * 100_000)
-    line = refused(capsys, tmp_path / "release/transformer", tmp_path / "out", "--format=official")
+    line = refused_to_convert(capsys, tmp_path / "release/transformer", tmp_path / "out", "--format=official")
     assert "model_index.json is no index of a release: fetch it again" in line
 
 
@@ -243,7 +241,7 @@ def test_an_expert_of_a_release_keeps_its_noise_levels(official, tmp_path, capsy
 )
 def test_sizes_of_shards(official, tmp_path, capsys, size, files):
     if not files:
-        assert "--shard-size" in refused(
+        assert "--shard-size" in refused_to_convert(
             capsys, official, tmp_path / "out", "--format=official", f"--shard-size={size}"
         )
         return
@@ -254,13 +252,8 @@ def test_sizes_of_shards(official, tmp_path, capsys, size, files):
     assert_same(dict(open_weights(out).stream()), tensors_of(official))
 
 
-def refused(capsys, *args):
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stopped:
-        main(["convert", *map(str, args)])
-    lines = capsys.readouterr().err.splitlines()
-    assert stopped.value.code == 2 and len(lines) == 1 and lines[0].startswith("error: "), lines
-    return lines[0]
+def refused_to_convert(capsys, *words):
+    return refused(capsys, main, ["convert", *words])
 
 
 # of each argument, values that can't be meant, and what the line says
@@ -289,9 +282,9 @@ def test_a_value_that_cannot_be_meant_is_one_line_and_nothing_is_written(
     monkeypatch.chdir(ROOT)
     before = {path.name for path in ROOT.iterdir()}
     for value, message in BAD[argument].items():
-        places = {"source": official, "folder": tmp_path / "out"} | ({argument: value} if argument[0] != "-" else {})
+        paths = {"source": official, "folder": tmp_path / "out"} | ({argument: value} if argument[0] != "-" else {})
         options = {"--format": "official"} | ({argument: value} if argument[0] == "-" else {})
-        line = refused(capsys, *places.values(), *(f"{name}={given}" for name, given in options.items()))
+        line = refused_to_convert(capsys, *paths.values(), *(f"{name}={given}" for name, given in options.items()))
         assert message in line and len(line) < 600, line
     assert list(tmp_path.iterdir()) == [] and {path.name for path in ROOT.iterdir()} == before
 
@@ -309,10 +302,7 @@ def test_a_value_that_cannot_be_meant_is_one_line_and_nothing_is_written(
     ],
 )
 def test_a_command_line_that_is_none_is_one_line(capsys, args, message):
-    with pytest.raises(SystemExit) as stopped:
-        main(args)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert stopped.value.code == 2 and line.startswith("error: ") and message in line
+    assert message in refused(capsys, main, args)
 
 
 def test_comfyui_is_warned_about_heads_that_it_takes_for_others(official, tmp_path, caplog):
@@ -323,7 +313,7 @@ def test_comfyui_is_warned_about_heads_that_it_takes_for_others(official, tmp_pa
 def test_too_little_room_is_said_before_anything_is_written(official, tmp_path, capsys, monkeypatch):
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**4))
-    line = refused(capsys, official, tmp_path / "new/out", "--format=official")
+    line = refused_to_convert(capsys, official, tmp_path / "new/out", "--format=official")
     assert "would take 0.0 GB, and 0.0 GB are free: make room" in line and list(tmp_path.iterdir()) == []
 
 
@@ -337,8 +327,7 @@ main(sys.argv[1:])
 
 
 def test_a_disk_that_is_full_is_one_line_and_leaves_nothing(official, tmp_path):
-    command = [sys.executable, "-c", LIMITED, "convert", official, tmp_path / "new/out", "--format=comfyui"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = run_apart("-c", LIMITED, "convert", official, tmp_path / "new/out", "--format=comfyui")
     last = done.stderr.splitlines()[-1]
     assert done.returncode == 2 and last == f"error: {tmp_path / 'new/out'} can't be written (File too large)"
     assert "Traceback" not in done.stderr and list(tmp_path.iterdir()) == []
@@ -361,8 +350,8 @@ def test_ctrl_c_is_one_line_and_leaves_nothing(official, tmp_path):
     running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert running.stdout.readline() == "reading\n" and list(tmp_path.glob("new/.out.*.part/*"))
     running.send_signal(signal.SIGINT)
-    _, said = running.communicate(timeout=30)
-    assert (running.returncode, said) == (130, "error: stopped; nothing was written\n")
+    _, written = running.communicate(timeout=30)
+    assert (running.returncode, written) == (130, "error: stopped; nothing was written\n")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -388,8 +377,7 @@ def test_converting_takes_the_memory_of_a_few_tensors_whatever_the_size_of_files
     (tmp_path / "in").mkdir()
     write_shards(tmp_path / "in", specs, lambda name: torch.ones(shapes[name], dtype=torch.bfloat16), 10**9)
     size = sum(spec.nbytes for spec in specs.values())
-    command = [sys.executable, "-c", CONVERT, tmp_path / "in", tmp_path / "out", "--format=diffusers", *options]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = run_apart("-c", CONVERT, tmp_path / "in", tmp_path / "out", "--format=diffusers", *options)
     shutil.rmtree(tmp_path / "in"), shutil.rmtree(tmp_path / "out")
     assert done.returncode == 0, done.stderr
     peak, largest = int(done.stdout.split()[-1]), max(spec.nbytes for spec in specs.values())
@@ -401,8 +389,8 @@ def test_a_bar_shows_how_far_a_long_conversion_is(official, tmp_path, monkeypatc
     monkeypatch.setattr(command, "BAR_BYTES", 0)
     monkeypatch.setenv("FORCE_COLOR", "1")
     convert(official, tmp_path / "out", "--format=official")
-    said = capsys.readouterr()
-    assert "converting" in said.err and "converting" not in said.out
+    printed = capsys.readouterr()
+    assert "converting" in printed.err and "converting" not in printed.out
 
 
 def test_an_abandoned_attempt_is_in_nobodys_way(official, tmp_path):
@@ -422,7 +410,7 @@ def test_an_abandoned_attempt_is_in_nobodys_way(official, tmp_path):
     ],
 )
 def test_names_whose_one_file_could_not_be_read_are_refused(official, tmp_path, capsys, name, message):
-    assert message in refused(capsys, official, tmp_path / name, "--format=comfyui")
+    assert message in refused_to_convert(capsys, official, tmp_path / name, "--format=comfyui")
     assert list(tmp_path.iterdir()) == []
     assert_same(
         dict(open_weights(convert(official, tmp_path / name, "--format=official")).stream()), tensors_of(official)
@@ -449,8 +437,8 @@ def test_a_folder_that_appears_meanwhile_is_kept(official, tmp_path, appears):
 def test_of_two_conversions_into_one_folder_one_is_refused_and_the_other_whole(official, tmp_path):
     command = [sys.executable, "-m", "fps_flex.weights", "convert", official, tmp_path / "out", "--format=official"]
     runs = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [run.communicate(timeout=60)[1] for run in runs]
+    errors = [run.communicate(timeout=60)[1] for run in runs]
     assert sorted(run.returncode for run in runs) == [0, 2]
-    assert f"error: {tmp_path / 'out'} exists already: choose another folder\n" in said
+    assert f"error: {tmp_path / 'out'} exists already: choose another folder\n" in errors
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert_same(dict(open_weights(tmp_path / "out").stream()), tensors_of(official))

@@ -102,14 +102,14 @@ def test_two_compiled_transformers_and_a_copy_keep_their_own_settings(fresh_comp
 
 def test_a_transformer_compiled_whole_gives_the_same(fresh_compiler):
     transformer = tiny_transformer()
-    whole = torch.compile(transformer, backend="eager")
-    stock = call(whole)
-    install(whole, THREE, **SMALL)
+    compiled = torch.compile(transformer, backend="eager")
+    stock = call(compiled)
+    install(compiled, THREE, **SMALL)
     for sigma in ((0.95, 0.4), (0.3, 0.8)):
-        assert relative_error(call(whole, sigma), call(transformer, sigma)) < SAME
-    assert relative_error(call(whole), stock) > OTHER
-    uninstall(whole)
-    torch.testing.assert_close(call(whole), stock, rtol=0, atol=1e-5)
+        assert relative_error(call(compiled, sigma), call(transformer, sigma)) < SAME
+    assert relative_error(call(compiled), stock) > OTHER
+    uninstall(compiled)
+    torch.testing.assert_close(call(compiled), stock, rtol=0, atol=1e-5)
 
 
 def test_another_schedule_compiles_nothing(fresh_compiler):

@@ -23,8 +23,8 @@ from tests.helpers.stock_wan import (
     t2v_pipeline,
     tiny_transformer,
 )
+from tests.helpers.tiny_run import train_tiny
 from tests.helpers.tiny_wan import SIZES
-from train.fit import main as fit
 
 
 def test_what_can_not_run_says_so():
@@ -96,9 +96,7 @@ def test_another_processor_put_over_ours_is_left_where_it_is():
 def trained(tmp_path_factory):
     """A checkpoint of two steps on moving shapes, whose schedule is its own, and what was exported from it."""
     folder = tmp_path_factory.mktemp("trained")
-    fit(["--config=configs/tiny.yaml", f"--run={folder / 'run'}", "--trainer.max_steps=2", "--data.val_clips=1",
-         "--trainer.val_check_interval=2", "--checkpoint.every_n_train_steps=2", "--sample.steps=1",
-         "--sample.count=1", "--model.val_levels=1", "--data.batch_size=1", "--model.lr=0.1"])  # fmt: skip
+    train_tiny(folder / "run", "--model.lr=0.1")
     checkpoint = folder / "run/checkpoints/last.ckpt"
     weights(["convert", str(checkpoint), str(folder / "exported"), "--format", "diffusers"])
     return checkpoint, folder / "exported"
@@ -109,10 +107,10 @@ def test_a_model_fine_tuned_here_goes_on_with_the_attention_it_was_trained_with(
     checkpoint, exported = trained
     transformer, report = WanTransformer3DModel.from_pretrained(exported, output_loading_info=True)
     assert not any(report.values())
-    held = torch.load(checkpoint, weights_only=True)["fps_flex"]["attention"]
-    wan = load_wan(exported, FPSAttention.from_dict(held))
+    attention = torch.load(checkpoint, weights_only=True)["fps_flex"]["attention"]
+    wan = load_wan(exported, FPSAttention.from_dict(attention))
     install_trained(transformer, trained[which])
-    assert transformer.blocks[0].attn1.processor.attention == FPSAttention.from_dict(held)
+    assert transformer.blocks[0].attn1.processor.attention == FPSAttention.from_dict(attention)
     latents, text = torch.randn(2, 24, 5, 8, 8), torch.randn(2, 8, 32)
     with torch.no_grad():
         for timestep in (torch.tensor([950.0, 300.0]), torch.tensor([700.0, 50.0])):
@@ -120,7 +118,7 @@ def test_a_model_fine_tuned_here_goes_on_with_the_attention_it_was_trained_with(
             assert expected.std() > 0.01 and relative_error(got, expected) < SAME
     install_trained(transformer, trained[which], scale_format="pow2")
     changed = asdict(transformer.blocks[0].attn1.processor.attention)
-    assert changed == {**asdict(FPSAttention.from_dict(held)), "scale_format": "pow2"}
+    assert changed == {**asdict(FPSAttention.from_dict(attention)), "scale_format": "pow2"}
 
 
 def test_settings_of_another_model_and_broken_ones_are_one_clear_line(trained, tmp_path):

@@ -107,15 +107,15 @@ def test_what_is_pushed_to_the_hub_has_the_settings(tmp_path, monkeypatch):
 
 def test_what_a_fine_tune_was_made_with_goes_along(tmp_path):
     with_attention().save_pretrained(tmp_path / "first")
-    said = json.loads((tmp_path / "first" / SETTINGS).read_text())
-    assert sorted(said) == ["attention", "wan"]
+    settings = json.loads((tmp_path / "first" / SETTINGS).read_text())
+    assert sorted(settings) == ["attention", "wan"]
     more = {"noise_levels": [0.0, 0.875], "shift": 7.0, "text_length": 64, "residual": "compute"}
-    (tmp_path / "first" / SETTINGS).write_text(json.dumps({**said, **more}))
+    (tmp_path / "first" / SETTINGS).write_text(json.dumps({**settings, **more}))
     transformer = WanTransformer3DModel.from_pretrained(tmp_path / "first")
     install_trained(transformer, tmp_path / "first", scale_format="pow2")
     transformer.save_pretrained(tmp_path / "second")
-    attention = {**said["attention"], "scale_format": "pow2"}
-    assert json.loads((tmp_path / "second" / SETTINGS).read_text()) == {**said, **more, "attention": attention}
+    attention = {**settings["attention"], "scale_format": "pow2"}
+    assert json.loads((tmp_path / "second" / SETTINGS).read_text()) == {**settings, **more, "attention": attention}
 
 
 def test_an_expert_saved_with_its_pipeline_keeps_its_noise_levels(tmp_path):

@@ -95,10 +95,10 @@ def test_the_embedding_may_be_in_the_file_under_either_of_its_names_or_both(copi
 @pytest.mark.parametrize("part", KINDS)
 def test_files_that_are_not_the_weights_are_named(copied, part):
     file = copied / part / FILES[part]
-    whole = file.read_bytes()
+    content = file.read_bytes()
     file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
     assert f"{file} is a Git LFS pointer" in refused(KINDS[part], copied)
-    file.write_bytes(whole[:-1])
+    file.write_bytes(content[:-1])
     assert "can't be read as safetensors" in refused(KINDS[part], copied)
     file.rename(file.with_suffix(".bin"))
     assert f"expected {file.stem}.safetensors or its index of shards in" in refused(KINDS[part], copied)

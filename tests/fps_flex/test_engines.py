@@ -224,11 +224,11 @@ def test_auto_takes_the_fastest_that_can_run(hopper, caplog):
     assert choose_engine("auto", GPU, BF16, 64, 128, False) == "triton"
     hopper(capability=(8, 0))
     assert choose_engine("auto", GPU, BF16, 64, 128, False) == "triton"
-    said = caplog.text
-    assert "bfloat16: flash (TFLOP/s measured on an H100: flash" in said and "flash-attn-4 isn't installed" in said
+    logged = caplog.text
+    assert "bfloat16: flash (TFLOP/s measured on an H100: flash" in logged and "flash-attn-4 isn't installed" in logged
     for _ in range(3):
         choose_engine("auto", GPU, BF16, 64, 128, False)
-    assert caplog.text == said
+    assert caplog.text == logged
 
 
 @pytest.mark.parametrize(

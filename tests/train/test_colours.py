@@ -4,7 +4,7 @@ import av
 import numpy as np
 import pytest
 
-from tests.helpers.real_clips import flat, frame_of, write
+from tests.helpers.camera_clips import flat, frame_of, write
 from train.common.colours import hlg_scene, pq_code, pq_light, tone_curve
 from train.common.videos import ClipError, read_clip, sample_frames
 

@@ -13,22 +13,12 @@ import torch
 from torch.utils.data import Dataset
 
 from fps_flex.wan.codecs import ByteText, PixelCodec
+from tests.helpers.grey_clips import make_clip, make_folder
 from tests.helpers.raw_clips import read_captions
-from tests.train.test_videos import make_clip
+from train.common.videos import read_clip
 from train.data import Loader, VideoData
 from train.folder import VideoFolder, scan_folder
 from train.shapes import COLORS, DIRECTIONS, SHAPES, MovingShapes
-
-
-def make_folder(folder, rows):
-    """Clips of so many frames at 8 fps, and the metadata.csv that names them; None makes no file."""
-    folder.mkdir(exist_ok=True)
-    for name, frames in rows.items():
-        if frames:
-            make_clip(folder / name, frames, 8)
-    lines = [f"{name},a clip of {frames}" for name, frames in rows.items()]
-    (folder / "metadata.csv").write_text("\n".join(["video,prompt", *lines]))
-    return folder
 
 
 def test_shapes_are_fixed_by_seed_and_index_and_move_as_their_caption_says():
@@ -178,6 +168,11 @@ def test_an_address_in_a_captions_file_is_never_fetched(tmp_path, monkeypatch, c
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="none of the 3 clips in . can be used; the first: http:/.*: no such file"):
         scan_folder(Path("."), 4, 8)
+    there = Path(f"http:/127.0.0.1:{server.server_port}/a.mp4")
+    there.parent.mkdir(parents=True)
+    make_clip(there.absolute(), 10, 8)
+    assert [Path(clip.video) for clip in scan_folder(Path("."), 4, 8)] == [there]
+    assert read_clip(there, 4, 8, 16, 16).shape == (3, 4, 16, 16)
     server.shutdown()
     assert asked == []
 

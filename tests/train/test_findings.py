@@ -9,8 +9,7 @@ from itertools import islice
 
 import pytest
 
-from tests.train.test_data import make_folder
-from tests.train.test_videos import make_clip
+from tests.helpers.grey_clips import make_clip, make_folder
 from train import findings
 from train.common.caches import cache_file
 from train.data import VideoData
@@ -130,6 +129,7 @@ def _scan(folder, counter):
     assert len(scan_folder(folder, 4, 8)) == 40
 
 
+@pytest.mark.slow
 def test_processes_take_turns_and_one_looks_for_all(tmp_path):
     make_clip(tmp_path / "0.mp4", 10, 8)
     for i in range(40):
@@ -155,10 +155,12 @@ def test_odd_files_are_left_out_and_slow_ones_counted(tmp_path, caplog):
     (tmp_path / "metadata.csv").write_text("video,prompt\n" + "".join(f"{name},x\n" for name in names))
     with caplog.at_level(logging.WARNING):
         assert [clip.video for clip in scan_folder(tmp_path, 4, 16)] == ["slow.mp4", "fast.mp4"]
-    for said in ("folder.mp4: is a folder", "pipe.mp4: is no file", "loop.mp4: can't be read (Too many levels of sym",
-                 "x: can't be read (File name too long)", "a.mp4: no such file", "left out 5 of the 7",
-                 f"1 of the clips in {tmp_path} have fewer than 16 frames a second"):  # fmt: skip
-        assert said in caplog.text
+    for message in (
+        "folder.mp4: is a folder", "pipe.mp4: is no file", "loop.mp4: can't be read (Too many levels of sym",
+        "x: can't be read (File name too long)", "a.mp4: no such file", "left out 5 of the 7",
+        f"1 of the clips in {tmp_path} have fewer than 16 frames a second",
+    ):  # fmt: skip
+        assert message in caplog.text
 
 
 def test_an_image_is_a_clip_of_one_frame(tmp_path, caplog):

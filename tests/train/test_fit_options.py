@@ -3,11 +3,12 @@
 import pytest
 import yaml
 
+from tests.helpers.commands import refused
+from tests.helpers.tiny_run import tiny_words, train_tiny
 from train.fit import main
 
 TINY = ["--config", "configs/tiny.yaml"]
-SHORT = ["--trainer.max_steps=1", "--sample.steps=1", "--data.val_clips=1", "--model.val_levels=1"]  # should one pass
-WHOLE = ["0", "-1", "1.5"]
+INTEGER = ["0", "-1", "1.5"]
 SHARE = ["-0.1", "nan", "much"]
 SWITCH = ["maybe", "2", "[]"]
 ENCODER = ["nothing.Here", "7", "{class_path: fps_flex.wan.codecs.NoSuch}"]
@@ -20,15 +21,15 @@ BAD = {
     "trainer.accelerator": ["gpu", "abacus", ""],
     "trainer.strategy": ["fsdp", "nonsense", "ddp_spawn"],
     "trainer.devices": ["0", "-2", "many"],
-    "trainer.num_nodes": WHOLE,
+    "trainer.num_nodes": INTEGER,
     "trainer.precision": ["16-mixed", "bf16-true", "64-true"],
     "trainer.logger": ["nonsense", "7", "{class_path: nothing.Here}"],
     "trainer.callbacks": ["nonsense", "7", "[{class_path: nothing.Here}]"],
     "trainer.max_steps": ["0", "-5", "-1"],
     "trainer.max_time": ["soon", "00:00:00:00", "-00:00:01:00"],
-    "trainer.val_check_interval": WHOLE,
-    "trainer.log_every_n_steps": WHOLE,
-    "trainer.accumulate_grad_batches": WHOLE,
+    "trainer.val_check_interval": INTEGER,
+    "trainer.log_every_n_steps": INTEGER,
+    "trainer.accumulate_grad_batches": INTEGER,
     "trainer.gradient_clip_val": ["-1", "0", "inf"],
     "trainer.enable_progress_bar": SWITCH,
     "trainer.deterministic": SWITCH,
@@ -36,11 +37,11 @@ BAD = {
     "trainer.profiler": ["nonsense", "7", "true"],
     "trainer.detect_anomaly": SWITCH,
     "model.wan.dim": ["0", "127", "-128"],
-    "model.wan.ffn_dim": WHOLE,
+    "model.wan.ffn_dim": INTEGER,
     "model.wan.heads": ["0", "3", "-2"],
-    "model.wan.layers": WHOLE,
-    "model.wan.channels": WHOLE,
-    "model.wan.text_dim": WHOLE,
+    "model.wan.layers": INTEGER,
+    "model.wan.channels": INTEGER,
+    "model.wan.text_dim": INTEGER,
     "model.wan.freq_dim": ["0", "-2", "63"],
     "model.wan.patch": ["[0,2,2]", "[1,2]", "[3,2,2]"],
     "model.wan.eps": ["0", "-1", "nan"],
@@ -59,7 +60,7 @@ BAD = {
     "model.codec.init_args.stride": ["[0,2,2]", "[-1,2,2]", "[2,2]"],
     "model.text": ENCODER,
     "model.text.init_args.dim": ["0", "-32", "31"],
-    "model.text.init_args.length": WHOLE,
+    "model.text.init_args.length": INTEGER,
     "model.checkpoint": ["nowhere", "README.md", "configs"],
     "model.lr": ["-1", "inf", "fast"],
     "model.warmup_steps": ["-5", "1.5", "many"],
@@ -71,7 +72,7 @@ BAD = {
     "model.logit_std": ["0", "-1", "nan"],
     "model.noise_levels": ["[0.5]", "[0.9,0.1]", "[0,1.5]", "[.nan,1]", "half"],
     "model.text_dropout": ["1.1", *SHARE[:2]],
-    "model.val_levels": WHOLE,
+    "model.val_levels": INTEGER,
     "model.checkpointing": SWITCH,
     "model.compiled": SWITCH,
     "model.residual": ["bf16", "7", "fp64"],
@@ -80,16 +81,16 @@ BAD = {
     "data.fps": ["0", "-8", "inf"],
     "data.height": ["0", "33", "-32"],
     "data.width": ["0", "33", "-32"],
-    "data.batch_size": WHOLE,
+    "data.batch_size": INTEGER,
     "data.workers": ["-1", "1.5", "few"],
-    "data.train_clips": WHOLE,
-    "data.val_clips": WHOLE,
+    "data.train_clips": INTEGER,
+    "data.val_clips": INTEGER,
     "data.seed": ["-1", "1.5", "4294967296"],
-    "checkpoint.every_n_train_steps": WHOLE,
+    "checkpoint.every_n_train_steps": INTEGER,
     "ema.decay": ["1", *SHARE[:2]],
     "sample.prompts": ["[]", "[7]", "['']"],
-    "sample.count": WHOLE,
-    "sample.steps": WHOLE,
+    "sample.count": INTEGER,
+    "sample.steps": INTEGER,
     "sample.guidance": ["-1", "nan", "inf"],
 }  # fmt: skip
 
@@ -106,14 +107,9 @@ def refuse(tmp_path, capfd):
     """The one line in which a command line refuses to start."""
 
     def run(*options):
-        folder = tmp_path / "run"
-        with pytest.raises(SystemExit) as stopped:
-            main([*TINY, *SHORT, "--run", str(folder), *options])
-        lines = capfd.readouterr().err.splitlines()
-        assert stopped.value.code == 2, lines
-        assert len(lines) == 1 and lines[0].startswith("error: "), lines
-        assert not folder.exists()
-        return lines[0]
+        line = refused(capfd, main, tiny_words(tmp_path / "run", *options))
+        assert not (tmp_path / "run").exists()
+        return line
 
     return run
 
@@ -167,6 +163,5 @@ def test_parts_of_a_preset_do_not_make_another_one_in_silence(refuse):
 
 
 def test_a_run_ends_by_time_alone(tmp_path, capfd):
-    main([*TINY, "--run", str(tmp_path / "run"), "--trainer.max_steps=-1", "--trainer.max_time=00:00:00:01",
-          "--sample.steps=1", "--data.val_clips=1"])  # fmt: skip
+    train_tiny(tmp_path / "run", "--trainer.max_steps=-1", "--trainer.max_time=00:00:00:01")
     assert (tmp_path / "run/checkpoints/last.ckpt").is_file()

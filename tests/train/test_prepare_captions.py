@@ -5,8 +5,8 @@ import logging
 
 from PIL import Image
 
+from tests.helpers.preparing import SMALL, prepare, verdicts, write_config
 from tests.helpers.raw_clips import scene, write
-from tests.train.test_prepare import SMALL, prepare, verdicts, write_config
 from train.entries import Row
 from train.index import read_index
 from train.origins import find_origin

@@ -3,10 +3,11 @@
 import pytest
 import yaml
 
-from tests.helpers.raw_clips import scene, write
+from tests.helpers.commands import refused
+from tests.helpers.preparing import prepare_words, small_scene
 from train.prepare.__main__ import command
 
-WHOLE = ["0", "-1", "1.5"]
+INTEGER = ["0", "-1", "1.5"]
 SWITCH = ["maybe", "2", "[]"]
 ENCODER = ["nothing.Here", "7", "{class_path: fps_flex.wan.codecs.NoSuch}"]
 CLIP_SCORE = "{class_path: train.prepare.scorers.ClipAesthetic, init_args: {clip: %s, head: %s}}"
@@ -20,7 +21,7 @@ BAD = {
     "codec.init_args.stride": ["[0,2,2]", "[-1,2,2]", "[2,2]", "[3,2,2]"],
     "text": ENCODER,
     "text.init_args.dim": ["0", "-32", "wide"],
-    "text.init_args.length": WHOLE,
+    "text.init_args.length": INTEGER,
     "stages": ["[]", "[scann]", "7"],
     "redo": SWITCH,
     "frames": ["0", "9", "1.5", "-10", "100000000"],
@@ -37,7 +38,7 @@ BAD = {
     "limits.min_distance": [*LIMIT, "1.1"],
     "scorers": ["7", "[{class_path: nothing.Here}]", f"[{CLIP_SCORE % ('nowhere', 'nowhere')}]"],
     "val_share": ["1", "-0.1", "nan", "half"],
-    "batch_size": WHOLE,
+    "batch_size": INTEGER,
 }  # fmt: skip
 
 # what a line may name in an option's place
@@ -52,30 +53,19 @@ PARTS = {
 def raw(tmp_path_factory):
     folder = tmp_path_factory.mktemp("raw")
     for i in range(2):
-        write(folder / f"{i}.mp4", scene(i, frames=24, height=120, width=160))
+        small_scene(folder / f"{i}.mp4", i)
         (folder / f"{i}.txt").write_text(f"clip {i}")
     return folder
 
 
 @pytest.fixture
-def refuse(raw, tmp_path, capfd):
+def refuse(raw, small, tmp_path, capfd):
     """The one line in which a command line refuses to begin."""
 
     def run(*options):
-        config = tmp_path / "small.yaml"
-        small = {
-            "codec": {"class_path": "fps_flex.wan.codecs.PixelCodec", "init_args": {"stride": [2, 2, 2]}},
-            "text": {"class_path": "fps_flex.wan.codecs.ByteText", "init_args": {"dim": 32, "length": 40}},
-            "frames": 10, "fps": 8, "height": 32, "width": 32, "limits": {"min_side": 100},
-        }  # fmt: skip
-        config.write_text(yaml.safe_dump(small))
-        with pytest.raises(SystemExit) as stopped:
-            command([f"--config={config}", f"--source={raw}", f"--out={tmp_path / 'out'}", *options])
-        lines = capfd.readouterr().err.splitlines()
-        assert stopped.value.code == 2, lines
-        assert len(lines) == 1 and lines[0].startswith("error: "), lines
-        assert not (tmp_path / "out").exists() and "Traceback" not in lines[0]
-        return lines[0]
+        line = refused(capfd, command, prepare_words(raw, tmp_path / "out", small, *options))
+        assert not (tmp_path / "out").exists() and "Traceback" not in line
+        return line
 
     return run
 

@@ -1,4 +1,4 @@
-"""Two processes train as one and end as one, whatever befalls either: with a line, a sound state, within seconds."""
+"""Two processes train as one and end as one, whatever befalls either: with a line, a sound state,"""
 
 import os
 import signal
@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.train.stops import ROOT
+from tests.helpers.commands import ROOT, run_apart
+from tests.helpers.tiny_run import read_checkpoint, tiny_words
 from train.callbacks import read_losses
 from train.checkpoints import trained_steps
 
+pytestmark = pytest.mark.slow
 QUICK = [
-    "--config=configs/tiny.yaml", "--trainer.max_steps=8", "--trainer.val_check_interval=4", "--sample.steps=2",
+    "--trainer.max_steps=8", "--trainer.val_check_interval=4", "--sample.steps=2",
     "--checkpoint.every_n_train_steps=2", "--trainer.log_every_n_steps=1", "--data.val_clips=3", "--sample.count=1",
     "--model.val_levels=1", "--trainer.enable_progress_bar=false", "--data.batch_size=1",
 ]  # fmt: skip
@@ -25,8 +27,8 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 def fit(run, *options, fault=("none", "0", "0")):
     """Ends within a minute, or fails the test: a process that waits for another would wait for half an hour."""
-    command = [sys.executable, "tests/helpers/faulty.py", *fault, *QUICK, f"--run={run}", *options]
-    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    words = tiny_words(run, *QUICK, *options)
+    return run_apart("tests/helpers/faulty.py", *fault, *words, timeout=60, OMP_NUM_THREADS="1")
 
 
 def nothing_is_left_of(run):
@@ -62,9 +64,9 @@ def test_on_another_number_of_processes_no_clip_is_left_out_or_met_twice(alone, 
     assert fit(run, "--data.batch_size=2", "--trainer.max_steps=4").returncode == 0
     done = fit(run, *TWO, "--ckpt_path=last")
     assert done.returncode == 0 and "data.batch_size 2 -> 1" in done.stdout, done.stderr
-    whole, resumed = (torch.load(x / "checkpoints/last.ckpt", weights_only=True) for x in (alone, run))
-    assert resumed["fps_flex"]["position"] == whole["fps_flex"]["position"]
-    assert whole["fps_flex"]["position"]["taken"] == [16]
+    uninterrupted, resumed = map(read_checkpoint, (alone, run))
+    assert resumed["fps_flex"]["position"] == uninterrupted["fps_flex"]["position"]
+    assert uninterrupted["fps_flex"]["position"]["taken"] == [16]
     for step, loss in read_losses(alone)["train/loss"].items():
         assert read_losses(run)["train/loss"][step] == pytest.approx(loss, rel=2e-5)
 
@@ -110,7 +112,7 @@ def test_a_signal_to_one_stops_both(tmp_path, who):
         "--trainer.val_check_interval=99999",
         "--checkpoint.every_n_train_steps=99999",
     ]
-    command = [sys.executable, "-m", "train.fit", *QUICK, *TWO, *options, f"--run={run}"]
+    command = [sys.executable, "-m", "train.fit", *tiny_words(run, *QUICK, *TWO, *options)]
     process = subprocess.Popen(
         command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

@@ -7,8 +7,8 @@ import pytest
 
 from fps_flex.wan.codecs import PixelCodec
 from tests.helpers import raw_clips
+from tests.helpers.camera_clips import frame_of, shift, write
 from tests.helpers.raw_clips import scene
-from tests.helpers.real_clips import frame_of, shift, write
 from train.prepare.cut import cut_one, find_scenes
 from train.prepare.judge import Limits, judge, measure_video
 from train.prepare.scan import look_at

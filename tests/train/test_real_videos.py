@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers.real_clips import flagged, flat, frame_of, greys, shift, silence, write
-from tests.train.test_videos import bright_quarters, levels, make_clip, show_turned
+from tests.helpers.camera_clips import flagged, flat, frame_of, greys, shift, silence, write
+from tests.helpers.grey_clips import bright_quarters, levels, make_clip, show_turned
 from train.common.boxes import Box
 from train.common.videos import ClipError, clip_seconds, probe, read_clip, sample_frames
 
@@ -21,8 +21,8 @@ CONTAINERS = {
 
 def check_times(path, frames=30, fps=8):
     """Frame i of a clip of make_clip is on show from i / fps on, also after a seek, and the last one ends the clip."""
-    found = probe(path)
-    assert (found.seconds, found.fps) == pytest.approx((frames / fps, fps), abs=2e-3)
+    probed = probe(path)
+    assert (probed.seconds, probed.fps) == pytest.approx((frames / fps, fps), abs=2e-3)
     times, pictures = zip(*sample_frames(path, None, 64), strict=True)
     assert list(times) == pytest.approx([i / fps for i in range(frames)], abs=2e-3)
     assert [round((picture.mean() - 19) / 4) for picture in pictures] == list(range(frames))
@@ -95,9 +95,9 @@ def test_the_rate_is_that_of_the_frames(tmp_path, name):
 @pytest.mark.parametrize("fps", ["24000/1001", "30000/1001", "15", "60"])
 @pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv", "clip.ts", "clip.flv"])
 def test_common_rates_are_exact(tmp_path, name, fps):
-    found = probe(make_clip(tmp_path / name, 30, Fraction(fps)))
-    assert found.fps == pytest.approx(float(Fraction(fps)), rel=2e-3)
-    assert found.seconds == pytest.approx(30 / found.fps, abs=5e-3)
+    probed = probe(make_clip(tmp_path / name, 30, Fraction(fps)))
+    assert probed.fps == pytest.approx(float(Fraction(fps)), rel=2e-3)
+    assert probed.seconds == pytest.approx(30 / probed.fps, abs=5e-3)
 
 
 def test_a_gif_lasts_as_long_as_its_frames(tmp_path):
@@ -217,10 +217,10 @@ def test_interlaced_frames_are_deinterlaced_at_their_times(tmp_path, name, codec
     path = write(tmp_path / name, frames, codec=codec, rate=25, g="5", flags="+ildct+ilme", **options)
     assert probe(path).seconds == pytest.approx(0.4, abs=2e-3) and probe(path).fps == 25
     check_is_whole(path, first, 25)
-    whole = read_clip(path, 10, 25, 64, 96).float()
+    all_frames = read_clip(path, 10, 25, 64, 96).float()
     for start in (2, 5, 7):
         again = read_clip(path, 3, 25, 64, 96, start / 25).float()
-        assert (again - whole[:, start : start + 3]).abs().mean() < 1.5
+        assert (again - all_frames[:, start : start + 3]).abs().mean() < 1.5
 
 
 @pytest.mark.parametrize(("first", "order"), [("tff", 2), ("bff", 3)])
@@ -284,9 +284,9 @@ def test_damage_is_named_where_it_is(tmp_path):
 
 
 def test_a_matroska_file_that_breaks_off_lasts_as_long_as_what_is_there(tmp_path):
-    whole = make_clip(tmp_path / "whole.mkv", 40, 8, 128, 128).read_bytes()
+    content = make_clip(tmp_path / "whole.mkv", 40, 8, 128, 128).read_bytes()
     path = tmp_path / "part.mkv"
-    path.write_bytes(whole[: len(whole) * 2 // 3])
+    path.write_bytes(content[: len(content) * 2 // 3])
     count = len([0 for _ in sample_frames(path, None, 64)])
     assert 10 < count < 40 and clip_seconds(path) == pytest.approx(count / 8, abs=0.26)
 
@@ -321,6 +321,6 @@ def test_a_cameras_exif_turns_its_picture(tmp_path, orientation, size, quarters)
     exif[0x112] = orientation
     picture[:32, :48] = 220
     Image.fromarray(picture).save(tmp_path / "photo.jpg", exif=exif, quality=95)
-    found = probe(tmp_path / "photo.jpg")
-    assert (found.height, found.width) == size
+    probed = probe(tmp_path / "photo.jpg")
+    assert (probed.height, probed.width) == size
     assert bright_quarters(read_clip(tmp_path / "photo.jpg", 1, 8, *size)[:, 0].permute(1, 2, 0).float()) == quarters

@@ -12,7 +12,9 @@ import torch
 from PIL import Image
 
 from fps_flex import FPSAttention
-from tests.train.stops import ROOT, differences, end_of
+from tests.helpers.commands import ROOT, refused, run_apart
+from tests.helpers.tiny_run import read_checkpoint, same_tensors, tiny_words, train_apart, train_tiny
+from tests.train.stops import differences, end_of
 from train import callbacks
 from train.callbacks import read_losses
 from train.checkpoints import Checkpoints, WholeCheckpoints, trained_steps
@@ -20,39 +22,12 @@ from train.common.lock import locked
 from train.fit import main
 from train.module import FlowModule
 
-QUICK = [
-    "--config=configs/tiny.yaml", "--trainer.val_check_interval=2", "--checkpoint.every_n_train_steps=2",
-    "--trainer.log_every_n_steps=1", "--data.val_clips=2", "--data.batch_size=2", "--sample.steps=2",
-    "--sample.count=2", "--model.val_levels=1", "--model.warmup_steps=1",
-]  # fmt: skip
-
-
-def fit(run, *options):
-    main([*QUICK, f"--run={run}", *options])
-
-
-def refused(capfd, run, *options):
-    capfd.readouterr()
-    with pytest.raises(SystemExit) as stopped:
-        fit(run, *options)
-    lines = capfd.readouterr().err.splitlines()
-    assert stopped.value.code == 2 and len(lines) == 1 and lines[0].startswith("error: "), lines
-    return lines[0]
-
-
-def checkpoint(run, name="last"):
-    return torch.load(run / f"checkpoints/{name}.ckpt", weights_only=True)
-
-
-def same(a, b):
-    return all(torch.equal(a[name], b[name]) for name in a)
-
 
 @pytest.fixture(scope="module")
 def four(tmp_path_factory):
     """A run of four steps; not to be changed."""
     run = tmp_path_factory.mktemp("four") / "run"
-    fit(run, "--trainer.max_steps=4")
+    train_tiny(run, "--trainer.max_steps=4")
     return run
 
 
@@ -65,10 +40,10 @@ def run(four, tmp_path):
 
 @pytest.mark.parametrize("every", ["3", "100"])
 def test_the_last_step_is_in_last_and_live_weights_are_not_the_averaged_ones(tmp_path, every):
-    fit(tmp_path / "run", "--trainer.max_steps=5", f"--checkpoint.every_n_train_steps={every}")
-    last = checkpoint(tmp_path / "run")
+    train_tiny(tmp_path / "run", "--trainer.max_steps=5", f"--checkpoint.every_n_train_steps={every}")
+    last = read_checkpoint(tmp_path / "run")
     assert last["global_step"] == last["fps_flex"]["step"] == last["fps_flex"]["position"]["step"] == 5
-    assert not same(last["state_dict"], last["current_model_state"])
+    assert not same_tensors(last["state_dict"], last["current_model_state"])
     momenta = last["optimizer_states"][0]["state"]
     assert len(momenta) == len(last["current_model_state"]) and all(x["step"] == 5 for x in momenta.values())
 
@@ -80,18 +55,18 @@ def test_what_goes_wrong_with_the_sample_costs_the_sample_alone(tmp_path, monkey
     )
     monkeypatch.setattr(callbacks, "draw_loss_curve", lambda *_: 1 / 0)
     with caplog.at_level(logging.WARNING):
-        fit(tmp_path / "run", "--trainer.max_steps=3")
+        train_tiny(tmp_path / "run", "--trainer.max_steps=3")
     assert "no sample was drawn (no memory); the weights are saved" in caplog.text
     assert "no loss curve was drawn (division by zero)" in caplog.text
-    last = checkpoint(tmp_path / "run")
-    assert last["global_step"] == 3 and not same(last["state_dict"], last["current_model_state"])
+    last = read_checkpoint(tmp_path / "run")
+    assert last["global_step"] == 3 and not same_tensors(last["state_dict"], last["current_model_state"])
     monkeypatch.undo()
-    fit(tmp_path / "run", "--trainer.max_steps=3", "--ckpt_path=last")
+    train_tiny(tmp_path / "run", "--trainer.max_steps=3", "--ckpt_path=last")
     assert (tmp_path / "run/sample.mp4").is_file() and (tmp_path / "run/loss.png").is_file()
 
 
 def test_a_caption_may_hold_dollars(tmp_path):
-    fit(
+    train_tiny(
         tmp_path / "run",
         "--trainer.max_steps=1",
         "--sample.prompts=[a $$ bill, 'costs $5, was $6', '$\\frac{$']",
@@ -102,13 +77,13 @@ def test_a_caption_may_hold_dollars(tmp_path):
 
 def test_a_run_keeps_its_id_and_another_has_another(four, run, tmp_path):
     """It is drawn from none of the generators that a run draws from, or two with one seed would share it."""
-    ids = {checkpoint(four, name)["fps_flex"]["run_id"] for name in ("last", "best")}
+    ids = {read_checkpoint(four, name)["fps_flex"]["run_id"] for name in ("last", "best")}
     assert len(ids) == 1
-    fit(run, "--trainer.max_steps=5", "--ckpt_path=last")
-    assert checkpoint(run)["fps_flex"]["step"] == 5 and {checkpoint(run)["fps_flex"]["run_id"]} == ids
-    fit(tmp_path / "twin", "--trainer.max_steps=4")
-    twin, first = checkpoint(tmp_path / "twin"), checkpoint(four)
-    assert twin["fps_flex"]["run_id"] not in ids and same(twin["state_dict"], first["state_dict"])
+    train_tiny(run, "--trainer.max_steps=5", "--ckpt_path=last")
+    assert read_checkpoint(run)["fps_flex"]["step"] == 5 and {read_checkpoint(run)["fps_flex"]["run_id"]} == ids
+    train_tiny(tmp_path / "twin", "--trainer.max_steps=4")
+    twin, first = read_checkpoint(tmp_path / "twin"), read_checkpoint(four)
+    assert twin["fps_flex"]["run_id"] not in ids and same_tensors(twin["state_dict"], first["state_dict"])
 
 
 def test_the_id_of_a_run_leaves_every_generator_alone():
@@ -120,52 +95,52 @@ def test_the_id_of_a_run_leaves_every_generator_alone():
 
 def test_best_is_never_replaced_by_a_worse_model(run):
     """Saving, validating and stopping share a step, so last.ckpt of that step does not know the validation after it."""
-    before = checkpoint(run, "best")
+    before = read_checkpoint(run, "best")
     assert before["fps_flex"]["val_loss"] == min(list(read_losses(run)["val/loss"].values())[1:])
-    fit(run, "--trainer.max_steps=6", "--ckpt_path=last", "--model.lr=1")
+    train_tiny(run, "--trainer.max_steps=6", "--ckpt_path=last", "--model.lr=1")
     scores = read_losses(run)["val/loss"]
     assert scores[5] > scores[3]
-    after = checkpoint(run, "best")
-    assert after["global_step"] == before["global_step"] and same(after["state_dict"], before["state_dict"])
+    after = read_checkpoint(run, "best")
+    assert after["global_step"] == before["global_step"] and same_tensors(after["state_dict"], before["state_dict"])
 
 
 def test_last_is_the_readable_checkpoint_with_the_most_steps_whatever_its_age(run, caplog):
     folder = run / "checkpoints"
     shutil.copy(folder / "last.ckpt", folder / "interrupted.ckpt")
-    fit(run, "--trainer.max_steps=5", "--ckpt_path=last")
+    train_tiny(run, "--trainer.max_steps=5", "--ckpt_path=last")
     (folder / "last.ckpt").rename(folder / "interrupted.ckpt")  # five steps
     (folder / "best.ckpt").write_bytes((folder / "best.ckpt").read_bytes()[:5000])
     (folder / "last.ckpt").write_text("broken")
     with caplog.at_level(logging.WARNING):
-        fit(run, "--trainer.max_steps=6", "--ckpt_path=last")
+        train_tiny(run, "--trainer.max_steps=6", "--ckpt_path=last")
     assert f"{folder / 'last.ckpt'} can't be read and is left aside" in caplog.text
     assert sorted(read_losses(run)["train/loss"]) == [0, 1, 2, 3, 4, 5] and trained_steps(folder / "last.ckpt") == 6
 
 
-def test_a_run_that_goes_back_sets_aside_what_went_further(run):
+def test_a_run_that_goes_back_keeps_what_went_further(run):
     folder = run / "checkpoints"
     shutil.copy(folder / "last.ckpt", run / "four.ckpt")
-    fit(run, "--trainer.max_steps=6", "--ckpt_path=last")
+    train_tiny(run, "--trainer.max_steps=6", "--ckpt_path=last")
     (run / "four.ckpt").rename(folder / "best.ckpt")
-    fit(run, "--trainer.max_steps=5", "--ckpt_path=best")
+    train_tiny(run, "--trainer.max_steps=5", "--ckpt_path=best")
     assert trained_steps(folder / "last.ckpt") == 5 and trained_steps(folder / "last-step6.ckpt") == 6
 
 
 def test_a_resumed_run_takes_changed_settings_and_says_so(run, capfd):
-    fit(run, "--trainer.max_steps=6", "--ckpt_path=last", "--model.lr=0.001", "--model.betas=[0.5,0.9]",
+    train_tiny(run, "--trainer.max_steps=6", "--ckpt_path=last", "--model.lr=0.001", "--model.betas=[0.5,0.9]",
         "--ema.decay=0.5", "--model.weight_decay=0.3", "--model.eps=1e-6", "--model.warmup_steps=9",
         "--data.batch_size=1", "--model.attention.tile=[1,2,4]")  # fmt: skip
-    said = capfd.readouterr().out
+    output = capfd.readouterr().out
     lines = ["model.lr 0.003 -> 0.001", "model.betas [0.9, 0.95] -> [0.5, 0.9]", "ema.decay 0.99 -> 0.5",
              "data.batch_size 2 -> 1", "model.attention.tile [1, 4, 4] -> [1, 2, 4]", "model.warmup_steps 1 -> 9",
              ]  # fmt: skip
     for line in lines:
-        assert f"changed    {line}" in said
-    assert "model.wan" not in said and "changed    run" not in said
-    (group,) = checkpoint(run)["optimizer_states"][0]["param_groups"]
+        assert f"changed    {line}" in output
+    assert "model.wan" not in output and "changed    run" not in output
+    (group,) = read_checkpoint(run)["optimizer_states"][0]["param_groups"]
     assert (group["initial_lr"], group["betas"], group["weight_decay"], group["eps"]) == (0.001, (0.5, 0.9), 0.3, 1e-6)
     assert group["lr"] == pytest.approx(0.001 * 7 / 10)
-    assert checkpoint(run)["fps_flex"]["position"]["taken"] == [4 * 2 + 2]
+    assert read_checkpoint(run)["fps_flex"]["position"]["taken"] == [4 * 2 + 2]
 
 
 @pytest.mark.parametrize(
@@ -174,26 +149,26 @@ def test_a_resumed_run_takes_changed_settings_and_says_so(run, capfd):
         ("--seed_everything=1", "seed_everything was 0, is 1"),
         ("--data.seed=1", "data.seed was 0, is 1"),
         ("--data.train_clips=7", "data.train_clips was 100000, is 7"),
-        ("--data.val_clips=3", "data.val_clips was 2, is 3"),
+        ("--data.val_clips=3", "data.val_clips was 1, is 3"),
         ("--model.text.init_args.length=39", "model.text.init_args.length was 40, is 39"),
         ("--model.wan.eps=1e-5", "model.wan.eps was 1e-06, is 1e-05"),
     ],
 )
 def test_what_would_make_it_another_run_is_refused(run, capfd, option, named):
     before = end_of(run)
-    assert named in refused(capfd, run, "--ckpt_path=last", "--trainer.max_steps=6", option)
+    assert named in refused(capfd, main, tiny_words(run, "--ckpt_path=last", "--trainer.max_steps=6", option))
     assert differences(before, end_of(run)) == [] and not (run / "logs/version_1").exists()
 
 
 def test_a_presets_new_numbers_change_no_old_run_in_silence(run, tmp_path, capfd, monkeypatch):
-    fit(tmp_path / "fps", "--trainer.max_steps=1", "--model.attention.schedule=fps")
-    said = checkpoint(tmp_path / "fps")["fps_flex"]["attention"]
-    assert FPSAttention.from_dict(said) == FPSAttention.from_dict({**said, "schedule": "fps"})
+    train_tiny(tmp_path / "fps", "--trainer.max_steps=1", "--model.attention.schedule=fps")
+    record = read_checkpoint(tmp_path / "fps")["fps_flex"]["attention"]
+    assert FPSAttention.from_dict(record) == FPSAttention.from_dict({**record, "schedule": "fps"})
     from fps_flex import Regime, StepSchedule, schedule
 
     monkeypatch.setitem(schedule.PRESETS, "fps", StepSchedule((), (Regime((None, None, 0.5), 1),)))
-    assert FPSAttention.from_dict(said).schedule != FPSAttention("fps").schedule
-    fit(tmp_path / "fps", "--trainer.max_steps=2", "--ckpt_path=last", "--model.attention.schedule=fps")
+    assert FPSAttention.from_dict(record).schedule != FPSAttention("fps").schedule
+    train_tiny(tmp_path / "fps", "--trainer.max_steps=2", "--ckpt_path=last", "--model.attention.schedule=fps")
     assert "changed    model.attention.schedule.bounds [0.3, 0.7] -> []" in capfd.readouterr().out
 
 
@@ -201,18 +176,20 @@ def test_a_presets_new_numbers_change_no_old_run_in_silence(run, tmp_path, capfd
     "name", ["loops", "current_model_state", "optimizer_states", "position", "options", "val_loss", "run_id"]
 )
 def test_a_checkpoint_that_lacks_something_is_refused_by_name(run, capfd, name):
-    held = checkpoint(run)
-    (held if name in held else held["fps_flex"]).pop(name)
+    last = read_checkpoint(run)
+    (last if name in last else last["fps_flex"]).pop(name)
     path = run / "lacking.ckpt"
-    torch.save(held, path)
+    torch.save(last, path)
     for old in (run / "checkpoints").glob("*.ckpt"):
         old.unlink()
-    assert f"it lacks {name}" in refused(capfd, run, f"--ckpt_path={path}", "--trainer.max_steps=6")
+    assert f"it lacks {name}" in refused(capfd, main, tiny_words(run, f"--ckpt_path={path}", "--trainer.max_steps=6"))
 
 
 def test_another_runs_checkpoint_does_not_overwrite_this_one(run, four, capfd):
     path = four / "checkpoints/last.ckpt"
-    assert "holds another run than" in refused(capfd, run, f"--ckpt_path={path}", "--trainer.max_steps=6")
+    assert "holds another run than" in refused(
+        capfd, main, tiny_words(run, f"--ckpt_path={path}", "--trainer.max_steps=6")
+    )
 
 
 def test_two_runs_in_one_folder(run, capfd):
@@ -222,13 +199,13 @@ import time
 from pathlib import Path
 from train.common.lock import locked
 with locked(Path({str(run)!r})):
-    print("held", flush=True)
+    print("locked", flush=True)
     time.sleep(60)
 """
     other = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
-        assert other.stdout.readline() == "held\n"
-        line = refused(capfd, run, "--ckpt_path=last", "--trainer.max_steps=6")
+        assert other.stdout.readline() == "locked\n"
+        line = refused(capfd, main, tiny_words(run, "--ckpt_path=last", "--trainer.max_steps=6"))
         assert f"{run} is in use by process {other.pid} on " in line and "choose another --run FOLDER" in line
     finally:
         other.kill()
@@ -239,10 +216,10 @@ with locked(Path({str(run)!r})):
 
 def test_a_mistake_leaves_nothing_in_the_way(tmp_path, capfd):
     run = tmp_path / "run"
-    refused(capfd, run, "--trainer.max_steps=0")
+    refused(capfd, main, tiny_words(run, "--trainer.max_steps=0"))
     assert not run.exists()
     with pytest.raises(SystemExit) as stopped:
-        fit(
+        train_tiny(
             run,
             "--trainer.max_steps=4",
             "--model.lr=1e38",
@@ -250,7 +227,7 @@ def test_a_mistake_leaves_nothing_in_the_way(tmp_path, capfd):
             "--checkpoint.every_n_train_steps=50",
         )
     assert stopped.value.code == 1
-    fit(run, "--trainer.max_steps=2")
+    train_tiny(run, "--trainer.max_steps=2")
 
 
 def test_a_step_that_would_not_be_finite_is_not_taken(tmp_path, capfd, monkeypatch):
@@ -264,15 +241,13 @@ def test_a_step_that_would_not_be_finite_is_not_taken(tmp_path, capfd, monkeypat
         return loss, errors
 
     monkeypatch.setattr(FlowModule, "_losses", overflow)
-    with pytest.raises(SystemExit) as stopped:
-        fit(tmp_path / "run", "--trainer.max_steps=9", "--checkpoint.every_n_train_steps=1")
-    assert stopped.value.code == 1
-    line = capfd.readouterr().err.strip().splitlines()[-1]
+    words = tiny_words(tmp_path / "run", "--trainer.max_steps=9", "--checkpoint.every_n_train_steps=1")
+    line = refused(capfd, main, words, code=1)
     assert line.startswith("error: the gradient is not finite, though train/loss is, at step 3 on shapes seed 0 clip ")
     for name in ("last", "best", "not-finite"):
-        held = checkpoint(tmp_path / "run", name)
-        assert held["global_step"] <= 3
-        assert all(x.isfinite().all() for part in ("state_dict", "current_model_state") for x in held[part].values())
+        saved = read_checkpoint(tmp_path / "run", name)
+        assert saved["global_step"] <= 3
+        assert all(x.isfinite().all() for part in ("state_dict", "current_model_state") for x in saved[part].values())
 
 
 def test_a_save_that_fails_is_one_line_and_the_one_before_stays_whole(tmp_path, capfd):
@@ -289,8 +264,7 @@ def test_a_save_that_fails_is_one_line_and_the_one_before_stays_whole(tmp_path, 
         "fit.main(sys.argv[1:])"
     )
     run = tmp_path / "run"
-    options = [*QUICK, f"--run={run}", "--trainer.max_steps=9", "--trainer.val_check_interval=9"]
-    done = subprocess.run([sys.executable, "-c", code, *options], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = run_apart("-c", code, *tiny_words(run, "--trainer.max_steps=9", "--trainer.val_check_interval=9"))
     assert done.returncode == 1, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error")]
     assert "last.ckpt can't be written (File too large): make room; what was saved before is whole" in line
@@ -327,14 +301,14 @@ def test_the_loss_curve_joins_all_parts(tmp_path):
     assert read_losses(tmp_path) == {"train/loss": {0: 5, 1: 4, 2: 2.5, 3: 2}, "val/loss": {0: 9, 1: 8, 3: 7}}
 
 
+@pytest.mark.slow
 def test_a_resumed_weights_and_biases_run_is_the_same_run(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_SERVICE", raising=False)  # a service that a test before this one started here
     wandb = ["--config=configs/wandb.yaml", "--trainer.logger.init_args.offline=true",
-             f"--trainer.logger.init_args.save_dir={tmp_path}", f"--run={tmp_path / 'run'}"]  # fmt: skip
+             f"--trainer.logger.init_args.save_dir={tmp_path}"]  # fmt: skip
     for options in (["--trainer.max_steps=1"], ["--trainer.max_steps=2", "--ckpt_path=last"]):
-        command = [sys.executable, "-m", "train.fit", *QUICK, *wandb, *options]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        done = train_apart(tmp_path / "run", *wandb, *options)
         assert done.returncode == 0, done.stderr
     ids = [path.stem.removeprefix("run-") for path in tmp_path.glob("wandb/offline-run-*/*.wandb")]
     assert len(ids) == 2 and len(set(ids)) == 1
-    assert checkpoint(tmp_path / "run")["fps_flex"]["options"]["wandb_id"] == ids[0]
+    assert read_checkpoint(tmp_path / "run")["fps_flex"]["options"]["wandb_id"] == ids[0]

@@ -5,8 +5,8 @@ import logging
 
 import pytest
 
+from tests.helpers.grey_clips import make_clip
 from tests.helpers.raw_clips import read_captions
-from tests.train.test_videos import make_clip
 from train.folder import scan_folder
 
 FORMATS = "metadata.csv with the columns video,prompt, metadata.jsonl, videos2caption.json or a .txt beside each video"

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from tests.train.test_videos import make_clip
+from tests.helpers.grey_clips import make_clip
 from train.data import VideoData
 from train.folder import Clip
 from train.order import Passes
@@ -17,8 +17,8 @@ def clips_of(*names, source=""):
 
 
 def sources_of(clips):
-    videos, said = [clip.video for clip in clips], [clip.source for clip in clips]
-    return find_sources(videos, said, [clip.place or clip.video for clip in clips])
+    videos, named = [clip.video for clip in clips], [clip.source for clip in clips]
+    return find_sources(videos, named, [clip.place or clip.video for clip in clips])
 
 
 def names(clips):
@@ -95,27 +95,27 @@ def test_the_captions_file_and_the_file_itself_go_before_names():
 def test_no_source_lies_on_both_sides_and_as_many_are_held_out():
     clips = clips_of(*(f"film{letter}-Scene-{i:03}.mp4" for letter in "abcdefghijkl" for i in range(1, 5)))
     for seed in range(20):
-        held, train = hold_out(clips, 8, seed)
-        assert len(held) == 8 and len(train) == 40 and set(held).isdisjoint(train)
-        assert {find_origin(clip.video).video for clip in held}.isdisjoint(
+        held_out, train = hold_out(clips, 8, seed)
+        assert len(held_out) == 8 and len(train) == 40 and set(held_out).isdisjoint(train)
+        assert {find_origin(clip.video).video for clip in held_out}.isdisjoint(
             find_origin(clip.video).video for clip in train
         )
-        assert (held, train) == hold_out(clips, 8, seed)
+        assert (held_out, train) == hold_out(clips, 8, seed)
     assert len({tuple(names(hold_out(clips, 8, seed)[0])) for seed in range(20)}) > 1
 
 
 def test_videos_of_their_own_are_split_clip_by_clip():
     clips = clips_of(*(f"{i}.mp4" for i in range(50)))
-    held, train = hold_out(clips, 8, 0)
-    assert len(held) == 8 and len(train) == 42 and {*held, *train} == set(clips)
+    held_out, train = hold_out(clips, 8, 0)
+    assert len(held_out) == 8 and len(train) == 42 and {*held_out, *train} == set(clips)
     assert [len(part) for part in hold_out(clips[:4], 8, 0)] == [1, 3]
     assert [names(part) for part in hold_out(clips[:1], 8, 0)] == [["0.mp4"], ["0.mp4"]]
 
 
 def test_where_no_source_fits_the_rest_of_the_smallest_is_left_out_named(caplog):
     clips = clips_of(*(f"film{x}_clip{i}.mp4" for x, count in (("a", 12), ("b", 10), ("c", 20)) for i in range(count)))
-    held, train = hold_out(clips, 4, 0)
-    assert len(held) == 4 and all("filmb" in clip.video for clip in held)
+    held_out, train = hold_out(clips, 4, 0)
+    assert len(held_out) == 4 and all("filmb" in clip.video for clip in held_out)
     assert len(train) == 32 and not any("filmb" in clip.video for clip in train)
     assert caplog.text.count("of the 10 clips of the source of filmb_clip") == 1
     assert "the other 6 are left out, of training as well" in caplog.text
@@ -139,8 +139,12 @@ def test_two_captions_of_a_video_are_on_one_side_and_each_pass_meets_both(tmp_pa
     (tmp_path / "metadata.csv").write_text("\n".join(["video,prompt", *rows]))
     data = VideoData(str(tmp_path), frames=4, fps=8, height=16, width=16, workers=0, val_clips=2)
     data.setup()
-    held, train = ([(clip.video, clip.prompt) for clip in part.clips] for part in (data.val_set, data.train_set))
-    assert len(held) == 2 and {video for video, _ in held}.isdisjoint(video for video, _ in train) and len(train) == 14
+    held_out, train = ([(clip.video, clip.prompt) for clip in part.clips] for part in (data.val_set, data.train_set))
+    assert (
+        len(held_out) == 2
+        and {video for video, _ in held_out}.isdisjoint(video for video, _ in train)
+        and len(train) == 14
+    )
     picks = [pick for _, batch in zip(range(14), data.train_dataloader().batch_sampler, strict=False) for pick in batch]
     assert len({pick.index for pick in picks}) == 14
 

@@ -1,5 +1,6 @@
 """A run that is stopped, wherever and however, and resumed ends in the same bits as one that never was."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -13,12 +14,13 @@ from train.callbacks import read_losses
 from train.checkpoints import trained_steps
 from train.fit import main
 from train.module import FlowModule
+from train.stopping import obey_parent_alone, signals_blocked
 
 TINY = ["--config=configs/tiny.yaml", *OPTIONS, "--data.workers=0", "--sample.steps=4", "--trainer.max_steps=6"]
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def uninterrupted(tmp_path_factory):
     run = tmp_path_factory.mktemp("whole") / "run"
     main([*TINY, f"--run={run}"])
     return end_of(run)
@@ -49,23 +51,25 @@ def signal_at(monkeypatch, method, call, number):
         ("sample", 1, 6),
     ],
 )
-def test_anywhere(whole, tmp_path, monkeypatch, capfd, method, call, step, number):
+def test_anywhere(uninterrupted, tmp_path, monkeypatch, capfd, method, call, step, number):
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         signal_at(patch, method, call, number)
         with pytest.raises(SystemExit) as stopped:
             main([*TINY, f"--run={run}"])
-    said = capfd.readouterr()
+    printed = capfd.readouterr()
     assert stopped.value.code == 128 + number
-    assert said.err.strip().startswith(f"error: stopped by {number.name}; it took ") and "Traceback" not in said.err
+    assert (
+        printed.err.strip().startswith(f"error: stopped by {number.name}; it took ") and "Traceback" not in printed.err
+    )
     saved = max(run.glob("checkpoints/*.ckpt"), key=trained_steps)
-    assert f"stopped at step {trained_steps(saved)}; --ckpt_path last goes on from" in said.out
+    assert f"stopped at step {trained_steps(saved)}; --ckpt_path last goes on from" in printed.out
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     main([*TINY, f"--run={run}", "--ckpt_path=last"])
-    assert differences(whole, end_of(run)) == []
+    assert differences(uninterrupted, end_of(run)) == []
 
 
-def test_before_the_first_step_there_is_nothing_to_save_and_nothing_in_the_way(whole, tmp_path, monkeypatch):
+def test_before_the_first_step_there_is_nothing_to_save_and_nothing_in_the_way(uninterrupted, tmp_path, monkeypatch):
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         signal_at(patch, "validation_step", 2, signal.SIGTERM)
@@ -73,18 +77,19 @@ def test_before_the_first_step_there_is_nothing_to_save_and_nothing_in_the_way(w
             main([*TINY, f"--run={run}"])
     assert stopped.value.code == 143 and not list(run.glob("checkpoints/*"))
     main([*TINY, f"--run={run}"])
-    assert differences(whole, end_of(run)) == []
+    assert differences(uninterrupted, end_of(run)) == []
 
 
-def test_killed_it_goes_on_from_its_last_save(whole, tmp_path):
+def test_killed_it_goes_on_from_its_last_save(uninterrupted, tmp_path):
     run, options = tmp_path / "run", [*TINY, f"--run={tmp_path / 'run'}"]
     fault = [sys.executable, "tests/helpers/faulty.py", "kill", "0", "11", *options]
     assert subprocess.run(fault, cwd=ROOT, capture_output=True, timeout=120).returncode == -signal.SIGKILL
     assert trained_steps(run / "checkpoints/last.ckpt") == 3
     main([*options, "--ckpt_path=last"])
-    assert differences(whole, end_of(run)) == []
+    assert differences(uninterrupted, end_of(run)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_a_signal_to_the_loaders_too_costs_nothing(tmp_path, number):
     """As a terminal or a job scheduler sends it: to all processes of the run."""
@@ -102,9 +107,33 @@ def test_a_signal_to_the_loaders_too_costs_nothing(tmp_path, number):
     assert subprocess.run(["pgrep", "-f", str(run)], capture_output=True).stdout == b""
 
 
-def test_the_script_measures_what_it_says(whole, tmp_path):
+def _wait_as_a_loader_does(ready):
+    obey_parent_alone()
+    ready.set()
+    time.sleep(60)
+
+
+def test_a_loader_ends_when_its_parent_says_so_and_for_nobody_else():
+    fork = multiprocessing.get_context("fork")
+    ready = fork.Event()
+    with signals_blocked():
+        loader = fork.Process(target=_wait_as_a_loader_does, args=(ready,))
+        loader.start()
+    try:
+        assert ready.wait(30)
+        subprocess.run(["kill", "-TERM", str(loader.pid)], check=True)
+        loader.join(0.5)
+        assert loader.is_alive()
+        loader.terminate()
+        loader.join(10)
+        assert loader.exitcode == 0
+    finally:
+        loader.kill()
+
+
+def test_the_script_measures_what_it_says(uninterrupted, tmp_path):
     """Another seed ends in other bits."""
     run = tmp_path / "run"
     main([*TINY, f"--run={run}", "--seed_everything=1"])
-    assert len(differences(whole, end_of(run))) > 100
+    assert len(differences(uninterrupted, end_of(run))) > 100
     assert command(run)[:3] == [sys.executable, "-m", "train.fit"]

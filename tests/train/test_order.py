@@ -59,9 +59,9 @@ def test_the_order_follows_the_seed_and_goes_on_from_any_batch():
 
 
 def test_processes_share_each_batch_out():
-    whole = batches(12, batch_size=4)
+    alone = batches(12, batch_size=4)
     shares = [batches(12, batch_size=2, rank=rank, world=2) for rank in (0, 1)]
-    for batch, *parts in zip(whole, *shares, strict=True):
+    for batch, *parts in zip(alone, *shares, strict=True):
         assert sorted(batch) == sorted(pick for part in parts for pick in part)
         assert all(len(part) == 2 for part in parts)
 
@@ -92,6 +92,6 @@ def test_validation_counts_each_clip_once_on_as_many_batches_everywhere(clips, b
     assert all(pick.pass_ in (HELD_OUT, PADDING) for pick in picks)
 
 
-def test_chance_depends_on_all_its_numbers():
+def test_a_generator_depends_on_all_its_numbers():
     drawn = {generator_of(*numbers).initial_seed() for numbers in ((0, 1), (1, 0), (0, 0), (0, 1, 0), Pick(3, 4))}
     assert len(drawn) == 5

@@ -1,0 +1,38 @@
+"""Training runs of configs/tiny.yaml, as short as they can be, and what they leave."""
+
+import torch
+
+from tests.helpers.commands import ROOT, run_apart
+from train.fit import main
+
+SHORT = (
+    f"--config={ROOT / 'configs/tiny.yaml'}", "--trainer.max_steps=2", "--trainer.val_check_interval=2",
+    "--trainer.log_every_n_steps=1", "--checkpoint.every_n_train_steps=2", "--data.val_clips=1", "--data.batch_size=2",
+    "--sample.steps=1", "--sample.count=1", "--model.val_levels=1", "--model.warmup_steps=1",
+)  # fmt: skip
+
+
+def tiny_words(run, *options):
+    """The command line of a run of two steps in this folder; options come last, and so before these."""
+    return [*SHORT, f"--run={run}", *options]
+
+
+def train_tiny(run, *options):
+    """Such a run, in this process: its folder."""
+    main(tiny_words(run, *options))
+    return run
+
+
+def train_apart(run, *options):
+    """Such a run as a finished process."""
+    return run_apart("-m", "train.fit", *tiny_words(run, *options))
+
+
+def read_checkpoint(run, name="last"):
+    return torch.load(run / f"checkpoints/{name}.ckpt", weights_only=True)
+
+
+def same_tensors(a, b):
+    """Whether two state dicts, which must have the same names, hold the same bits."""
+    assert a.keys() == b.keys()
+    return all(torch.equal(x, b[name]) for name, x in a.items())
