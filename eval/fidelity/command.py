@@ -139,7 +139,7 @@ def folders(reference: Path, candidate: Path, out: Path) -> None:
 
 def _prompt(row: Row, video: Video) -> str:
     """What a record beside a video says, so that videos of one prompt count as alike; else the video's name."""
-    prompt = read_record(row, video).get("prompt")
+    prompt = (read_record(row, video) or {}).get("prompt")
     return prompt if isinstance(prompt, str) else video.name
 
 

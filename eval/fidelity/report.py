@@ -13,6 +13,7 @@ from typing import Any
 from train.common.atomic import MARK, check_ours, write_json, write_text
 
 from ..intervals import CONFIDENCE
+from ..making import Making, describe_making
 from ..markdown import table
 from .pairs import Row, Video, some
 from .scores import check_replaceable, measure
@@ -22,6 +23,7 @@ from .summary import EQUAL, summarise
 
 COLUMNS = {"psnr": "PSNR (dB)", "psnr_of_frames": "mean of frames' PSNR (dB)", **NAMES}
 EQUAL_MARK = "†"
+DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]+\b")
 SHOWN = [name for name in COLUMNS if name != "mse"]
 
 
@@ -93,7 +95,7 @@ def _tell_rows(rows: list[dict[str, Any]]) -> str:
 
 
 def _density(row: dict[str, Any]) -> float | None:
-    return row.get("density", row["made"].get("density"))
+    return row.get("density", row["made"]["density"])
 
 
 def _mean(row: dict[str, Any], measure: str) -> str:
@@ -117,22 +119,11 @@ def cell(value: str | float | None) -> str:
 
 
 def _tell_making(rows: list[dict[str, Any]]) -> str:
-    """Of each row by its videos' records; nothing where there are none."""
-    known = [name for name in ("fingerprints", "device", "commit", "seconds", "peak_gb")
-             if any(name in row["made"] for row in rows)]  # fmt: skip
-    if not known:
-        return ""
-    head = {"fingerprints": "weights' fingerprints", "seconds": "seconds a video", "peak_gb": "peak memory (GB)"}
-    told = [[row["name"], *(_tell_made(row["made"].get(name)) for name in known)] for row in rows]
-    return "## How the videos were made\n\n" + table(["row", *(head.get(name, name) for name in known)], told)
-
-
-def _tell_made(value: Any) -> str:
-    """A number, or every value that a row's records give, digests cut to their first 12 digits."""
-    if not isinstance(value, list):
-        return cell(value)
-    told = ("; ".join(f"{name}: {x}" for name, x in part.items()) if isinstance(part, dict) else part for part in value)
-    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]+\b", r"\1", " / ".join(told))
+    """Of each row by its videos' records, digests cut to their first 12 digits; nothing where there are none."""
+    facts = [{"row": row["name"], **describe_making(Making(**row["made"]))} for row in rows]
+    head = [name for name in dict.fromkeys(name for one in facts for name in one) if name != "density of attention"]
+    told = DIGEST.sub(r"\1", table(head, ([one.get(name, "") for name in head] for one in facts)))
+    return f"## How the videos were made\n\n{told}" if len(head) > 1 else ""
 
 
 def _tell_left_out(left_out: dict[str, str]) -> str:
@@ -161,7 +152,7 @@ def _explain(record: dict[str, Any]) -> list[str]:
         notes.append(f"All rows: {settings}.")
     if record["left_out"]:
         notes.append(f"Left out of all rows, since they can't be read in one: {len(record['left_out'])}, named below.")
-    stale = [f"{name} of {row['name']}" for row in record["rows"] for name in row["made"].get("of_other_files", ())]
+    stale = [f"{name} of {row['name']}" for row in record["rows"] for name in row["of_other_files"]]
     if stale:
         notes.append(f"Records that are of other bytes than the video beside them, and not counted: {some(stale)}.")
     missing = "; ".join(f"{NAMES[name]} ({reason})" for name, reason in record["not_measured"].items())
@@ -208,7 +199,7 @@ def _explain_psnr(others: list[dict[str, Any]]) -> str:
 
 def _explain_files(rows: list[dict[str, Any]]) -> str:
     text = "Measured between the files as they are, in RGB from 0 to 1, SSIM and MS-SSIM where their windows fit."
-    lossless = [row["made"].get("lossless") for row in rows]
+    lossless = [row["lossless"] for row in rows]
     if all(lossless):
         return f"{text} The files are lossless."
     unknown = "" if False in lossless else " Whether all files are lossless no record says: where they aren't,"

@@ -23,11 +23,11 @@ from fps_flex.checks import at_home
 from train.common.console import check_schedule_parts, cli_errors, keep_texts
 from train.common.work import rank_and_world
 
-from . import preflight, stages
+from . import stages
 from .compare import PAPER_ROWS
 from .official import ScorerOptions
 from .plan import PlanOptions
-from .preflight import weights_command
+from .preflight import check_all, describe_readiness, weights_command
 from .score import score as score_videos
 from .scorer_env import setup_command
 from .suite import FLICKER, read_plan
@@ -83,7 +83,7 @@ def say_what_can_be_scored(dimensions: tuple[str, ...], options: ScorerOptions) 
     if options.scorer_python is None:
         print(f"without --scorer-python only {FLICKER} is scored, and unfiltered: setup-scorer makes an environment")
         return
-    print("\n".join(preflight.describe_readiness(*preflight.check_all(dimensions, *options.open()))), flush=True)
+    print("\n".join(describe_readiness(check_all(dimensions, options.open()))), flush=True)
 
 
 PROG = "python -m eval.vbench"

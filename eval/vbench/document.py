@@ -46,9 +46,8 @@ def list_items(texts: Iterable[str]) -> str:
     return f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in texts)}</ul>"
 
 
-def list_facts(facts: Iterable[tuple[str, str]]) -> str:
-    """facts: (what, value)."""
-    return f"<dl>{''.join(f'<dt>{escape(what)}</dt><dd>{escape(value)}</dd>' for what, value in facts)}</dl>"
+def list_facts(facts: dict[str, str]) -> str:
+    return f"<dl>{''.join(f'<dt>{escape(what)}</dt><dd>{escape(value)}</dd>' for what, value in facts.items())}</dl>"
 
 
 def isolate(text: str) -> str:

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 
+from ..making import describe_cost, describe_making
 from .chart import describe_chart
 from .check import describe_findings
 from .document import draw_strips, embed, isolate, list_facts, list_items, show_strip, write_page
-from .making import describe_cost, describe_making, describe_settings
-from .report import CAPTION, SHOWN, Report, describe_intervals, hide_paths, tabulate_scores
+from .report import CAPTION, Report, describe_intervals, hide_paths, tabulate_scores
 from .suite import Planned
 from .tables import percent
 
@@ -21,28 +21,27 @@ def to_html(report: Report, out: Path) -> str:
     parts = [
         f"<h1>VBench: {isolate(report.name)}</h1>",
         *_list_totals(report),
-        f'<p class="note">{escape("; ".join(f"{what}: {value}" for what, value in cost))}</p>' if cost else "",
+        f'<p class="note">{escape("; ".join(f"{what}: {value}" for what, value in cost.items()))}</p>' if cost else "",
         f"<p>{embed((out / 'chart.png').read_bytes(), 'png', describe_chart(report))}</p>",
         tabulate_scores(report).to_html(CAPTION),
         *_list_videos(report, out),
     ]
     if report.findings:
         parts.append(f"<pre>{escape(chr(10).join(describe_findings(report.findings)))}</pre>")
-    facts = [*describe_making(report.making), *describe_settings(report.making.settings)]
-    parts += ["<h2>How they were made</h2>", list_facts(facts)] if facts else []
+    if made := describe_making(report.making):
+        parts += ["<h2>How they were made</h2>", list_facts(made)]
     return write_page(f"VBench: {report.name}", parts)
 
 
 def _list_totals(report: Report) -> Iterator[str]:
-    known = {name: value for name in SHOWN if (value := getattr(report.totals, name)) is not None}
-    if known:
+    if known := report.figures():
         items = (f"<li>{name.capitalize()} <b>{percent(value)}</b></li>" for name, value in known.items())
         yield f'<ul class="totals">{"".join(items)}</ul>'
     if intervals := describe_intervals(report):
         yield f'<p class="note">{intervals}</p>'
-    if absent := ", ".join(name.capitalize() for name in SHOWN if name not in known):
+    if withheld := report.withheld():
         reasons = list_items(map(hide_paths, report.totals.reasons))
-        yield f'<div class="partial"><b>Withheld: {absent}</b>, because{reasons}</div>'
+        yield f'<div class="partial"><b>Withheld: {withheld}</b>, because{reasons}</div>'
     if report.warnings:
         yield list_items(map(hide_paths, report.warnings))
 

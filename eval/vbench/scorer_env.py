@@ -45,7 +45,7 @@ def setup_command(folder: Path, python: str = "python3.11", torch: Torch = "cpu"
     _run([str(own), "-I", "-W", "ignore", "-c", TRY])
     described = json.loads(_run([str(own), "-I", str(RUNNER), "describe", "auto"], capture=True))
     versions = ", ".join(f"{name} {number}" for name, number in described["versions"].items())
-    print(f"{versions}; {'a GPU' if described['has_gpu'] else 'no GPU'}")
+    print(f"{versions}; on {described['device']}")
     if not described["packages"]["detectron2"]:
         print(f"object_class, multiple_objects, color and spatial_relationship also need: {own} {DETECTRON2}")
     print(f"ready: --scorer_python {own}")

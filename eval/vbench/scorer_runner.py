@@ -36,11 +36,11 @@ def describe(device):
     for name in VERSIONS:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-    has_gpu = device != "cpu" and packages["torch"] and importlib.import_module("torch").cuda.is_available()
+    gpu = device != "cpu" and packages["torch"] and importlib.import_module("torch").cuda.is_available()
     vbench = importlib.util.find_spec("vbench")
     suite = str(Path(vbench.origin).with_name("VBench_full_info.json")) if vbench and vbench.origin else None
     return {"versions": {"python": platform.python_version(), **versions}, "packages": packages, "suite": suite,
-            "has_gpu": has_gpu}  # fmt: skip
+            "device": "cuda" if gpu else "cpu"}  # fmt: skip
 
 
 def score(job, send):

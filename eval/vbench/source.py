@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from .check import Findings, parse_findings
+from .check import Findings
 from .ours import WRITTEN, is_ours, parse_written, read_written
-from .reading import NoFile, is_zip, open_zip, read_bytes, read_zipped
-from .suite import DIMENSIONS, Plan, find_plan, parse_plan
+from .reading import NoFile, is_zip, open_zip, parse, read_bytes, read_zipped
+from .suite import DIMENSIONS, Plan, parse_plan, read_plan
 
 PARTS = ("scores", "eval_results")  # folders of a run that hold scores
 
@@ -64,22 +64,22 @@ def _find_run(folder: Path) -> Path:
 
 
 def _of_run(path: Path, files: list[File], run: Path) -> Source:
-    check = run / "check.json"
-    return _with_run(
-        path, files, run, find_plan(run), File(PurePosixPath(check.name), str(check), partial(read_bytes, check))
-    )
-
-
-def _with_run(path: Path, files: list[File], run: Path, plan: Plan | None, check: File | None) -> Source:
     try:
-        return Source(path, files, run, plan, check and parse_findings(check.read()))
+        plan = read_plan(run / "plan.json")
+    except NoFile:
+        plan = None
+    check = run / "check.json"
+    return _with_run(path, files, run, plan, File(PurePosixPath(check.name), str(check), partial(read_bytes, check)))
+
+
+def _with_run(path: Path, files: list[File], run: Path, plan: Plan | None, check: File) -> Source:
+    try:
+        return Source(path, files, run, plan, parse(Findings, check.read()))
     except NoFile:
         return Source(path, files, run, plan)
     except ValueError as error:
-        problem = (
-            f"{check.shown} can't be used ({error}): what is wrong with the videos isn't known until `check` makes it"
-        )
-        return Source(path, files, run, plan, problems=(f"{problem} again",))
+        so = "what is wrong with the videos isn't known until `check` makes it again"
+        return Source(path, files, run, plan, problems=(f"{check.shown} can't be used ({error}): {so}",))
 
 
 def _list_folder(path: Path) -> list[File]:
@@ -106,10 +106,9 @@ def _of_zip(path: Path, members: list[File]) -> Source:
     if len(plans) > 1:
         raise ValueError(f"{path} holds {len(plans)} runs, expected one: {', '.join(x.shown for x in plans[:3])}")
     files = _choose(members, [x for x in every if x.inside.suffix == ".json"])
-    if not plans:
-        return Source(path, files, path)
-    checks = [x for x in every if x.inside == plans[0].inside.with_name("check.json")]
-    return _with_run(path, files, path, parse_plan(plans[0].shown, plans[0].read()), checks[0] if checks else None)
+    plan = parse_plan(plans[0].shown, plans[0].read()) if plans else None
+    checks = [x for x in every if plans and x.inside == plans[0].inside.with_name("check.json")]
+    return _with_run(path, files, path, plan, checks[0]) if checks else Source(path, files, path, plan)
 
 
 def _choose(members: list[File], every: list[File]) -> list[File]:

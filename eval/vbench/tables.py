@@ -89,16 +89,6 @@ class Table:
             rf"\begin{{tabular}}{{{kinds}}}", r"\toprule", *lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", "",
         ])  # fmt: skip
 
-    def to_lines(self) -> list[str]:
-        """For the terminal."""
-        rows = [[column.title for column in self.columns], *self.texts()]
-        widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
-        sides = [">" if column.figure else "<" for column in self.columns]
-        return [
-            "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(cells, sides, widths, strict=True)).rstrip()
-            for cells in rows
-        ]
-
 
 def _split(column: Column, cell: Any) -> tuple[Any, ...]:
     """A cell's values, one for each key."""

@@ -30,7 +30,6 @@ def test_the_suite_is_found_in_files_wheels_packages_and_environments(suite, tmp
     places = [suite, wheel, package, package.parent, tmp_path / "env", suite.parent]
     expected = load_suite(suite)
     assert len(expected) == 24 and len({entry.prompt for entry in expected}) == PROMPTS
-    assert expected[10].auxiliary == {"color": {"color": "teal"}} and expected[0].auxiliary == {}
     for place in places:
         assert load_suite(place) == expected and digest_suite(place) == digest_suite(suite)
     assert "vbench" not in sys.modules
@@ -41,9 +40,9 @@ def test_the_suite_is_found_in_files_wheels_packages_and_environments(suite, tmp
     [
         ("{", "can't be read as JSON"),
         ("{}", "expected a list of VBench's prompts, found dict"),
-        ('[{"prompt": "a"}]', "entry 0 has no prompt_en and dimension that can be used"),
-        ('[{"prompt_en": "a", "dimension": ["beauty"]}]', "entry 0 is 'a' for ('beauty',)"),
-        ('[{"prompt_en": " ", "dimension": ["scene"]}]', "expected a prompt and its dimensions"),
+        ('[{"prompt": "a"}]', "entry 0 is {'prompt': 'a'}, expected prompt_en and dimension of VBench's"),
+        ('[{"prompt_en": "a", "dimension": ["beauty"]}]', "entry 0 is {'prompt_en': 'a', 'dimension': ['beauty']}"),
+        ('[{"prompt_en": " ", "dimension": ["scene"]}]', "expected prompt_en and dimension of"),
         ('[{"prompt_en": "\\ud800", "dimension": ["scene"]}]', "surrogates not allowed"),
     ],
 )

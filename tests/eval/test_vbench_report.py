@@ -139,7 +139,7 @@ def test_the_page_of_a_full_run(full):
     for said in ("94.5", "0.238", "21.4", "an imaginary GPU", "0123abc", "5f1c0b7e93d24a68", "torch 2.11.0"):
         assert said in page.text and said in (full / "report.md").read_text()
     made = json.loads((full / "report.json").read_text())["making"]
-    assert made["fingerprints"]["transformer"] == "5f1c0b7e93d24a68" and made["commits"] == {"0123abc": 200}
+    assert made["fingerprints"]["transformer"] == {"5f1c0b7e93d24a68": 200} and made["commits"] == {"0123abc": 200}
     assert (made["seconds"], made["peak_gb"], made["devices"]) == (94.495, 21.4, {"an imaginary GPU": 200})
     assert len(page.all("figure")) == 11 == len(page.all("video"))
     for player in page.all("video"):
@@ -187,7 +187,9 @@ def test_intervals_are_shown_with_their_prompts(full, tmp_path, monkeypatch):
         text = (tmp_path / "run" / name).read_text()
         assert "35.00 to 45.00" in text and "Total 79.00 to 81.00 (944 prompts)" in text
     said = json.loads((tmp_path / "run/report.json").read_text())
-    assert said["intervals"] == {"total": {"low": 0.79, "high": 0.81, "prompts": 944, "values": 4720}}
+    assert said["intervals"]["total"] == {
+        "mean": 0.8, "low": 0.79, "high": 0.81, "p": 0.0, "prompts": 944, "values": 4720,
+    }  # fmt: skip
     assert said["dimensions"]["scene"]["interval"]["prompts"] == 86 and said["dimensions"]["scene"]["interval"]
     rows = {row["dimension"]: row for row in csv.DictReader((tmp_path / "run/scores.csv").open())}
     assert (rows["scene"]["low"], rows["scene"]["high"], rows["scene"]["prompts"]) == ("0.35", "0.45", "86")
@@ -232,7 +234,6 @@ def test_a_table_once():
     page = table.to_html("all & more")
     assert '<th scope="row"><bdi>[x] a|b &lt;c&gt;</bdi></th><td class="figure">-12.35</td>' in page
     assert '<th scope="col" class="figure" title="score"><bdi>score</bdi></th>' in page and "all &amp; more" in page
-    assert table.to_lines()[1].startswith("[x] a|b <c>  -12.35")
     assert escape_tex("\\~^{}") == r"\textbackslash{}\textasciitilde{}\textasciicircum{}\{\}"
 
 
@@ -273,8 +274,8 @@ def test_numbers_in_records_that_are_none_dont_count(tmp_path):
         (tmp_path / f"records/{video.name[:-4]}.json").write_text(text)
     command(["report", f"--out={tmp_path}"])
     made = json.loads((tmp_path / "report.json").read_text())["making"]
-    assert made["seconds"] == 7 and made["fingerprints"] == {"transformer": "x"}
-    assert made["problems"] == ["videos are of different weights of the transformer: x (3 videos), y (1 videos)"]
+    assert made["seconds"] == 7 and made["fingerprints"] == {"transformer": {"x": 3, "y": 1}}
+    assert made["problems"] == ["videos are of different weights of the transformer: x (3 videos), y (1 video)"]
 
 
 @pytest.mark.parametrize(

@@ -247,7 +247,7 @@ def test_a_python_that_says_something_else_is_no_environment(tmp_path):
         other.write_text(f"#!/bin/sh\nprintf '{said}'\n")
         other.chmod(0o755)
         with pytest.raises(ValueError, match="can't be used .*expected the Python of an environment with vbench"):
-            open_scorer(other, "cpu")
+            open_scorer(other, "cpu", tmp_path)
 
 
 @pytest.mark.parametrize(("behaviour", "reason"), [({}, "may not use the network"), ({"wget": True}, "wget")])
@@ -264,23 +264,24 @@ def test_nothing_is_downloaded(python, weights, videos, tmp_path, behaviour, rea
 
 
 def test_preflight_names_what_is_missing(python, weights, tmp_path):
-    scorer = open_scorer(python, "auto")
+    scorer = open_scorer(python, "auto", weights)
     assert scorer.device == "cpu" and scorer.versions["vbench"] == "0.1.5"
-    assert all(check(name, scorer, weights).ready for name in ("dynamic_degree", "subject_consistency", "color"))
-    assert check("dynamic_degree", None, weights).problems[0].startswith("needs --scorer_python")
-    (missing,) = check("background_consistency", scorer, weights).problems
+    assert all(check(name, scorer).ready for name in ("dynamic_degree", "subject_consistency", "color"))
+    assert check("dynamic_degree", None).problems[0].startswith("needs --scorer_python")
+    (missing,) = check("background_consistency", scorer).problems
     assert missing == f"missing {weights}/clip_model/ViT-B-32.pt"
     os.truncate(weights / "raft_model/models/raft-things.pth", 21_107_999)
-    (wrong,) = check(STATIC_FILTER, scorer, weights).problems
+    (wrong,) = check(STATIC_FILTER, scorer).problems
     assert f"wrong size: {weights}/raft_model/models/raft-things.pth has 21,107,999 bytes, expected 21,108,000" in wrong
     os.truncate(weights / "pyiqa_model/musiq_spaq_ckpt-358bb6af.pth", 900)
-    assert "has 900 bytes, expected 108,503,300 at least" in check("imaging_quality", scorer, weights).problems[0]
-    bare = open_scorer(build_environment(tmp_path / "bare", SUITE, ("vbench", "vbench-0.1.5.dist-info")), "cpu")
-    assert check("dynamic_degree", bare, put_weights(weights)).problems == (
-        f"missing package vbench in the environment of {bare.python}",
+    assert "has 900 bytes, expected 108,503,300 at least" in check("imaging_quality", scorer).problems[0]
+    bare = open_scorer(
+        build_environment(tmp_path / "bare", SUITE, ("vbench", "vbench-0.1.5.dist-info")), "cpu", weights
     )
-    plain = open_scorer(build_environment(tmp_path / "plain", SUITE, ("detectron2",)), "cpu")
-    assert "missing package detectron2" in check("color", plain, weights).problems[0]
+    put_weights(weights)
+    assert check("dynamic_degree", bare).problems == (f"missing package vbench in the environment of {bare.python}",)
+    plain = open_scorer(build_environment(tmp_path / "plain", SUITE, ("detectron2",)), "cpu", weights)
+    assert "missing package detectron2" in check("color", plain).problems[0]
 
 
 def test_every_dimension_has_its_needs():
