@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
@@ -12,15 +10,14 @@ from statistics import fmean
 
 from train.common.videos import ClipError
 
-from .aggregate import normalise
 from .compare import TOTALS_CAPTION, Differences, explain_pair, explain_totals, tabulate_differences, tabulate_totals
 from .document import draw_strip, embed, isolate, show_strip, write_page
-from .paired import Difference
+from .paired import Difference, find_both, match
 from .reading import write_plainly
-from .report import Report, hide_paths
+from .report import Report, hide_paths, tell_scores
 from .suite import DIMENSIONS
 from .tables import percent, points
-from .values import find_prompt
+from .values import by_prompt
 
 
 def write_compare_page(out: Path, runs: list[Report], differences: Differences) -> None:
@@ -65,40 +62,27 @@ def _compare_pair(out: Path, first: Report, other: Report, differences: dict[str
 
 
 def _show_loss(out: Path, first: Report, other: Report, loss: Loss) -> str:
-    prompt = _find_prompt((first, other), loss)
+    planned = (x.prompt for run in (first, other) if run.plan for x in run.plan.videos if x.name == loss.video)
+    prompt = next(planned, loss.prompt)  # else as the file's name has it
     scores = "; ".join(
         f"{name.replace('_', ' ')} {percent(ours)} to {percent(theirs)}" for name, (ours, theirs) in loss.scores.items()
     )
-    figures = [figure for run in (first, other) if (figure := _show_video(out, run, loss.video, prompt))]
+    figures = "".join(_show_video(out, run, loss.video, prompt) for run in (first, other))
     return (
         f"<section><h4>{loss.dimension.replace('_', ' ')} {points(loss.change)}: {isolate(prompt)}</h4>"
-        f'<p>{escape(scores)}</p><div class="pair">{"".join(figures)}</div></section>'
+        f'<p>{escape(scores)}</p><div class="pair">{figures}</div></section>'
     )
-
-
-def _find_prompt(runs: tuple[Report, ...], loss: Loss) -> str:
-    """As a plan has it; else as the file's name does."""
-    for run in runs:
-        for video in run.plan.videos if run.plan else ():
-            if video.name == loss.video:
-                return video.prompt
-    return loss.prompt
 
 
 def _show_video(out: Path, run: Report, name: str, prompt: str) -> str:
     """A figure; a word where there is a video that can't be read, and nothing where there is none."""
-    folder = run.plan.find_videos(run.path) if run.plan else None
-    if folder is None or not os.path.exists(folder / name):
+    file = run.plan.find_videos(run.path) / name if run.plan else None
+    if file is None or not file.exists():
         return ""
-    values = {dimension: result.per_video().get(name) for dimension, result in run.results.scores.items()}
-    scores = ", ".join(f"{one.replace('_', ' ')} {percent(x)}" for one, x in values.items() if x is not None)
     try:
-        return show_strip(draw_strip(folder / name), folder / name, out, prompt, escape(f"{run.name}: {scores}"))
+        return show_strip(draw_strip(file), file, out, prompt, escape(f"{run.name}: {tell_scores(run, name)}"))
     except ClipError as error:
         return f"<p>{escape(run.name)}: {escape(hide_paths(str(error)))}</p>"
-
-
-Pairs = dict[str, tuple[float, float]]  # both runs' scores, by the video's file name
 
 
 @dataclass(frozen=True)
@@ -118,34 +102,14 @@ class Loss:
 
 def find_losses(first: Report, other: Report) -> list[Loss]:
     """The greatest first; none of a dimension where no prompt lost."""
-    pairs = {name: prompts for name in DIMENSIONS if (prompts := _pair(first, other, name))}
+    pairs = {name: match(*both) for name, both in find_both(first.results.scores, other.results.scores).items()}
+    prompts = {name: by_prompt({x: (b - a, x, a, b) for x, (a, b) in those.items()}) for name, those in pairs.items()}
     losses = []
-    for name, prompts in pairs.items():
-        changes = {prompt: _change(name, videos) for prompt, videos in prompts.items()}
-        prompt = min(sorted(changes), key=changes.get)
-        if changes[prompt] < 0:
-            scores = {x: _means(those[prompt]) for x, those in pairs.items() if prompt in those}
-            worst = min(sorted(prompts[prompt]), key=lambda video, of=prompts[prompt]: of[video][1] - of[video][0])
-            losses.append(Loss(name, prompt, changes[prompt], scores, worst))
+    for name, those in prompts.items():
+        changes = {prompt: fmean(change for change, *_ in videos) for prompt, videos in those.items()}
+        prompt = min(sorted(changes), key=changes.get, default=None)
+        if prompt is not None and changes[prompt] < 0:
+            shared = {x: [*zip(*each[prompt], strict=True)] for x, each in prompts.items() if prompt in each}
+            scores = {x: (fmean(ours), fmean(theirs)) for x, (_, _, ours, theirs) in shared.items()}
+            losses.append(Loss(name, prompt, changes[prompt] / DIMENSIONS[name].range, scores, min(those[prompt])[1]))
     return sorted(losses, key=lambda loss: loss.change)
-
-
-def _pair(first: Report, other: Report, name: str) -> dict[str, Pairs]:
-    """A dimension's videos that both runs have, by prompt."""
-    if name not in first.results.scores or name not in other.results.scores:
-        return {}
-    ours, theirs = (run.results.scores[name].per_video() for run in (first, other))
-    prompts: dict[str, Pairs] = defaultdict(dict)
-    for video in ours.keys() & theirs.keys():
-        prompts[find_prompt(video)][video] = ours[video], theirs[video]
-    return prompts
-
-
-def _means(videos: Pairs) -> tuple[float, float]:
-    ours, theirs = zip(*(videos[name] for name in sorted(videos)), strict=True)
-    return fmean(ours), fmean(theirs)
-
-
-def _change(name: str, videos: Pairs) -> float:
-    ours, theirs = _means(videos)
-    return normalise(name, theirs) - normalise(name, ours)

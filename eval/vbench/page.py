@@ -10,8 +10,7 @@ from ..making import describe_cost, describe_making
 from .chart import describe_chart
 from .check import describe_findings
 from .document import draw_strips, embed, isolate, list_facts, list_items, show_strip, write_page
-from .report import CAPTION, Report, describe_intervals, hide_paths, tabulate_scores
-from .suite import Planned
+from .report import CAPTION, Report, describe_intervals, hide_paths, tabulate_scores, tell_scores
 from .tables import percent
 
 
@@ -54,17 +53,7 @@ def _list_videos(report: Report, out: Path) -> Iterator[str]:
     folder = report.plan.find_videos(out)
     strips = draw_strips(folder, report.plan)
     for video, strip in strips.shown:
-        caption = f"{isolate(video.prompt)} ({escape(_tell_scores(report, video))})"
+        caption = f"{isolate(video.prompt)} ({escape(tell_scores(report, video.name, video.dimensions))})"
         yield show_strip(strip, folder / video.name, out, video.prompt, caption)
     if strips.left_out:
         yield f"<p>{escape(hide_paths(strips.describe_left_out()))}</p>"
-
-
-def _tell_scores(report: Report, video: Planned) -> str:
-    """The video's dimensions, with its own score in each that is scored."""
-    told = []
-    for name in video.dimensions:
-        result = report.results.scores.get(name)
-        value = result.per_video().get(video.name) if result else None
-        told.append(name.replace("_", " ") + ("" if value is None else f" {percent(value)}"))
-    return ", ".join(told)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import zipfile
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
@@ -61,7 +62,8 @@ class Report:
         return (*self.totals.warnings, *self.making.problems)
 
     def interval(self, name: str) -> dict[str, Any] | None:
-        return asdict(self.intervals[name]) if name in self.intervals else None
+        one = self.intervals.get(name)
+        return one and {part: getattr(one, part) for part in ("low", "high", "prompts", "values")}
 
     def figures(self) -> dict[str, float]:
         """The totals that there are."""
@@ -157,7 +159,7 @@ def to_markdown(report: Report) -> str:
 def describe_report(report: Report) -> list[str]:
     """The totals and the scores, in lines of Markdown."""
     table = tabulate_scores(report).to_markdown()
-    return [f"# VBench: {report.name}", "", *map(hide_paths, describe_totals(report)), "", *table, "", f"{CAPTION}."]
+    return [f"# VBench: {report.name}", "", *map(hide_paths, describe_totals(report)), *table, "", f"{CAPTION}."]
 
 
 def hide_paths(text: str) -> str:
@@ -166,14 +168,14 @@ def hide_paths(text: str) -> str:
 
 
 def describe_totals(report: Report) -> list[str]:
-    """The three figures, or what is missing for them, in lines of Markdown."""
+    """The three figures, or what is missing for them, in paragraphs of Markdown."""
     there = ", ".join(f"{name.capitalize()} {percent(value)}" for name, value in report.figures().items())
     lines = [f"**{there}** (percent)", ""] if there else []
     if intervals := describe_intervals(report):
         lines += [intervals, ""]
     if withheld := report.withheld():
         lines += [f"**Withheld: {withheld}**, because:", "", *(f"- {reason}" for reason in report.totals.reasons), ""]
-    return [*lines, *(f"- note: {warning}" for warning in report.warnings)]
+    return lines + ([*(f"- note: {warning}" for warning in report.warnings), ""] if report.warnings else [])
 
 
 def describe_intervals(report: Report) -> str:
@@ -235,6 +237,13 @@ def pack(texts: dict[str, str]) -> bytes:
         for name, text in texts.items():
             archive.writestr(zipfile.ZipInfo(name), text)  # dated 1980: the same bytes again
     return packed.getvalue()
+
+
+def tell_scores(report: Report, video: str, dimensions: Iterable[str] = ()) -> str:
+    """A video's own score in each dimension that it is scored in, and those named."""
+    values = {name: result.per_video().get(video) for name, result in report.results.scores.items()}
+    scored = {name: "" if values.get(name) is None else f" {percent(values[name])}" for name in DIMENSIONS}
+    return ", ".join(name.replace("_", " ") + text for name, text in scored.items() if text or name in dimensions)
 
 
 def write_leaderboard(out: Path, report: Report) -> str:

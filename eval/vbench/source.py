@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from .check import Findings
 from .ours import WRITTEN, is_ours, parse_written, read_written
@@ -20,7 +20,7 @@ PARTS = ("scores", "eval_results")  # folders of a run that hold scores
 class File:
     """inside: its path in the folder or zip. shown: as messages name it."""
 
-    inside: PurePosixPath
+    inside: Path
     shown: str
     read: Callable[[], bytes]
 
@@ -48,13 +48,11 @@ def open_source(path: Path) -> Source:
         raise ValueError(f"{path}: scores can't be read ({error})") from None
     if packed is None:
         run = _find_run(path.parent)
-        return _of_run(
-            path, [File(PurePosixPath(path.name), str(path), lambda: data)], path if run == path.parent else run
-        )
+        return _of_run(path, [File(Path(path.name), str(path), lambda: data)], path if run == path.parent else run)
     members = sorted(packed.infolist(), key=lambda member: member.filename)
-    return _of_zip(path, [
-        File(PurePosixPath(x.filename), f"{path}:{x.filename}", partial(read_zipped, packed, x)) for x in members
-    ])  # fmt: skip
+    names = [x.filename for x in members]
+    readers = [partial(read_zipped, packed, x) for x in members]
+    return _of_zip(path, [File(Path(x), f"{path}:{x}", read) for x, read in zip(names, readers, strict=True)])
 
 
 def _find_run(folder: Path) -> Path:
@@ -68,8 +66,7 @@ def _of_run(path: Path, files: list[File], run: Path) -> Source:
         plan = read_plan(run / "plan.json")
     except NoFile:
         plan = None
-    check = run / "check.json"
-    return _with_run(path, files, run, plan, File(PurePosixPath(check.name), str(check), partial(read_bytes, check)))
+    return _with_run(path, files, run, plan, _file(run / "check.json", run))
 
 
 def _with_run(path: Path, files: list[File], run: Path, plan: Plan | None, check: File) -> Source:
@@ -92,10 +89,14 @@ def _list_folder(path: Path) -> list[File]:
     names = {file: file.relative_to(path).as_posix() for file in dict.fromkeys(files)}
     written = read_written(path)
     others = [file for file, name in names.items() if not (name in written and is_ours(file, name, written))]
-    return [File(PurePosixPath(names[x]), str(x), partial(read_bytes, x)) for x in others or names]
+    return [_file(x, path) for x in others or names]
 
 
-def _is_ours(file: Path | PurePosixPath) -> bool:
+def _file(file: Path, folder: Path) -> File:
+    return File(file.relative_to(folder), str(file), partial(read_bytes, file))
+
+
+def _is_ours(file: Path) -> bool:
     return file.stem in DIMENSIONS
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from fps_flex.checks import is_real, show
 
 from .suite import DIMENSIONS
 
+T = TypeVar("T")
 YES_OR_NO = ("dynamic_degree", "human_action", "static_filter")  # of these the package writes true and false
 COSINES = (
     "subject_consistency", "background_consistency", "appearance_style", "temporal_style", "overall_consistency",
@@ -94,9 +95,9 @@ def find_prompt(name: str) -> str:
     return re.sub(r"-\d+\.\w+$", "", name)
 
 
-def by_prompt(values: Mapping[str, float]) -> dict[str, list[float]]:
+def by_prompt(values: Mapping[str, T]) -> dict[str, list[T]]:
     """Of videos by file name."""
-    prompts: dict[str, list[float]] = {}
+    prompts: dict[str, list[T]] = {}
     for name, value in values.items():
         prompts.setdefault(find_prompt(name), []).append(value)
     return prompts
