@@ -69,13 +69,14 @@ def total(of_video: list[dict[str, Any]], prompts: list[str]) -> dict[str, Any]:
         values: dict[str, list[float]] = {}
         for prompt, numbers in zip(prompts, of_video, strict=True):
             values.setdefault(prompt, []).append(numbers[name])
-        result = estimate(Sample(values, *bounds))
-        interval = None if result.low is None else [result.low, result.high]
-        equal = len({x for those in values.values() for x in those}) == 1
+        one = estimate(Sample(values, *bounds))
         return {
-            "mean": result.mean, "interval": interval, "all_equal": equal,
-            "prompts": result.prompts, "videos": result.values,
-        }  # fmt: skip
+            "mean": one.mean,
+            "interval": None if one.low is None else [one.low, one.high],
+            "all_equal": len({x for those in values.values() for x in those}) == 1,
+            "prompts": one.prompts,
+            "videos": one.values,
+        }
 
     error = over("mse", BOUNDS["mse"])
     worst_first = error["interval"] and [to_db(max(0.0, x)) for x in reversed(error["interval"])]

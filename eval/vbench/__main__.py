@@ -56,8 +56,10 @@ def run(
     if (checkpoint is None) == (plan.videos is None):
         raise ValueError("expected either --checkpoint CKPT to make videos with, or --videos FOLDER")
     planned = stages.plan(out, plan, scorer.scorer_python)
-    if rank_and_world()[0] == 0:
-        say_what_can_be_scored(planned.dimensions, scorer)
+    if scorer.scorer_python is None:
+        stages.say(f"only {FLICKER} is scored, and unfiltered: setup-scorer makes an environment for --scorer-python")
+    elif rank_and_world()[0] == 0:  # a line a dimension, before hours are spent on videos
+        stages.say("\n".join(describe_readiness(check_all(planned.dimensions, scorer.open()))))
     if checkpoint is not None and not stages.generate(out, shard, planned, checkpoint=checkpoint, **options):
         return
     if rank_and_world()[0] > 0:
@@ -76,14 +78,6 @@ def score(out: Path, scorer: ScorerOptions, dimensions: list[str] | None = None)
     """
     plan = read_plan(out / "plan.json")
     score_videos(plan.find_videos(out), plan, out, dimensions, scorer)
-
-
-def say_what_can_be_scored(dimensions: tuple[str, ...], options: ScorerOptions) -> None:
-    """A line a dimension, before hours are spent on videos. Raises ValueError for a scorer that can't be used."""
-    if options.scorer_python is None:
-        print(f"without --scorer-python only {FLICKER} is scored, and unfiltered: setup-scorer makes an environment")
-        return
-    print("\n".join(describe_readiness(check_all(dimensions, options.open()))), flush=True)
 
 
 PROG = "python -m eval.vbench"

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from zipfile import ZipFile, ZipInfo
 
 from .check import Findings
 from .ours import WRITTEN, is_ours, parse_written, read_written
 from .reading import NoFile, is_zip, open_zip, parse, read_bytes, read_zipped
-from .suite import DIMENSIONS, Plan, parse_plan, read_plan
+from .suite import DIMENSIONS, Plan, parse_plan
 
 PARTS = ("scores", "eval_results")  # folders of a run that hold scores
 
@@ -40,7 +42,7 @@ class Source:
 def open_source(path: Path) -> Source:
     """Raises ValueError for what can't be read, and a plan that is none."""
     if os.path.isdir(path):  # False where that can't be told
-        return _of_run(path, _list_folder(path), _find_run(path))
+        return _of_folder(path, _list_folder(path), _find_run(path))
     try:
         data = read_bytes(path)
         packed = open_zip(str(path), data) if is_zip(data) else None
@@ -48,11 +50,17 @@ def open_source(path: Path) -> Source:
         raise ValueError(f"{path}: scores can't be read ({error})") from None
     if packed is None:
         run = _find_run(path.parent)
-        return _of_run(path, [File(Path(path.name), str(path), lambda: data)], path if run == path.parent else run)
+        return _of_folder(path, [File(Path(path.name), str(path), lambda: data)], path if run == path.parent else run)
     members = sorted(packed.infolist(), key=lambda member: member.filename)
-    names = [x.filename for x in members]
-    readers = [partial(read_zipped, packed, x) for x in members]
-    return _of_zip(path, [File(Path(x), f"{path}:{x}", read) for x, read in zip(names, readers, strict=True)])
+    return _of_zip(path, [_member(path, packed, member) for member in members])
+
+
+def _member(path: Path, packed: ZipFile, member: ZipInfo) -> File:
+    return File(Path(member.filename), f"{path}:{member.filename}", partial(read_zipped, packed, member))
+
+
+def _file(file: Path, folder: Path) -> File:
+    return File(file.relative_to(folder), str(file), partial(read_bytes, file))
 
 
 def _find_run(folder: Path) -> Path:
@@ -61,22 +69,22 @@ def _find_run(folder: Path) -> Path:
     return above if folder.resolve().name in PARTS and os.path.exists(above / "plan.json") else folder
 
 
-def _of_run(path: Path, files: list[File], run: Path) -> Source:
-    try:
-        plan = read_plan(run / "plan.json")
-    except NoFile:
-        plan = None
-    return _with_run(path, files, run, plan, _file(run / "check.json", run))
+def _of_folder(path: Path, files: list[File], run: Path) -> Source:
+    return _with_run(path, files, run, _file(run / "plan.json", run), _file(run / "check.json", run))
 
 
-def _with_run(path: Path, files: list[File], run: Path, plan: Plan | None, check: File) -> Source:
+def _with_run(path: Path, files: list[File], run: Path, plan: File | None, check: File | None) -> Source:
+    known, findings, problems = None, None, ()
+    with suppress(NoFile):
+        known = plan and parse_plan(plan.shown, plan.read())
     try:
-        return Source(path, files, run, plan, parse(Findings, check.read()))
+        findings = check and parse(Findings, check.read())
     except NoFile:
-        return Source(path, files, run, plan)
+        pass
     except ValueError as error:
         so = "what is wrong with the videos isn't known until `check` makes it again"
-        return Source(path, files, run, plan, problems=(f"{check.shown} can't be used ({error}): {so}",))
+        problems = (f"{check.shown} can't be used ({error}): {so}",)
+    return Source(path, files, run, known, findings, problems)
 
 
 def _list_folder(path: Path) -> list[File]:
@@ -92,10 +100,6 @@ def _list_folder(path: Path) -> list[File]:
     return [_file(x, path) for x in others or names]
 
 
-def _file(file: Path, folder: Path) -> File:
-    return File(file.relative_to(folder), str(file), partial(read_bytes, file))
-
-
 def _is_ours(file: Path) -> bool:
     return file.stem in DIMENSIONS
 
@@ -107,9 +111,9 @@ def _of_zip(path: Path, members: list[File]) -> Source:
     if len(plans) > 1:
         raise ValueError(f"{path} holds {len(plans)} runs, expected one: {', '.join(x.shown for x in plans[:3])}")
     files = _choose(members, [x for x in every if x.inside.suffix == ".json"])
-    plan = parse_plan(plans[0].shown, plans[0].read()) if plans else None
-    checks = [x for x in every if plans and x.inside == plans[0].inside.with_name("check.json")]
-    return _with_run(path, files, path, plan, checks[0]) if checks else Source(path, files, path, plan)
+    plan = plans[0] if plans else None
+    checks = (x for x in every if plan and x.inside == plan.inside.with_name("check.json"))
+    return _with_run(path, files, path, plan, next(checks, None))
 
 
 def _choose(members: list[File], every: list[File]) -> list[File]:
