@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -152,19 +153,14 @@ def pick_options(args: list[str], parts: dict[str, ArgumentParser]) -> list[str]
     known, known_to_run = ({*parts[name].get_defaults().keys()} for name in (args[0], "run"))
     picked = []
     for text in args:
-        config = _read_config(Path(text.removeprefix("--config="))) if text.startswith("--config=") else None
-        if isinstance(config, dict):
-            text = f"--config={json.dumps({k: x for k, x in config.items() if k in known or k not in known_to_run})}"
+        if text.startswith("--config="):
+            with suppress(OSError, UnicodeDecodeError, yaml.YAMLError):  # of which the parser then tells
+                config = yaml.safe_load(Path(text.removeprefix("--config=")).read_text(encoding="utf-8"))
+                if isinstance(config, dict):
+                    kept = {name: x for name, x in config.items() if name in known or name not in known_to_run}
+                    text = f"--config={json.dumps(kept)}"
         picked.append(text)
     return picked
-
-
-def _read_config(file: Path) -> Any:
-    """None for what can't be read, of which the parser then tells."""
-    try:
-        return yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return None
 
 
 def command(args: list[str] | None = None) -> None:

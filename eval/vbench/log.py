@@ -29,7 +29,7 @@ def log_report(out: Path, report: Report, project: str) -> None:
         raise ValueError(f"W&B can't be used ({error}): log in, or set WANDB_MODE=offline") from None
     run.log({f"vbench/{name}": value for name, value in list_figures(report).items()})
     if report.plan:
-        shown = draw_strips(report.plan.find_videos(out), report.plan).shown
+        shown, _ = draw_strips(report.plan.find_videos(out), report.plan)
         run.log({"vbench/videos": [wandb.Image(strip.picture, caption=video.prompt) for video, strip in shown]})
     run.log({"vbench/report": wandb.Html((out / "report.html").read_text(encoding="utf-8"))})
     run.summary["vbench/withheld"] = list(report.totals.reasons)

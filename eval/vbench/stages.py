@@ -21,10 +21,9 @@ from ..generate.videos import draw_contacts, make_videos
 from .chart import draw_scores
 from .check import Findings, check_videos, describe_findings
 from .compare import compare_runs, describe_comparison, open_runs, write_comparison
-from .compare_page import write_compare_page
 from .log import log_report
 from .ours import writing
-from .page import to_html
+from .page import compare_to_html, to_html
 from .plan import PlanOptions, check_case, describe_plan, make_plan
 from .reading import write_json, write_plainly
 from .report import CAPTION, collect, describe_report, tabulate_scores, to_dict, to_markdown, write_leaderboard
@@ -41,11 +40,9 @@ def plan(out: Path, options: PlanOptions, scorer_python: Path | None = None) -> 
         options: what is planned.
         scorer_python: Python of the scorer's environment.
     """
-    x = options
-    suite = find_suite(x.suite, scorer_python)
-    wanted = make_plan(suite, x.dimensions, x.quick, x.seed, x.prompt_map, x.videos)
+    wanted = make_plan(replace(options, suite=find_suite(options.suite, scorer_python)))
     check_writable(out, "--out")
-    if x.videos is None:
+    if options.videos is None:
         check_case(out, wanted)
     file = out / "plan.json"
     if file.is_file():
@@ -146,7 +143,7 @@ def compare(runs: list[str], out: Path | None = None) -> None:
         check_writable(out, "--out")
         with writing(out, (f"compare.{kind}" for kind in ("html", "md", "json", "png", "csv", "tex"))):
             write_comparison(out, opened, differences)
-            write_compare_page(out, opened, differences)
+            write_plainly(out / "compare.html", compare_to_html(opened, differences, out))
         say(f"wrote {out / 'compare.html'}, .md, .json, .png, .csv and .tex")
 
 

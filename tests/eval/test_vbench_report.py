@@ -20,10 +20,9 @@ from eval.intervals import Estimate
 from eval.vbench.__main__ import command
 from eval.vbench.chart import describe_chart, draw_scores, find_mark
 from eval.vbench.compare import open_runs
-from eval.vbench.compare_page import find_losses
 from eval.vbench.document import STYLE, find_link
 from eval.vbench.log import find_id, list_figures
-from eval.vbench.page import to_html
+from eval.vbench.page import find_losses, to_html
 from eval.vbench.report import collect, hide_paths, tabulate_scores, to_dict, to_markdown
 from eval.vbench.suite import DIMENSIONS, Plan, Planned, write_plan
 from eval.vbench.tables import Column, Table, escape_tex, percent, percents
