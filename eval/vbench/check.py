@@ -178,14 +178,13 @@ def read_seen(path: Path) -> dict[str, Seen]:
 
 def _differs(video: Seen, expected: Clip) -> str:
     """In which ways a video isn't as expected; empty when it is."""
-    parts = []
-    if video.frames != expected.frames:
-        parts.append(f"{video.frames} frames, expected {expected.frames}")
-    if (video.height, video.width) != (expected.height, expected.width):
-        parts.append(f"{video.height}x{video.width}, expected {expected.height}x{expected.width}")
-    if abs(video.fps - expected.fps) > 0.01:
-        parts.append(f"{video.fps:g} frames a second, expected {expected.fps:g}")
-    return "; ".join(parts)
+    size, rate = f"{expected.height}x{expected.width}", abs(video.fps - expected.fps)
+    parts = {
+        f"{video.frames} frames, expected {expected.frames}": video.frames != expected.frames,
+        f"{video.height}x{video.width}, expected {size}": f"{video.height}x{video.width}" != size,
+        f"{video.fps:g} frames a second, expected {expected.fps:g}": rate > 0.01,
+    }
+    return "; ".join(part for part, differs in parts.items() if differs)
 
 
 def _explain_strays(names: list[str], missing: Iterable[str]) -> dict[str, str]:

@@ -6,16 +6,15 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
 
-import numpy as np
+from numpy import sign
 
 from fps_flex.checks import at_home
 
 from ..intervals import FEWEST
 from .aggregate import GROUPS
 from .chart import draw_differences
-from .paired import ALPHA, SAME, Difference, compare
+from .paired import ALPHA, SAME, Difference, compare, find_both
 from .reading import write_json, write_plainly
 from .report import TOTALS, Report, collect
 from .suite import DIMENSIONS
@@ -83,25 +82,20 @@ def list_contradictions(first: Report, other: Report, differences: dict[str, Dif
 
     Scores are over all videos of a run, differences over those that both have, and a score need not be a plain mean.
     """
-    names = []
-    for name, difference in differences.items():
-        scores = [run.score(name) for run in (first, other)]
-        if None not in scores:
-            shown, paired = round(scores[1], 4) - round(scores[0], 4), round(difference.mean, 4)
-            if np.sign(round(shown, 4)) != np.sign(paired) and abs(shown - paired) > SLACK:
-                names.append(name)
-    return names
+    scores = {name: (first.score(name), other.score(name)) for name in differences}
+    shown = {name: round(round(b, 4) - round(a, 4), 4) for name, (a, b) in scores.items() if None not in (a, b)}
+    paired = {name: round(one.mean, 4) for name, one in differences.items()}
+    return [name for name, x in shown.items() if sign(x) != sign(paired[name]) and abs(x - paired[name]) > SLACK]
 
 
 def list_notes(first: Report, other: Report) -> list[str]:
     """What one run's scores of a dimension are told with, and the other's aren't."""
-    notes = []
-    for run, against in ((first, other), (other, first)):
-        for name, result in run.results.scores.items():
-            its = against.results.scores.get(name)
-            if result.note and its and result.note != its.note:
-                notes.append(f"{name} of {run.name}: {result.note}")
-    return notes
+    both = find_both(first.results.scores, other.results.scores)
+    notes = [(f"{name} of {first.name}: {ours.note}", ours.note, theirs.note) for name, (ours, theirs) in both.items()]
+    notes += [
+        (f"{name} of {other.name}: {theirs.note}", theirs.note, ours.note) for name, (ours, theirs) in both.items()
+    ]
+    return [text for text, note, its in notes if note and note != its]
 
 
 def tabulate_totals(runs: list[Report]) -> Table:
@@ -142,21 +136,17 @@ def tabulate_differences(first: Report, other: Report, differences: dict[str, Di
         Column(f"only in {first.name}", ("only_first",), count, figure=True),
         Column(f"only in {other.name}", ("only_other",), count, figure=True),
     )
-    rows = []
-    for name in (*DIMENSIONS, *TOTALS):
-        scores, one = [run.score(name) for run in (first, other)], differences.get(name)
-        if one is not None:
-            counts = one.videos, one.prompts, one.only_first, one.only_other
-            rows.append([name, *scores, one.mean, (one.low, one.high), one.verdict, one.p, *counts])
-        elif scores != [None, None]:
-            rows.append([name, *scores, *[None] * 8])
-    return Table(columns, rows)
+    rows = {name: [name, first.score(name), other.score(name), *[None] * 8] for name in (*DIMENSIONS, *TOTALS)}
+    for name, x in differences.items():
+        counts = x.videos, x.prompts, x.only_first, x.only_other
+        rows[name][3:] = [x.mean, (x.low, x.high), x.verdict, x.p, *counts]
+    return Table(columns, [row for row in rows.values() if any(x is not None for x in row[1:])])
 
 
 def stack_differences(runs: list[Report], differences: Differences) -> Table:
     """The differences of all runs in one table, each row with its run."""
     tables = {run.name: tabulate_differences(runs[0], run, differences[run.name]) for run in runs[1:]}
-    rows: list[list[Any]] = [[label, *row] for label, table in tables.items() for row in table.rows]
+    rows = [[label, *row] for label, table in tables.items() for row in table.rows]
     return Table((Column("run", ("run",)), *next(iter(tables.values())).columns), rows)
 
 

@@ -51,7 +51,7 @@ class Pairs:
     def of(cls, results: Iterable[tuple[Result, Result]]) -> Pairs:
         sides = [({*first.videos}, {*other.videos}) for first, other in results]
         kinds = zip(*((ours & theirs, ours - theirs, theirs - ours) for ours, theirs in sides), strict=True)
-        fewest = min(len({find_prompt(name) for name in ours & theirs}) for ours, theirs in sides)
+        fewest = min(len({*map(find_prompt, ours & theirs)}) for ours, theirs in sides)
         return cls(*(len(set().union(*names)) for names in kinds), fewest)
 
 

@@ -43,11 +43,8 @@ def check(dimension: str, scorer: Scorer | None) -> Readiness:
         return Readiness(dimension, (f"{NO_SCORER}, {how}",))
     packages, files = NEEDS[dimension]
     absent = tuple(name for name in (*EVERY, *packages) if not scorer.packages.get(name))
-    problems = [
-        f"missing package {name} in the environment of {scorer.python}"
-        + (f" (its installation is up to you: {scorer.python} {DETECTRON2})" if name == "detectron2" else "")
-        for name in absent
-    ]
+    problems = [f"missing package {name} in the environment of {scorer.python}" for name in absent]
+    problems += [f"detectron2 is left to you: {scorer.python} {DETECTRON2}"] if "detectron2" in absent else []
     wrong = {file: problem for file in files if (problem := file.find_problem(scorer.weights))}
     return Readiness(dimension, (*problems, *wrong.values()), (*wrong,), absent)
 
@@ -81,9 +78,9 @@ def _summarise(one: Readiness) -> str:
     """What is missing, in a few words; empty for nothing."""
     if one.problems and not (one.packages or one.files):
         return NO_SCORER
-    told = [f"package {', '.join(one.packages)}"] if one.packages else []
-    told += [f"{len(one.files)} file{'s' if len(one.files) > 1 else ''}"] if one.files else []
-    return "; ".join(told)
+    packages = f"package {', '.join(one.packages)}" if one.packages else ""
+    files = f"{len(one.files)} file{'s' if len(one.files) > 1 else ''}" if one.files else ""
+    return "; ".join(filter(None, (packages, files)))
 
 
 def weights_command(
@@ -130,7 +127,7 @@ def _describe_packages(dimensions: tuple[str, ...], scorer: Scorer) -> list[str]
             lacking.setdefault(package, []).append(name)
     lines = [f"missing package {package}, for {', '.join(names)}" for package, names in lacking.items()]
     if "detectron2" in lacking:
-        lines.append(f"  its installation is up to you: {scorer.python} {DETECTRON2}")
+        lines.append(f"  detectron2 is left to you: {scorer.python} {DETECTRON2}")
     return lines or [f"no package is missing in the environment of {scorer.python}"]
 
 
