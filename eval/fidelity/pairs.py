@@ -50,22 +50,20 @@ class Look:
 
 def pair_folders(reference: Path, candidate: Path) -> list[str]:
     """Names, less .mp4, that both folders have. Raises ValueError where they don't pair."""
-    names = []
+    names = {}
     for folder in (reference, candidate):
         if not folder.is_dir():
             raise ValueError(f"{folder} is no folder: expected one with mp4s")
-        names.append({path.stem for path in folder.glob("*.mp4") if not path.name.startswith(".")})
-        if not names[-1]:
+        names[folder] = {path.stem for path in folder.glob("*.mp4") if not path.name.startswith(".")}
+        if not names[folder]:
             raise ValueError(f"{folder} holds no .mp4")
-    alone = [(folder, sorted(here - there)) for folder, here, there in
-             ((reference, *names), (candidate, *reversed(names))) if here - there]  # fmt: skip
-    if alone:
-        which = "; ".join(f"only {folder} has {some([f'{name}.mp4' for name in lone])}" for folder, lone in alone)
+    both = names[reference] & names[candidate]
+    alone = {folder: [f"{name}.mp4" for name in sorted(those - both)] for folder, those in names.items()}
+    if which := "; ".join(f"only {folder} has {some(those)}" for folder, those in alone.items() if those):
         raise ValueError(f"the folders don't pair: {which}; expected the same names in both")
-    odd = [ascii(name) for name in names[0] if name.encode(errors="replace").decode() != name]
-    if odd:
+    if odd := [ascii(name) for name in both if name.encode(errors="replace").decode() != name]:
         raise ValueError(f"{reference} and {candidate} have names that aren't UTF-8: {some(odd)}; rename them")
-    return sorted(names[0])
+    return sorted(both)
 
 
 def look_at(rows: list[Row], videos: list[Video]) -> tuple[dict[Video, Look], dict[str, str]]:

@@ -21,7 +21,7 @@ from .results import Results, read_results
 from .source import open_source
 from .suite import DIMENSIONS, SEEDS, Plan
 from .tables import Column, Table, count, percent, percents
-from .values import Result
+from .values import Result, add_note
 
 TOTALS = ("quality", "semantic", "total")
 SHOWN = ("total", "quality", "semantic")  # in the order of a headline
@@ -210,12 +210,9 @@ def _explain(result: Result | None, why: str) -> str:
     """What there is to say of a dimension's score; the whole of why it is missing is said with the totals."""
     if result is None or result.score is None:
         return why.partition(":")[0]
-    parts = [hide_paths(why)]
-    if result.note not in why:
-        parts.append(hide_paths(result.note))
-    if result.filtered is False and "unfiltered" not in result.note:
-        parts.append("unfiltered")
-    return "; ".join(filter(None, parts))
+    note = "" if result.note in why else result.note
+    unfiltered = result.filtered is False and "unfiltered" not in result.note
+    return add_note(hide_paths(why), hide_paths(note), "unfiltered" if unfiltered else "")
 
 
 def to_official(result: Result, incomplete: bool) -> str:

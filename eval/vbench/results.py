@@ -15,7 +15,7 @@ from fps_flex.checks import show
 from .reading import parse_json, plain, shape
 from .source import Source, open_source
 from .suite import DIMENSIONS, FLICKER, SEEDS
-from .values import Result, check_score, to_score, to_value, to_weight
+from .values import Result, add_note, check_score, to_score, to_value, to_weight
 
 EXPECTED = "a run's folder, *_eval_results.json, or a zip of them"
 ROW = ("video_path", "video_results")  # what the official package says of a video, at the least
@@ -104,12 +104,10 @@ def parse_ours(entry: dict[str, Any]) -> Result:
     score, videos = to_score(result.dimension, result.score), _to_values(result.dimension, entry["videos"].items())
     if result.weights and result.weights.keys() != videos.keys():
         raise ValueError("its weights are of other videos than its values")
-    known = {name: to_weight(weight) for name, weight in result.weights.items()}
+    weights = {name: to_weight(weight) for name, weight in result.weights.items()}
     last = _to_values(result.dimension, result.last.items())
-    weights, last, note = check_score(result.dimension, score, videos, known, last)
-    note = "; ".join(dict.fromkeys(filter(None, (result.note, note))))
     complete = result.complete and not result.missing and not result.errors
-    return replace(result, score=score, videos=videos, complete=complete, weights=weights, last=last, note=note)
+    return check_score(replace(result, score=score, videos=videos, complete=complete, weights=weights, last=last))
 
 
 def _parse_official(dimension: str, entry: Any) -> Result:
@@ -120,14 +118,12 @@ def _parse_official(dimension: str, entry: Any) -> Result:
     if len(more) > 1 or not are_rows:
         raise ValueError("it is not a list of an overall score and its videos")
     videos = _to_values(dimension, [(_name_of(row), row["video_results"]) for row in rows])
-    weights, last, note = check_score(dimension, score, videos, *_read_frames(dimension, rows))
-    complete, lacking = _judge_count(dimension, len(videos))
-    notes = [lacking, note]
+    weights, last = _read_frames(dimension, rows)
+    complete, note = _judge_count(dimension, len(videos))
     if any(row.get("incomplete") is True for row in rows):
-        complete, notes = False, ["it says of itself that it is incomplete", *notes]
+        complete, note = False, add_note("it says of itself that it is incomplete", note)
     filtered = False if any(row.get("filtered") is False for row in rows) else None
-    note = "; ".join(filter(None, notes))
-    return Result(dimension, score, videos, complete, filtered=filtered, weights=weights, last=last, note=note)
+    return check_score(Result(dimension, score, videos, complete, (), {}, filtered, {}, note, "", weights, (), last))
 
 
 def _judge_count(dimension: str, videos: int) -> tuple[bool, str]:

@@ -24,7 +24,7 @@ from .preflight import NEEDS, STATIC_FILTER, check_all, describe_readiness
 from .reading import NoFile, read_json, write_json
 from .results import parse_ours
 from .suite import DIMENSIONS, FLICKER, Plan, Planned
-from .values import Result, mean, to_value, to_weight
+from .values import Result, add_note, mean, to_value, to_weight
 
 log = logging.getLogger("fps_flex")
 STATIC = 5  # videos of a prompt that the static filter keeps
@@ -162,7 +162,7 @@ class Scoring:
             errors,
             filtered,
             scorer,
-            note="; ".join([said.failure, *said.notes] if said.failure else said.notes),
+            note=add_note(said.failure or "", *said.notes),
             digest=self._digest(wanted),
             weights=weights,
             left_out=tuple(left_out),
