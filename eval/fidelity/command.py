@@ -154,12 +154,11 @@ def plan_rows(checkpoint: str, trained: str | None, attention: FPSAttention) -> 
         "sparse": replace(plain, quantize=False),
         "joint": attention,
     }
-    planned, schedules = [], []
+    planned = {}
     for name, how in rows.items():
-        if how.step_schedule.regimes not in schedules and not (name != REFERENCE and how.step_schedule.is_dense):
-            planned.append((name, checkpoint, how))
-            schedules.append(how.step_schedule.regimes)
-    return planned + ([("joint-trained", trained, attention)] if trained else [])
+        if name == REFERENCE or not how.step_schedule.is_dense:
+            planned.setdefault(how.step_schedule.regimes, (name, checkpoint, how))
+    return [*planned.values()] + ([("joint-trained", trained, attention)] if trained else [])
 
 
 def describe_row(name: str, folder: Path, model: TextToVideo, settings: Settings) -> Row:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from fps_flex.checks import show
+from train.common.atomic import digest_content
 
 from ..generate.models import Clip
 from .reading import NoFile, is_zip, open_zip, parse, parse_json, read_bytes, read_zipped, write_json
@@ -157,14 +157,12 @@ def load_suite(path: Path) -> list[Entry]:
     entries = parse_json(f"{path}: the suite", read_suite(path))
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"{path}: expected a list of VBench's prompts, found {type(entries).__name__}")
-    read = []
     for number, entry in enumerate(entries):
         prompt, dimensions = (entry.get(name) if isinstance(entry, dict) else None for name in KEYS)
         known = isinstance(dimensions, list) and bool(dimensions) and all(x in tuple(DIMENSIONS) for x in dimensions)
         if not (known and isinstance(prompt, str) and prompt.strip()):
             raise ValueError(f"{path}: entry {number} is {show(entry)}, expected prompt_en and dimension of VBench's")
-        read.append(Entry(prompt, tuple(dimensions)))
-    return read
+    return [Entry(entry["prompt_en"], tuple(entry["dimension"])) for entry in entries]
 
 
 def read_suite(path: Path) -> bytes:
@@ -191,7 +189,7 @@ def read_suite(path: Path) -> bytes:
 
 def digest_suite(path: Path) -> str:
     """sha256 of the suite's JSON, which tells one version of VBench from another."""
-    return hashlib.sha256(read_suite(path)).hexdigest()
+    return digest_content(read_suite(path))
 
 
 def find_suite(suite: Path | None, scorer_python: Path | None) -> Path:
