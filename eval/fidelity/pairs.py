@@ -115,7 +115,6 @@ def _list_misfits(ours: Look, theirs: Look) -> list[str]:
 
 
 def some(things: list[str], between: str = ", ") -> str:
-    """The first of many, and how many more there are."""
     more = len(things) - NAMED
     return between.join(things[:NAMED]) + (f" and {more} more" if more > 0 else "")
 

@@ -78,7 +78,6 @@ def write_report(out: Path, rows: list[Row], videos: list[Video], facts: dict[st
 
 
 def render(record: dict[str, Any]) -> str:
-    """The report in Markdown."""
     rows, left_out = record["rows"], record["left_out"]
     notes = "\n".join(f"- {note}" for note in (*_explain(record), *record["notes"]))
     parts = [TITLE, f"`{record['command']}`", _tell_rows(rows), notes, "![Side by side](side-by-side.png)"]

@@ -116,7 +116,6 @@ def _list_warnings(results: Results) -> Iterator[str]:
 
 
 def find_reasons(results: Results, plan: Plan | None = None, findings: Findings | None = None) -> dict[str, str]:
-    """The dimensions that can't count, and why."""
     reasons = {name: _find_reason(name, results.scores.get(name), plan, findings) for name in DIMENSIONS}
     return {name: reason for name, reason in reasons.items() if reason}
 

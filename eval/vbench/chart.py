@@ -71,7 +71,6 @@ def find_mark(report: Report, name: str) -> str | None:
 
 
 def describe_counts(report: Report) -> str:
-    """How many videos are scored, and of how many prompts."""
     names = {name for result in report.results.scores.values() for name in result.videos}
     prompts = {name.rpartition("-")[0] for name in names}
     if not names:

@@ -83,7 +83,6 @@ def compare_to_html(runs: list[Report], differences: Differences, out: Path) -> 
 
 
 def _describe_chart(first: Report, runs: Differences) -> str:
-    """In words."""
     parts = [
         f"{label}: "
         + ", ".join(f"{name.replace('_', ' ')} {points(one.mean)} ({one.verdict})" for name, one in differences.items())

@@ -159,7 +159,6 @@ def check_case(folder: Path, plan: Plan) -> None:
 
 
 def describe_plan(plan: Plan) -> str:
-    """How many videos, and what for."""
     counts = Counter(name for video in plan.videos for name in video.dimensions if video.index < SEEDS)
     extra = sum(video.index >= SEEDS for video in plan.videos)
     prompts = len({video.prompt for video in plan.videos})

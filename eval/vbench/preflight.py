@@ -132,7 +132,6 @@ def _describe_packages(dimensions: tuple[str, ...], scorer: Scorer) -> list[str]
 
 
 def describe_missing(missing: dict[Weight, list[str]], folder: Path) -> list[str]:
-    """A paragraph a file."""
     if not missing:
         return [f"no file is missing in {folder}"]
     lines = []

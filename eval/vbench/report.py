@@ -78,7 +78,6 @@ class Report:
         return bool(self.plan and self.plan.quick)
 
     def score(self, name: str) -> float | None:
-        """Of a dimension or a total."""
         if name not in DIMENSIONS:
             return getattr(self.totals, name)
         result = self.results.scores.get(name)
@@ -227,8 +226,7 @@ def to_official(result: Result, incomplete: bool) -> str:
     return json.dumps({result.dimension: [result.score, videos]}, ensure_ascii=False, indent=4) + "\n"
 
 
-def pack(texts: dict[str, str]) -> bytes:
-    """A zip."""
+def zip_texts(texts: dict[str, str]) -> bytes:
     packed = BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, text in texts.items():
@@ -256,7 +254,7 @@ def write_leaderboard(out: Path, report: Report) -> str:
     }
     whole = report.totals.total is not None
     files: dict[str, str | bytes] = {f"eval_results/{name}": text for name, text in texts.items()}
-    files |= {ZIP: pack(texts)} if whole else {}
+    files |= {ZIP: zip_texts(texts)} if whole else {}
     written = read_written(out)
     theirs = [name for name in files if not is_ours(out / name, name, written)]
     with writing(out, (name for name in files if name not in theirs)):

@@ -109,7 +109,6 @@ class Plan:
     clip: Clip | None = None
 
     def find_videos(self, out: Path) -> Path:
-        """The folder of the videos of the run in `out`."""
         return Path(self.folder) if self.folder else out / "videos"
 
     def of(self, dimension: str) -> list[Planned]:

@@ -47,7 +47,6 @@ class Table:
         return [[_show(*pair) for pair in zip(self.columns, row, strict=True)] for row in self.rows]
 
     def to_markdown(self) -> list[str]:
-        """In lines."""
         sides = "".join("r" if column.figure else "l" for column in self.columns)
         return markdown.table([column.title for column in self.columns], self.texts(), sides).split("\n")
 
@@ -134,7 +133,6 @@ def percents(low: float, high: float) -> str:
 
 
 def span(low: float, high: float) -> str:
-    """An interval of a difference."""
     return f"{points(low)} to {points(high)}"
 
 

@@ -206,6 +206,14 @@ def test_a_scorer_that_cannot_start_fails_its_dimension_alone(python, weights, v
     assert read_score(tmp_path, "imaging_quality")["complete"]
 
 
+def test_a_link_to_nowhere_is_a_missing_video(videos, tmp_path):
+    name = "a street, still-0.mp4"
+    (videos / name).unlink()
+    (videos / name).symlink_to(tmp_path / "nowhere.mp4")
+    said = score(videos, plan_of((FLICKER,)), tmp_path / "run")[FLICKER]
+    assert said.missing == (name,) and len(said.videos) == 2 and not said.complete
+
+
 def test_a_value_that_cant_be_is_no_score(python, weights, videos, tmp_path):
     """Not now, and not from the cache; what the others are worth stays known."""
     environment = build_environment(tmp_path / "high", SUITE)
