@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,7 +23,7 @@ import numpy as np
 from jsonargparse import auto_cli
 
 from eval.vbench.flicker import score_flicker
-from eval.vbench.official import Scorer, open_scorer, score_official
+from eval.vbench.official import Scorer, find_weights, open_scorer, score_official
 from eval.vbench.preflight import STATIC_FILTER
 from eval.vbench.suite import FLICKER
 from train.common.atomic import write_json
@@ -75,7 +75,7 @@ def main(scorer_python: Path, out: Path = RESULTS, models: list[str] | None = No
         models: dimensions to run with random weights; none takes all that this command can make.
         seed: of the random weights.
     """
-    scorer = open_scorer(scorer_python, "cpu")
+    scorer = open_scorer(scorer_python, "cpu", find_weights(None))
     suite = json.loads(Path(scorer.suite).read_text(encoding="utf-8"))
     here = {name: version(name) for name in ("av", "numpy")}
     result: dict[str, Any] = {
@@ -183,7 +183,7 @@ def run_ours(
 ) -> dict[str, float]:
     items = [{"name": name, "prompt": name.removesuffix("-0.mp4"), "static": None} for name in names]
     log = work / f"{dimension}.log"
-    outcome = score_official(scorer, dimension, items, folder, weights, log, lambda *result: None)
+    outcome = score_official(replace(scorer, weights=weights), dimension, items, folder, log, lambda *result: None)
     if outcome.failure or outcome.errors:
         raise SystemExit(f"{dimension}: {outcome.failure or outcome.errors}\n{log.read_text()[-3000:]}")
     return {name: value for name, (value, _) in outcome.results.items()}

@@ -30,6 +30,11 @@ from .scores import list_folders
 from .summary import read_record
 
 REFERENCE = "dense"
+NOT_FREE = "trained with FPS attention: no row is training-free, and dense attention is not what they were trained for."
+OTHER_WEIGHTS = (
+    "joint-trained has other weights than dense: its numbers say how far training moved the videos, not how good they "
+    "are. Quality after training is a question for VBench."
+)
 
 
 def models(
@@ -61,8 +66,7 @@ def models(
     out, prompts = at_home(out), prompts and at_home(prompts)
     jobs = plan_jobs(read_prompts(prompt, prompts), count, seed)
     source, settings = resolve_settings(Options(checkpoint=trained or checkpoint, attention=attention, **options))
-    if source.attention.step_schedule.is_dense:
-        raise ValueError(f"there is nothing to compare with dense attention: {_why_dense(source, attention)}")
+    _check_dense(source, attention)
     facts = {"negative_prompt": settings.negative_prompt, "shift": settings.shift, **asdict(settings.clip)}
     planned = plan_rows(checkpoint, trained, source.attention)
     shared = {**options, **facts, "residual": settings.residual}
@@ -105,16 +109,19 @@ def _make_rows(rows: list[Row], opened: list[tuple[TextToVideo, Settings]], jobs
     return False
 
 
-def _why_dense(model: TextToVideo, asked: AttentionChanges | None) -> str:
-    """What makes a model's attention dense, and what to do."""
+def _check_dense(model: TextToVideo, asked: AttentionChanges | None) -> None:
+    """Raises ValueError for a model whose attention is dense, with what makes it so, and what to do."""
+    if not model.attention.step_schedule.is_dense:
+        return
     own = trained_attention(model.weights)
-    if own is not None and not own.step_schedule.is_dense:
-        options = [f"--attention.{name}" for name in asked.named() if name in ("schedule", "quantize", "sparse")]
-        return f"{' and '.join(options)} made it so, leave out what did"
-    return (
+    why = (
         "that is what the checkpoint was trained with: name another with --attention.schedule fps "
         "--attention.tile [7,9,6], or a checkpoint trained with it with --trained"
     )
+    if own is not None and not own.step_schedule.is_dense:
+        options = [f"--attention.{name}" for name in asked.named() if name in ("schedule", "quantize", "sparse")]
+        why = f"{' and '.join(options)} made it so, leave out what did"
+    raise ValueError(f"there is nothing to compare with dense attention: {why}")
 
 
 def folders(reference: Path, candidate: Path, out: Path) -> None:
@@ -131,16 +138,11 @@ def folders(reference: Path, candidate: Path, out: Path) -> None:
     reference, candidate, out = map(at_home, (reference, candidate, out))
     rows = [Row("reference", reference), Row("candidate", candidate)]
     named = [Video(name, name, name) for name in pair_folders(reference, candidate)]
-    videos = [replace(video, prompt=_prompt(rows[0], video)) for video in named]
+    prompts = [(read_record(rows[0], video) or {}).get("prompt") for video in named]  # alike are videos of one prompt
+    videos = [replace(x, prompt=y) if isinstance(y, str) else x for x, y in zip(named, prompts, strict=True)]
     with writable(out, *list_folders(out, rows)):
         check_report(out, rows, videos)
         write_report(out, rows, videos, {}, [])
-
-
-def _prompt(row: Row, video: Video) -> str:
-    """What a record beside a video says, so that videos of one prompt count as alike; else the video's name."""
-    prompt = read_record(row, video).get("prompt")
-    return prompt if isinstance(prompt, str) else video.name
 
 
 def plan_rows(checkpoint: str, trained: str | None, attention: FPSAttention) -> list[tuple[str, str, FPSAttention]]:
@@ -152,12 +154,11 @@ def plan_rows(checkpoint: str, trained: str | None, attention: FPSAttention) -> 
         "sparse": replace(plain, quantize=False),
         "joint": attention,
     }
-    planned, schedules = [], []
+    planned = {}
     for name, how in rows.items():
-        if how.step_schedule.regimes not in schedules and not (name != REFERENCE and how.step_schedule.is_dense):
-            planned.append((name, checkpoint, how))
-            schedules.append(how.step_schedule.regimes)
-    return planned + ([("joint-trained", trained, attention)] if trained else [])
+        if name == REFERENCE or not how.step_schedule.is_dense:
+            planned.setdefault(how.step_schedule.regimes, (name, checkpoint, how))
+    return [*planned.values()] + ([("joint-trained", trained, attention)] if trained else [])
 
 
 def describe_row(name: str, folder: Path, model: TextToVideo, settings: Settings) -> Row:
@@ -169,10 +170,8 @@ def describe_row(name: str, folder: Path, model: TextToVideo, settings: Settings
 def describe_weights(model: TextToVideo) -> str:
     if trained_attention(model.weights) is None:
         return "released, trained with dense attention"
-    steps = "exported" if model.step is None else f"trained for {model.step} steps"
-    return (
-        f"{steps} {'for' if model.step is None else 'with'} {'dense' if was_trained_dense(model) else 'FPS'} attention"
-    )
+    steps = "exported for" if model.step is None else f"trained for {model.step} steps with"
+    return f"{steps} {'dense' if was_trained_dense(model) else 'FPS'} attention"
 
 
 def was_trained_dense(model: TextToVideo) -> bool:
@@ -191,19 +190,9 @@ def describe_attention(attention: FPSAttention) -> str:
 
 def note_on_weights(model: TextToVideo, with_trained: bool) -> list[str]:
     """What the numbers of these weights don't say. model: that of all rows but joint-trained."""
-    notes = []
-    if not was_trained_dense(model):
-        were = "were saved for FPS attention. If they were" if model.step is None else "were themselves"
-        notes.append(
-            f"These weights {were} trained with FPS attention: no row is training-free, and dense attention is not "
-            "what they were trained for."
-        )
-    if with_trained:
-        notes.append(
-            "joint-trained has other weights than dense: its numbers say how far training moved the videos, not how "
-            "good they are. Quality after training is a question for VBench."
-        )
-    return notes
+    were = "were saved for FPS attention. If they were" if model.step is None else "were themselves"
+    notes = [] if was_trained_dense(model) else [f"These weights {were} {NOT_FREE}"]
+    return notes + ([OTHER_WEIGHTS] if with_trained else [])
 
 
 def command(args: list[str] | None = None) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from train.common.faults import ClipError
@@ -44,30 +42,28 @@ class Video:
 class Look:
     """A video's rows and columns of pixels, frames a second, and frames by its packets."""
 
-    height: int
-    width: int
+    path: Path
+    size: tuple[int, int]
     fps: float
     frames: int
 
 
 def pair_folders(reference: Path, candidate: Path) -> list[str]:
     """Names, less .mp4, that both folders have. Raises ValueError where they don't pair."""
-    names = []
+    names = {}
     for folder in (reference, candidate):
         if not folder.is_dir():
             raise ValueError(f"{folder} is no folder: expected one with mp4s")
-        names.append({path.stem for path in folder.glob("*.mp4") if not path.name.startswith(".")})
-        if not names[-1]:
+        names[folder] = {path.stem for path in folder.glob("*.mp4") if not path.name.startswith(".")}
+        if not names[folder]:
             raise ValueError(f"{folder} holds no .mp4")
-    alone = [(folder, sorted(here - there)) for folder, here, there in
-             ((reference, *names), (candidate, *reversed(names))) if here - there]  # fmt: skip
-    if alone:
-        which = "; ".join(f"only {folder} has {some([f'{name}.mp4' for name in lone])}" for folder, lone in alone)
+    both = names[reference] & names[candidate]
+    alone = {folder: [f"{name}.mp4" for name in sorted(those - both)] for folder, those in names.items()}
+    if which := "; ".join(f"only {folder} has {some(those)}" for folder, those in alone.items() if those):
         raise ValueError(f"the folders don't pair: {which}; expected the same names in both")
-    odd = [ascii(name) for name in names[0] if name.encode(errors="replace").decode() != name]
-    if odd:
+    if odd := [ascii(name) for name in both if name.encode(errors="replace").decode() != name]:
         raise ValueError(f"{reference} and {candidate} have names that aren't UTF-8: {some(odd)}; rename them")
-    return sorted(names[0])
+    return sorted(both)
 
 
 def look_at(rows: list[Row], videos: list[Video]) -> tuple[dict[Video, Look], dict[str, str]]:
@@ -81,13 +77,10 @@ def look_at(rows: list[Row], videos: list[Video]) -> tuple[dict[Video, Look], di
     for video in videos:
         try:
             reference, *others = (look(row.file(video)) for row in rows)
-            differences = [say for row, other in zip(rows[1:], others, strict=True)
-                     for say in _misfits(row.file(video), other, rows[0].file(video), reference)]  # fmt: skip
+            misfits += [misfit for other in others for misfit in _list_misfits(other, reference)]
+            looks[video] = reference
         except ClipError as error:
             left_out[video.name] = str(error)
-            continue
-        looks[video] = reference
-        misfits += differences
     if misfits:
         raise ValueError(f"{some(misfits, '; ')}: expected the same size, rate and number of frames")
     if not looks:
@@ -103,32 +96,27 @@ def look(path: Path) -> Look:
         frames = sum(packet.size > 0 and not packet.is_corrupt for packet in container.demux(stream))
     if frames < listed:
         raise ClipError(f"{path}: is cut short: it holds {frames} of {listed} frames")
-    return Look(probed.height, probed.width, probed.fps, frames)
+    return Look(path, (probed.height, probed.width), probed.fps, frames)
 
 
-def _misfits(ours: Path, candidate: Look, theirs: Path, reference: Look) -> Iterator[str]:
+def _list_misfits(ours: Look, theirs: Look) -> list[str]:
     """In what two videos differ. Frames are counted by decoding them where the packets differ. Raises ClipError."""
-    if (candidate.height, candidate.width) != (reference.height, reference.width):
-        sizes = (f"{each.height}x{each.width}" for each in (candidate, reference))
-        yield "{} is {} (rows x columns), {} {}".format(*_with(ours, theirs, sizes))
-    if abs(candidate.fps / reference.fps - 1) > SAME_RATE:
-        rates = (f"{each.fps:.6g}" for each in (candidate, reference))
-        yield "{} has {} frames a second, {} {}".format(*_with(ours, theirs, rates))
-    if candidate.frames != reference.frames:
-        lengths = [sum(1 for _ in read_frames(path)) for path in (ours, theirs)]
+    misfits = []
+    if ours.size != theirs.size:
+        sizes = ["x".join(map(str, each.size)) for each in (ours, theirs)]
+        misfits.append(f"{ours.path} is {sizes[0]} (rows x columns), {theirs.path} {sizes[1]}")
+    if abs(ours.fps / theirs.fps - 1) > SAME_RATE:
+        misfits.append(f"{ours.path} has {ours.fps:.6g} frames a second, {theirs.path} {theirs.fps:.6g}")
+    if ours.frames != theirs.frames:
+        lengths = [sum(1 for _ in read_frames(each.path)) for each in (ours, theirs)]
         if lengths[0] != lengths[1]:
-            yield "{} has {} frames, {} {}".format(*_with(ours, theirs, lengths))
-
-
-def _with(ours: Path, theirs: Path, values: Iterator[str] | list[int]) -> tuple[object, ...]:
-    mine, other = values
-    return ours, mine, theirs, other
+            misfits.append(f"{ours.path} has {lengths[0]} frames, {theirs.path} {lengths[1]}")
+    return misfits
 
 
 def some(things: list[str], between: str = ", ") -> str:
-    """The first of many, and how many more there are."""
     more = len(things) - NAMED
-    return between.join(islice(things, NAMED)) + (f" and {more} more" if more > 0 else "")
+    return between.join(things[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def nothing_left(left_out: dict[str, str]) -> ValueError:

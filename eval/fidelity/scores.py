@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from hashlib import sha256
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import track
 
-from train.common.atomic import check_ours, digest_file, write_text
+from train.common.atomic import check_ours, digest_content, digest_file, write_text
 from train.common.faults import ClipError
 from train.common.work import find_device
 
+from ..vbench.reading import read_json
 from .pairs import Row, Video, look_at, nothing_left
-from .similarity import BOUNDS, Metric, compare, find_metrics
+from .similarity import Metric, compare, find_metrics
 
 Frames = dict[str, list[float]]  # {metric: a number a frame}
 MARK = '{"candidate"'  # that a file of scores begins with
@@ -45,22 +44,17 @@ def measure(out: Path, rows: list[Row], videos: list[Video]) -> Scores:
     Raises ValueError as `look_at`, and where no video can be measured.
     """
     looks, left_out = look_at(rows, videos)
-    sides = [(look.height, look.width) for look in looks.values()]
-    metrics, not_measured = find_metrics(*map(min, zip(*sides, strict=True)))
-    of: dict[str, dict[str, Frames]] = {row.name: {} for row in rows[1:]}
-    kept = []
+    metrics, not_measured = find_metrics(*map(min, zip(*(look.size for look in looks.values()), strict=True)))
+    measured: dict[Video, list[Frames]] = {}
     for video in track([*looks], "measuring", console=Console(stderr=True), transient=True):
         try:
-            by_row = {row.name: _measure(out, row, rows[0], video, metrics) for row in rows[1:]}
+            measured[video] = [_measure(out, row, rows[0], video, metrics) for row in rows[1:]]
         except ClipError as error:
             left_out[video.name] = str(error)
-            continue
-        kept.append(video)
-        for name, frames in by_row.items():
-            of[name][video.name] = frames
-    if not kept:
+    if not measured:
         raise nothing_left(left_out)
-    return Scores(of, kept, left_out, not_measured)
+    of = {row.name: {video.name: frames[i] for video, frames in measured.items()} for i, row in enumerate(rows[1:])}
+    return Scores(of, [*measured], left_out, not_measured)
 
 
 def _measure(out: Path, row: Row, reference: Row, video: Video, metrics: dict[str, Metric]) -> Frames:
@@ -90,33 +84,19 @@ def list_folders(out: Path, rows: list[Row]) -> list[Path]:
 
 def _file(out: Path, row: Row, video: Video) -> Path:
     name = video.name.encode()
-    short = f"{name[:SHORT].decode(errors='ignore')}-{sha256(name).hexdigest()[:16]}"
+    short = f"{name[:SHORT].decode(errors='ignore')}-{digest_content(name)[:16]}"
     return out / "scores" / row.name / f"{video.name if len(name) <= MOST else short}.json"
 
 
-def _digest(frames: Frames) -> str:
-    return sha256(json.dumps(frames).encode()).hexdigest()
+def _digest(frames: Frames | None) -> str:
+    return digest_content(json.dumps(frames))
 
 
 def _read(file: Path, key: dict[str, Any]) -> Frames | None:
     """What was measured before; None where that is missing, broken, written over or of other files."""
     try:
-        entry = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        entry = read_json(file)
+    except ValueError:
         return None
-    is_ours = isinstance(entry, dict) and {name: entry.get(name) for name in key} == key
-    is_whole = is_ours and _is_whole(entry.get("frames"), key["metrics"])
-    return entry["frames"] if is_whole and entry.get("sha256") == _digest(entry["frames"]) else None
-
-
-def _is_whole(frames: object, metrics: list[str]) -> bool:
-    """Whether these are numbers of every frame by every metric."""
-    if not isinstance(frames, dict) or list(frames) != metrics:
-        return False
-    if not all(isinstance(numbers, list) and numbers for numbers in frames.values()):
-        return False
-    return len({len(numbers) for numbers in frames.values()}) == 1 and all(
-        type(x) is float and isfinite(x) and BOUNDS[name][0] <= x <= BOUNDS[name][1]
-        for name, numbers in frames.items()
-        for x in numbers
-    )
+    frames = entry.get("frames") if isinstance(entry, dict) else None
+    return frames if entry == {**key, "frames": frames, "sha256": _digest(frames)} else None

@@ -42,22 +42,15 @@ def find_metrics(height: int, width: int) -> tuple[dict[str, Metric], dict[str, 
         for name, least in SMALLEST.items()
         if min(height, width) < least
     }
-    left_out |= {name: reason for name, reason in _find_missing().items() if name not in left_out}
+    weights = Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET  # nothing is downloaded
+    if not find_spec("torchvision"):
+        left_out.setdefault("lpips", "torchvision is not installed")
+    elif not weights.is_file():
+        left_out.setdefault("lpips", f"AlexNet's weights are not at {weights}")
+    if not find_spec("vmaf_torch"):
+        left_out["vmaf"] = "vmaf-torch is not installed"
     known = {"mse": mse, "ssim": ssim, "ms_ssim": ms_ssim, "lpips": lpips, "vmaf": vmaf}
     return {name: metric for name, metric in known.items() if name not in left_out}, left_out
-
-
-def _find_missing() -> dict[str, str]:
-    """Nothing is downloaded: AlexNet's weights must be where torch.hub keeps them."""
-    missing = {}
-    weights = Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET
-    if not find_spec("torchvision"):
-        missing["lpips"] = "torchvision is not installed"
-    elif not weights.is_file():
-        missing["lpips"] = f"AlexNet's weights are not at {weights}"
-    if not find_spec("vmaf_torch"):
-        missing["vmaf"] = "vmaf-torch is not installed"
-    return missing
 
 
 def mse(candidate: Float[Tensor, "f 3 h w"], reference: Float[Tensor, "f 3 h w"]) -> Float[Tensor, " f"]:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import log10
 from statistics import fmean
 from typing import Any
 
 from train.common.atomic import digest_file
 
-from ..generate.records import numbers_of, part_of
 from ..intervals import Sample, estimate
+from ..making import summarise as summarise_records
+from ..vbench.reading import read_json
 from .pairs import Row, Video
 from .scores import Frames
 from .similarity import BOUNDS
@@ -26,9 +25,19 @@ def to_db(error: float) -> float:
 
 
 def summarise(row: Row, scores: dict[str, Frames] | None, videos: list[Video]) -> dict[str, Any]:
-    """A row as plain data. scores: of its videos by name; None for the reference."""
+    """A row as plain data. scores: of its videos by name; None for the reference.
+
+    made, lossless: by the records beside the videos; None where not every file has one that says it. of_other_files:
+    videos whose record is of other bytes, and isn't counted.
+    """
     summary = {name: value for name, value in asdict(row).items() if value is not None} | {"folder": str(row.folder)}
-    summary |= {"made": describe_making(row, videos)}
+    records = {video.name: read_record(row, video) for video in videos}
+    lossless = [(record or {}).get("lossless") for record in records.values()]
+    summary |= {
+        "made": asdict(replace(summarise_records([record for record in records.values() if record]), settings={})),
+        "lossless": False if False in lossless else None if None in lossless else all(lossless),
+        "of_other_files": [name for name, record in records.items() if record is None],
+    }
     if scores is None:
         return summary
     of_video = [{"name": video.name, **_of_video(scores[video.name])} for video in videos]
@@ -60,13 +69,14 @@ def total(of_video: list[dict[str, Any]], prompts: list[str]) -> dict[str, Any]:
         values: dict[str, list[float]] = {}
         for prompt, numbers in zip(prompts, of_video, strict=True):
             values.setdefault(prompt, []).append(numbers[name])
-        result = estimate(Sample(values, *bounds))
-        interval = None if result.low is None else [result.low, result.high]
-        equal = len({x for those in values.values() for x in those}) == 1
+        one = estimate(Sample(values, *bounds))
         return {
-            "mean": result.mean, "interval": interval, "all_equal": equal,
-            "prompts": result.prompts, "videos": result.values,
-        }  # fmt: skip
+            "mean": one.mean,
+            "interval": None if one.low is None else [one.low, one.high],
+            "all_equal": len({x for those in values.values() for x in those}) == 1,
+            "prompts": one.prompts,
+            "videos": one.values,
+        }
 
     error = over("mse", BOUNDS["mse"])
     worst_first = error["interval"] and [to_db(max(0.0, x)) for x in reversed(error["interval"])]
@@ -78,55 +88,15 @@ def total(of_video: list[dict[str, Any]], prompts: list[str]) -> dict[str, Any]:
     }
 
 
-def describe_making(row: Row, videos: list[Video]) -> dict[str, Any]:
-    """What the records beside a row's videos say of how they were made; each value that any of them says.
-
-    fingerprints: of weights. seconds: mean of a video. peak_gb: the most. lossless: whether all files are; left out
-    where a file has no record that says it. of_other_files: videos whose record is of other bytes, and isn't counted.
-    """
-    records = [read_record(row, video) for video in videos]
-    lossless = [record.get("lossless") for record in records]
-    machines = [part_of(record, "machine") for record in records]
-    prints = [{k: v for k, v in part_of(record, "fingerprints").items() if isinstance(v, str)} for record in records]
-    made = {
-        "fingerprints": _each(prints),
-        **{name: _each(machine.get(name) for machine in machines) for name in ("device", "commit")},
-        **{name: fmean(values) for name in ("density", "seconds") if (values := numbers_of(records, name))},
-        "peak_gb": max(numbers_of(records, "peak_gb"), default=None),
-        "lossless": False if False in lossless else None if None in lossless else all(lossless),
-        "of_other_files": [video.name for video in videos if is_of_another(row, video)],
-    }
-    return {name: value for name, value in made.items() if value not in (None, [])}
-
-
-def _each(values: Iterable[Any]) -> list[Any]:
-    """Every text, or dict of texts, once."""
-    there = [value for value in values if value and isinstance(value, (str, dict))]
-    return [value for i, value in enumerate(there) if value not in there[:i]]
-
-
-def read_record(row: Row, video: Video) -> dict[str, Any]:
-    """What eval.generate wrote beside a video; empty where there is none, one of other bytes, or something else."""
-    return {} if is_of_another(row, video) else _read(row, video)
-
-
-def is_of_another(row: Row, video: Video) -> bool:
-    """Whether a video has a record, but of other bytes than its own."""
-    record = _read(row, video)
-    return "sha256" in record and record["sha256"] != _digest(row, video)
-
-
-def _read(row: Row, video: Video) -> dict[str, Any]:
+def read_record(row: Row, video: Video) -> dict[str, Any] | None:
+    """What eval.generate wrote beside a video: empty where there is nothing, or something else; None of other bytes."""
     try:
-        record = json.loads(row.file(video).with_suffix(".json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        record = read_json(row.file(video).with_suffix(".json"))
+    except ValueError:
         return {}
-    return record if isinstance(record, dict) else {}
-
-
-def _digest(row: Row, video: Video) -> str | None:
-    """None for a video that can't be read, which is left out later."""
+    if not isinstance(record, dict):
+        return {}
     try:
-        return digest_file(row.file(video))
-    except OSError:
+        return record if "sha256" not in record or record["sha256"] == digest_file(row.file(video)) else None
+    except OSError:  # a video that can't be read, which is left out later
         return None

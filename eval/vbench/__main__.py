@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -23,11 +24,11 @@ from fps_flex.checks import at_home
 from train.common.console import add_to_lists, check_schedule_parts, cli_errors, keep_texts
 from train.common.work import rank_and_world
 
-from . import preflight, stages
+from . import stages
 from .compare import PAPER_ROWS
 from .official import ScorerOptions
 from .plan import PlanOptions
-from .preflight import weights_command
+from .preflight import check_all, describe_readiness, weights_command
 from .score import score as score_videos
 from .scorer_env import setup_command
 from .suite import FLICKER, read_plan
@@ -56,8 +57,10 @@ def run(
     if (checkpoint is None) == (plan.videos is None):
         raise ValueError("expected either --checkpoint CKPT to make videos with, or --videos FOLDER")
     planned = stages.plan(out, plan, scorer.scorer_python)
-    if rank_and_world()[0] == 0:
-        say_what_can_be_scored(planned.dimensions, scorer)
+    if scorer.scorer_python is None:
+        stages.say(f"only {FLICKER} is scored, and unfiltered: setup-scorer makes an environment for --scorer-python")
+    elif rank_and_world()[0] == 0:  # a line a dimension, before hours are spent on videos
+        stages.say("\n".join(describe_readiness(check_all(planned.dimensions, scorer.open()))))
     if checkpoint is not None and not stages.generate(out, shard, planned, checkpoint=checkpoint, **options):
         return
     if rank_and_world()[0] > 0:
@@ -76,14 +79,6 @@ def score(out: Path, scorer: ScorerOptions, dimensions: list[str] | None = None)
     """
     plan = read_plan(out / "plan.json")
     score_videos(plan.find_videos(out), plan, out, dimensions, scorer)
-
-
-def say_what_can_be_scored(dimensions: tuple[str, ...], options: ScorerOptions) -> None:
-    """A line a dimension, before hours are spent on videos. Raises ValueError for a scorer that can't be used."""
-    if options.scorer_python is None:
-        print(f"without --scorer-python only {FLICKER} is scored, and unfiltered: setup-scorer makes an environment")
-        return
-    print("\n".join(preflight.describe_readiness(*preflight.check_all(dimensions, *options.open()))), flush=True)
 
 
 PROG = "python -m eval.vbench"
@@ -158,19 +153,14 @@ def pick_options(args: list[str], parts: dict[str, ArgumentParser]) -> list[str]
     known, known_to_run = ({*parts[name].get_defaults().keys()} for name in (args[0], "run"))
     picked = []
     for text in args:
-        config = _read_config(Path(text.removeprefix("--config="))) if text.startswith("--config=") else None
-        if isinstance(config, dict):
-            text = f"--config={json.dumps({k: x for k, x in config.items() if k in known or k not in known_to_run})}"
+        if text.startswith("--config="):
+            with suppress(OSError, UnicodeDecodeError, yaml.YAMLError):  # of which the parser then tells
+                config = yaml.safe_load(Path(text.removeprefix("--config=")).read_text(encoding="utf-8"))
+                if isinstance(config, dict):
+                    kept = {name: x for name, x in config.items() if name in known or name not in known_to_run}
+                    text = f"--config={json.dumps(kept)}"
         picked.append(text)
     return picked
-
-
-def _read_config(file: Path) -> Any:
-    """None for what can't be read, of which the parser then tells."""
-    try:
-        return yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return None
 
 
 def command(args: list[str] | None = None) -> None:

@@ -30,15 +30,6 @@ class Totals:
     warnings: tuple[str, ...] = ()
 
 
-def _range(name: str) -> float:
-    return DIMENSIONS[name].maximum - DIMENSIONS[name].minimum
-
-
-def normalise(name: str, score: float) -> float:
-    """What the official script averages; it is not clipped to 0 to 1."""
-    return (score - DIMENSIONS[name].minimum) / _range(name)
-
-
 def _share(group: str) -> dict[str, float]:
     """Of each dimension in its group's mean."""
     whole = sum(DIMENSIONS[name].weight for name in GROUPS[group])
@@ -49,9 +40,17 @@ SHARES = {group: _share(group) for group in GROUPS}
 SHARES["total"] = {x: GROUP_SHARES[group] * share for group in GROUPS for x, share in SHARES[group].items()}
 
 
+def normalise(name: str, score: float) -> float:
+    """What the official script averages; it is not clipped to 0 to 1."""
+    return (score - DIMENSIONS[name].minimum) / DIMENSIONS[name].range
+
+
 def combine(scores: Mapping[str, float]) -> Totals:
     """Official scores, 0 to 1, by dimension. A group is withheld unless all its dimensions are there."""
-    quality, semantic, total = (_mean(scores, name) for name in SHARES)
+    quality, semantic, total = (
+        sum(share * normalise(x, scores[x]) for x, share in shares.items()) if shares.keys() <= scores.keys() else None
+        for shares in SHARES.values()
+    )
     return Totals(quality, semantic, total, _list_reasons({x: "missing" for x in DIMENSIONS if x not in scores}))
 
 
@@ -61,13 +60,12 @@ def find_intervals(results: Results) -> dict[str, Estimate]:
     Over prompts, for those of one model's videos. Left out is what has no values by video, or whose score isn't the
     mean of these; a group and the total are there where all their dimensions are, and are complete.
     """
-    samples = {name: take_sample(result) for name, result in results.scores.items() if agrees(result)}
+    samples = {name: _take_sample(result) for name, result in results.scores.items() if agrees(result)}
     estimates = {name: intervals.estimate(sample) for name, sample in samples.items()}
-    whole = {name: sample for name, sample in samples.items() if results.scores[name].complete}
-    return {**estimates, **combine_samples(whole)}
+    return estimates | combine_samples({name: x for name, x in samples.items() if results.scores[name].complete})
 
 
-def take_sample(result: Result) -> Sample:
+def _take_sample(result: Result) -> Sample:
     """A dimension's values by prompt, in the score's unit."""
     weights = {name: result.weights[name] for name in result.videos} if result.weights else {}
     return Sample(by_prompt(result.per_video()), DIMENSIONS[result.dimension].least, 1.0, by_prompt(weights))
@@ -78,8 +76,8 @@ def combine_samples(samples: Mapping[str, Sample], differences: bool = False) ->
     return {
         name: intervals.combine(
             {part: samples[part] for part in shares},
-            {part: share / _range(part) for part, share in shares.items()},
-            0.0 if differences else -sum(share * DIMENSIONS[x].minimum / _range(x) for x, share in shares.items()),
+            {part: share / DIMENSIONS[part].range for part, share in shares.items()},
+            0.0 if differences else sum(share * normalise(part, 0.0) for part, share in shares.items()),
         )
         for name, shares in SHARES.items()
         if shares.keys() <= samples.keys()
@@ -92,14 +90,6 @@ def _list_reasons(reasons: Mapping[str, str]) -> tuple[str, ...]:
     for name, why in reasons.items():
         names.setdefault(why, []).append(name)
     return tuple(f"{', '.join(those)}: {why}" for why, those in names.items())
-
-
-def _mean(scores: Mapping[str, float], name: str) -> float | None:
-    """Of a group, or the total."""
-    shares = SHARES[name]
-    if not shares.keys() <= scores.keys():
-        return None
-    return sum(share * normalise(part, scores[part]) for part, share in shares.items())
 
 
 def aggregate(results: Results, plan: Plan | None, reasons: Mapping[str, str]) -> Totals:
@@ -126,61 +116,45 @@ def _list_warnings(results: Results) -> Iterator[str]:
 
 
 def find_reasons(results: Results, plan: Plan | None = None, findings: Findings | None = None) -> dict[str, str]:
-    """The dimensions that can't count, and why."""
-    faults = count_faults(plan, findings) if plan and findings else {}
-    reasons = {}
-    for name in DIMENSIONS:
-        result = results.scores.get(name)
-        if plan and name not in plan.dimensions:
-            reasons[name] = "not asked for"
-        elif result is None:
-            reasons[name] = "not scored"
-        elif faults.get(name):
-            count = sum(faults[name].values())
-            kinds = ", ".join(f"{number} {kind}" for kind, number in faults[name].items())
-            planned = len(plan.expected(name))
-            of = "its one video" if planned == 1 else f"{count} of its {planned} videos"
-            reasons[name] = f"{of} can't count ({kinds})"
-        elif not result.complete:
-            many = f"{len(result.missing)} of its videos have no score" if result.missing else ""
-            why = "; ".join(filter(None, (many, result.note))) or "not complete"
-            reasons[name] = why if result.score is not None else f"not scored: {why}"
-        elif plan and (other := find_mismatch(result, plan)):
-            reasons[name] = other
-    return reasons
+    reasons = {name: _find_reason(name, results.scores.get(name), plan, findings) for name in DIMENSIONS}
+    return {name: reason for name, reason in reasons.items() if reason}
 
 
-def find_mismatch(result: Result, plan: Plan) -> str:
+def _find_reason(name: str, result: Result | None, plan: Plan | None, findings: Findings | None) -> str:
+    """Empty for one that counts."""
+    if plan and name not in plan.dimensions:
+        return "not asked for"
+    if result is None:
+        return "not scored"
+    if plan and findings and (faults := _describe_faults(name, plan, findings)):
+        return faults
+    if not result.complete:
+        many = f"{len(result.missing)} of its videos have no score" if result.missing else ""
+        why = "; ".join(filter(None, (many, result.note))) or "not complete"
+        return why if result.score is not None else f"not scored: {why}"
+    return _find_mismatch(result, plan) if plan else ""
+
+
+def _describe_faults(name: str, plan: Plan, findings: Findings) -> str:
+    """How many of a dimension's videos are missing, unreadable and so on."""
+    names, planned = {video.name for video in plan.of(name)}, len(plan.expected(name))
+    counts = {kind: len(names & faulty.keys()) for kind, faulty in findings.faults().items()}
+    kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+    of = "its one video" if planned == 1 else f"{sum(counts.values())} of its {planned} videos"
+    return f"{of} can't count ({kinds})" if kinds else ""
+
+
+def _find_mismatch(result: Result, plan: Plan) -> str:
     """In which way a result isn't of the videos that a plan has for its dimension; empty where it is.
 
     The static filter chooses from more than the official five of a prompt, and looks no further once it has five.
     """
-    videos = [video for video in plan.videos if result.dimension in video.dimensions]
-    kept = Counter(video.prompt for video in videos if video.name in result.videos)
-    wanted = [
-        video.name
-        for video in (videos if result.filtered else plan.expected(result.dimension))
-        if not (result.filtered and kept[video.prompt] >= SEEDS)
-    ]
-    known = result.videos.keys() | {*result.left_out}
-    absent, foreign = {*wanted} - known, result.videos.keys() - {video.name for video in videos}
+    videos, wanted = plan.of(result.dimension), plan.expected(result.dimension)
+    if result.filtered:
+        kept = Counter(video.prompt for video in videos if video.name in result.videos)
+        wanted = [video for video in videos if kept[video.prompt] < SEEDS]
+    absent = {video.name for video in wanted} - result.videos.keys() - {*result.left_out}
+    foreign = result.videos.keys() - {video.name for video in videos}
     parts = [f"{len(wanted) - len(absent)} of {len(wanted)} videos of the plan are scored"] if absent else []
     parts += [f"{len(foreign)} that are scored are not in the plan"] if foreign else []
     return f"{', '.join(parts)}: `score` goes on with it" if parts else ""
-
-
-def count_faults(plan: Plan, findings: Findings) -> dict[str, Counter[str]]:
-    """How many of each dimension's videos are missing, unreadable and so on."""
-    kinds = {
-        "missing": {*findings.missing},
-        "unreadable": {*findings.unreadable},
-        "of another length, size or rate": {*findings.wrong},
-        "of one frame": {*findings.one_frame},
-    }
-    counts: dict[str, Counter[str]] = {}
-    for kind, names in kinds.items():
-        for video in plan.videos:
-            if video.name in names:
-                for dimension in video.dimensions:
-                    counts.setdefault(dimension, Counter())[kind] += 1
-    return counts

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .reading import NoFile, parse_json, read_bytes, shape, write_plainly
+from train.common.atomic import digest_content
+
+from .reading import NoFile, parse, read_bytes, write_plainly
 from .values import to_value, to_weight
 
 log = logging.getLogger("fps_flex")
@@ -36,7 +37,7 @@ class Cache:
     def __init__(self, folder: Path, dimension: str, scorer: dict[str, Any]):
         """Raises ValueError where there is something else in the file's place."""
         self._path, self._dimension = folder / f"{dimension}.jsonl", dimension
-        self._scorer = hash_text(json.dumps(scorer, sort_keys=True))
+        self._scorer = digest_content(json.dumps(scorer, sort_keys=True))
         self._known: dict[tuple[str, str], tuple[float | None, float]] = {}
         try:
             data = read_bytes(self._path)
@@ -44,26 +45,23 @@ class Cache:
             return
         lines = data.splitlines()
         whole = [line for line in lines if self._read(line)]
-        broken = len(lines) - len(whole)
-        if broken:
-            log.warning(
-                "%s: %s of %s lines can't be read: their videos are scored again", self._path, broken, len(lines)
-            )
+        if broken := len(lines) - len(whole):
+            why = "can't be read: their videos are scored again"
+            log.warning("%s: %s of %s lines %s", self._path, broken, len(lines), why)
         if broken or not data.endswith(b"\n"):
             write_plainly(self._path, "".join(f"{line.decode()}\n" for line in whole))
 
     def _read(self, line: bytes) -> bool:
         """Whether a line is whole; it is known from now on, where it is of this scorer."""
         try:
-            entry = shape("it", Line, parse_json("it", line))
-            if entry.value is None:
-                value = None, entry.weight
-            else:
-                value = to_value(self._dimension, entry.value), to_weight(entry.weight)
+            entry = parse(Line, line)
+            if entry.value is not None:
+                to_value(self._dimension, entry.value)
+                to_weight(entry.weight)
         except ValueError:
             return False
         if entry.scorer == self._scorer:
-            self._known[entry.name, entry.sha256] = value
+            self._known[entry.name, entry.sha256] = entry.value, entry.weight
         return True
 
     def find(self, name: str, sha256: str) -> tuple[float | None, float] | None:
@@ -76,7 +74,3 @@ class Cache:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
-
-
-def hash_text(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

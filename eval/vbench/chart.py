@@ -28,10 +28,7 @@ def draw_scores(path: Path, report: Report) -> None:
     axes = figure.subplots()
     marks = {name: mark for name in DIMENSIONS if (mark := find_mark(report, name)) is not None}
     for row, name in enumerate(DIMENSIONS):
-        if name in marks:
-            _draw_bar(axes, row, name, report, marks[name])
-        else:
-            axes.text(1, row, "no score", va="center", fontsize=8, color="#555555")
+        _draw_bar(axes, row, name, report, marks.get(name))
     axes.set_yticks(range(len(DIMENSIONS)), [name.replace("_", " ") for name in DIMENSIONS])
     axes.set_ylim(len(DIMENSIONS) - 0.4, -0.6)
     axes.set_xlim(min(0, axes.get_xlim()[0]), max(145 if any(marks.values()) else 120, 1.15 * axes.get_xlim()[1]))
@@ -48,7 +45,10 @@ def draw_scores(path: Path, report: Report) -> None:
     save_figure(figure, path)
 
 
-def _draw_bar(axes: Axes, row: int, name: str, report: Report, mark: str) -> None:
+def _draw_bar(axes: Axes, row: int, name: str, report: Report, mark: str | None) -> None:
+    if mark is None:
+        axes.text(1, row, "no score", va="center", fontsize=8, color="#555555")
+        return
     value, colour = 100 * normalise(name, report.results.scores[name].score), COLOURS[DIMENSIONS[name].group]
     style = {"facecolor": "white", "edgecolor": colour, "hatch": HATCH} if mark else {"color": colour}
     axes.barh(row, value, **style)
@@ -62,18 +62,15 @@ def _draw_bar(axes: Axes, row: int, name: str, report: Report, mark: str) -> Non
 
 def find_mark(report: Report, name: str) -> str | None:
     """What keeps a bar from being the full official score: '' for nothing; None where there is no score."""
-    result = report.results.scores.get(name)
-    if result is None or result.score is None:
+    if report.score(name) is None:
         return None
     if report.quick:
         return "quick"
-    if name in report.reasons:
-        return "partial"
-    return "unfiltered" if result.filtered is False else ""
+    unfiltered = report.results.scores[name].filtered is False
+    return "partial" if name in report.reasons else "unfiltered" if unfiltered else ""
 
 
 def describe_counts(report: Report) -> str:
-    """How many videos are scored, and of how many prompts."""
     names = {name for result in report.results.scores.values() for name in result.videos}
     prompts = {name.rpartition("-")[0] for name in names}
     if not names:
@@ -85,9 +82,9 @@ def describe_chart(report: Report) -> str:
     """The chart in words, for those who don't see it."""
     told = []
     for name in DIMENSIONS:
-        mark = find_mark(report, name)
-        value = "" if mark is None else f"{100 * normalise(name, report.results.scores[name].score):.1f}"
-        told.append(f"{name.replace('_', ' ')} {value or 'no score'}{f' ({mark})' if mark else ''}")
+        mark, score = find_mark(report, name), report.score(name)
+        value = "no score" if score is None else f"{100 * normalise(name, score):.1f}"
+        told.append(f"{name.replace('_', ' ')} {value}{f' ({mark})' if mark else ''}")
     return f"Bar chart of {report.name}, normalised scores in percent: {', '.join(told)}."
 
 

@@ -6,16 +6,15 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
 
-import numpy as np
+from numpy import sign
 
 from fps_flex.checks import at_home
 
 from ..intervals import FEWEST
 from .aggregate import GROUPS
 from .chart import draw_differences
-from .paired import ALPHA, SAME, Difference, compare
+from .paired import ALPHA, SAME, Difference, compare, find_both
 from .reading import write_json, write_plainly
 from .report import TOTALS, Report, collect
 from .suite import DIMENSIONS
@@ -25,6 +24,12 @@ PAPER_ROWS = ("dense", "quantised", "sparse", "joint training-free", "joint trai
 PAPER_TOTALS = {"dense": 0.8019, "joint training-free": 0.6325, "joint trained": 0.8160}  # its Table 5, Wan2.1-1.3B
 SLACK = 1.5e-4  # what rounding alone may do to the difference of two scores
 Differences = dict[str, dict[str, Difference]]  # by label and row, as compare_runs has it
+SAME_SCORES = "Each video that both have scores the same in both: they may be one run's, and nothing is estimated."
+INTERVALS = (
+    "Scores are over all videos of a run, differences over the pairs, the videos that both have; intervals over "
+    "prompts, as wide as Student's t and as lopsided as the bounds of scores make them (Korn and Graubard). A "
+    f"verdict takes {FEWEST} prompts, and a p below {ALPHA}, which is corrected for the table's {{rows}} (Holm)."
+)
 TOTALS_CAPTION = "Totals in percent, with their 95 % intervals over prompts"
 
 
@@ -33,33 +38,29 @@ def open_runs(given: list[str]) -> list[Report]:
 
     Raises ValueError for fewer than two and more than five, and where one holds no scores.
     """
-    if not 2 <= len(given) <= len(PAPER_ROWS):
-        raise ValueError(f"{len(given)} runs to compare, expected 2 to {len(PAPER_ROWS)}: A B, or dense=A trained=B")
-    pairs = [_split_label(text) for text in given]
-    if len(pairs) == len(PAPER_ROWS) and not any(label for label, _ in pairs):
-        pairs = [(label, path) for label, (_, path) in zip(PAPER_ROWS, pairs, strict=True)]
-    labels = [label or path.resolve().name for label, path in pairs]
-    if len(set(labels)) < len(labels):
-        labels = [label or str(path) for label, path in pairs]
-    if len(set(labels)) < len(labels):
+    most = len(PAPER_ROWS)
+    if not 2 <= len(given) <= most:
+        raise ValueError(f"{len(given)} runs to compare, expected 2 to {most}: A B, or dense=A trained=B")
+    split = [("", "", text) if os.path.exists(at_home(Path(text))) else text.partition("=") for text in given]
+    paths = [at_home(Path(path or label)) for label, _, path in split]
+    named = [label if path else "" for label, _, path in split]
+    if len(given) == most and not any(named):
+        named = [*PAPER_ROWS]
+    labels = [label or path.resolve().name for label, path in zip(named, paths, strict=True)]
+    if len({*labels}) < len(labels):
+        labels = [label or str(path) for label, path in zip(named, paths, strict=True)]
+    if len({*labels}) < len(labels):
         raise ValueError(f"runs are called {', '.join(labels)}: give them different labels, label=path")
-    return [collect(path, label) for label, (_, path) in zip(labels, pairs, strict=True)]
+    return [collect(path, label) for label, path in zip(labels, paths, strict=True)]
 
 
-def _split_label(text: str) -> tuple[str, Path]:
-    whole = at_home(Path(text))
-    label, _, path = text.partition("=")
-    return ("", whole) if not path or os.path.exists(whole) else (label, at_home(Path(path)))
-
-
-def compare_runs(runs: list[Report]) -> dict[str, dict[str, Difference]]:
+def compare_runs(runs: list[Report]) -> Differences:
     """By the name of each run but the first: its differences from the first."""
-    return {run.name: _compare(runs[0], run) for run in runs[1:]}
-
-
-def _compare(first: Report, other: Report) -> dict[str, Difference]:
-    groups = tuple(x for x in GROUPS if first.score(x) is not None and other.score(x) is not None)
-    return compare(first.results.scores, other.results.scores, groups, first.quick or other.quick)
+    first, *others = runs
+    whole = {other.name: tuple(x for x in GROUPS if x in first.figures() and x in other.figures()) for other in others}
+    return {
+        x.name: compare(first.results.scores, x.results.scores, whole[x.name], first.quick or x.quick) for x in others
+    }
 
 
 def list_mismatches(first: Report, other: Report) -> list[str]:
@@ -81,25 +82,20 @@ def list_contradictions(first: Report, other: Report, differences: dict[str, Dif
 
     Scores are over all videos of a run, differences over those that both have, and a score need not be a plain mean.
     """
-    names = []
-    for name, difference in differences.items():
-        scores = [run.score(name) for run in (first, other)]
-        if None not in scores:
-            shown, paired = round(scores[1], 4) - round(scores[0], 4), round(difference.mean, 4)
-            if np.sign(round(shown, 4)) != np.sign(paired) and abs(shown - paired) > SLACK:
-                names.append(name)
-    return names
+    scores = {name: (first.score(name), other.score(name)) for name in differences}
+    shown = {name: round(round(b, 4) - round(a, 4), 4) for name, (a, b) in scores.items() if None not in (a, b)}
+    paired = {name: round(one.mean, 4) for name, one in differences.items()}
+    return [name for name, x in shown.items() if sign(x) != sign(paired[name]) and abs(x - paired[name]) > SLACK]
 
 
 def list_notes(first: Report, other: Report) -> list[str]:
     """What one run's scores of a dimension are told with, and the other's aren't."""
-    notes = []
-    for run, against in ((first, other), (other, first)):
-        for name, result in run.results.scores.items():
-            its = against.results.scores.get(name)
-            if result.note and its and result.note != its.note:
-                notes.append(f"{name} of {run.name}: {result.note}")
-    return notes
+    both = find_both(first.results.scores, other.results.scores)
+    notes = [(f"{name} of {first.name}: {ours.note}", ours.note, theirs.note) for name, (ours, theirs) in both.items()]
+    notes += [
+        (f"{name} of {other.name}: {theirs.note}", theirs.note, ours.note) for name, (ours, theirs) in both.items()
+    ]
+    return [text for text, note, its in notes if note and note != its]
 
 
 def tabulate_totals(runs: list[Report]) -> Table:
@@ -108,20 +104,17 @@ def tabulate_totals(runs: list[Report]) -> Table:
         Column("run", ("run",)),
         *(Column(name.capitalize(), (name, f"{name}_low", f"{name}_high"), _show_total, True) for name in TOTALS),
         Column(f"change of Total from {runs[0].name}", ("change",), lambda x: f"{x:+.1%}", True),
+        Column("Total in the paper (Wan2.1-1.3B)", ("paper",), percent, True),
     ]
-    rows = [_list_totals(runs[0], run) for run in runs]
-    if any(run.name in PAPER_TOTALS for run in runs):
-        columns.append(Column("Total in the paper (Wan2.1-1.3B)", ("paper",), percent, True))
-        rows = [[*row, PAPER_TOTALS.get(run.name)] for row, run in zip(rows, runs, strict=True)]
+    base, rows = runs[0].score("total"), []
+    for run in runs:
+        estimates = {name: run.intervals.get(name) for name in TOTALS}
+        cells = [(run.score(name), x and x.low, x and x.high) for name, x in estimates.items()]
+        change = run.score("total") / base - 1 if run is not runs[0] and base and run.score("total") else None
+        rows.append([run.name, *cells, change, PAPER_TOTALS.get(run.name)])
+    if not any(run.name in PAPER_TOTALS for run in runs):
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
     return Table(tuple(columns), rows)
-
-
-def _list_totals(first: Report, run: Report) -> list[Any]:
-    base, total, cells = first.totals.total, run.totals.total, []
-    for name in TOTALS:
-        interval = run.intervals.get(name)
-        cells.append((run.score(name), interval and interval.low, interval and interval.high))
-    return [run.name, *cells, total / base - 1 if run is not first and base and total else None]
 
 
 def _show_total(value: float, low: float | None, high: float | None) -> str:
@@ -143,25 +136,17 @@ def tabulate_differences(first: Report, other: Report, differences: dict[str, Di
         Column(f"only in {first.name}", ("only_first",), count, figure=True),
         Column(f"only in {other.name}", ("only_other",), count, figure=True),
     )
-    rows = []
-    for name in (*DIMENSIONS, *TOTALS):
-        scores = [run.score(name) for run in (first, other)]
-        if name in differences or any(score is not None for score in scores):
-            rows.append([name, *scores, *_list_difference(differences.get(name))])
-    return Table(columns, rows)
-
-
-def _list_difference(one: Difference | None) -> tuple[Any, ...]:
-    if one is None:
-        return (None,) * 8
-    counts = one.videos, one.prompts, one.only_first, one.only_other
-    return one.mean, (one.low, one.high), one.verdict, one.p, *counts
+    rows = {name: [name, first.score(name), other.score(name), *[None] * 8] for name in (*DIMENSIONS, *TOTALS)}
+    for name, x in differences.items():
+        counts = x.videos, x.prompts, x.only_first, x.only_other
+        rows[name][3:] = [x.mean, (x.low, x.high), x.verdict, x.p, *counts]
+    return Table(columns, [row for row in rows.values() if any(x is not None for x in row[1:])])
 
 
 def stack_differences(runs: list[Report], differences: Differences) -> Table:
     """The differences of all runs in one table, each row with its run."""
     tables = {run.name: tabulate_differences(runs[0], run, differences[run.name]) for run in runs[1:]}
-    rows: list[list[Any]] = [[label, *row] for label, table in tables.items() for row in table.rows]
+    rows = [[label, *row] for label, table in tables.items() for row in table.rows]
     return Table((Column("run", ("run",)), *next(iter(tables.values())).columns), rows)
 
 
@@ -183,24 +168,15 @@ def explain_pair(first: Report, other: Report, differences: dict[str, Difference
     """What the numbers are over, and what they are not."""
     if not differences:
         return ["They have no scored video in common."]
-    lines = [_explain_intervals(differences)]
+    lines = [SAME_SCORES]
+    if any(one.verdict != SAME for one in differences.values()):
+        tested = sum(one.p is not None for one in differences.values())
+        lines = [INTERVALS.format(rows="one row" if tested == 1 else f"{tested} rows")]
     if contradictions := ", ".join(list_contradictions(first, other, differences)):
         lines.append(f"Signs differ in {contradictions}: the pairs say otherwise than the scores over all videos.")
     if mismatches := list_mismatches(first, other):
         lines.append(f"Not the model's alone: {'; '.join(mismatches)}.")
     return [*lines, *(f"Note: {note}." for note in list_notes(first, other))]
-
-
-def _explain_intervals(differences: dict[str, Difference]) -> str:
-    if all(one.verdict == SAME for one in differences.values()):
-        return "Each video that both have scores the same in both: they may be one run's, and nothing is estimated."
-    tested = sum(one.p is not None for one in differences.values())
-    rows = "one row" if tested == 1 else f"{tested} rows"
-    return (
-        "Scores are over all videos of a run, differences over the pairs, the videos that both have; intervals over "
-        "prompts, as wide as Student's t and as lopsided as the bounds of scores make them (Korn and Graubard). A "
-        f"verdict takes {FEWEST} prompts, and a p below {ALPHA}, which is corrected for the table's {rows} (Holm)."
-    )
 
 
 def describe_comparison(runs: list[Report], differences: Differences) -> str:
@@ -219,17 +195,10 @@ def write_comparison(out: Path, runs: list[Report], differences: Differences) ->
     """compare.md, .json and .png; compare.csv, with a row for each run and score; and compare.tex."""
     record = {
         "runs": [
-            {
-                "label": run.name,
-                **asdict(run.totals),
-                "intervals": {name: asdict(x) for name, x in run.intervals.items()},
-            }
-            for run in runs
+            {"label": x.name, **asdict(x.totals), "intervals": {name: asdict(one) for name, one in x.intervals.items()}}
+            for x in runs
         ],
-        "differences": {
-            label: {name: asdict(one) for name, one in differences.items()}
-            for label, differences in differences.items()
-        },
+        "differences": {label: {name: asdict(x) for name, x in those.items()} for label, those in differences.items()},
         "contradictions": {run.name: list_contradictions(runs[0], run, differences[run.name]) for run in runs[1:]},
     }
     tables = [tabulate_totals(runs).to_tex(f"{TOTALS_CAPTION}.")]

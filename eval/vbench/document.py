@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 from io import BytesIO
 from itertools import islice
@@ -46,9 +46,8 @@ def list_items(texts: Iterable[str]) -> str:
     return f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in texts)}</ul>"
 
 
-def list_facts(facts: Iterable[tuple[str, str]]) -> str:
-    """facts: (what, value)."""
-    return f"<dl>{''.join(f'<dt>{escape(what)}</dt><dd>{escape(value)}</dd>' for what, value in facts)}</dl>"
+def list_facts(facts: dict[str, str]) -> str:
+    return f"<dl>{''.join(f'<dt>{escape(what)}</dt><dd>{escape(value)}</dd>' for what, value in facts.items())}</dl>"
 
 
 def isolate(text: str) -> str:
@@ -67,35 +66,25 @@ class Strip:
         return self.picture.crop((0, 0, self.picture.width // self.frames, self.picture.height))
 
 
-@dataclass(frozen=True)
-class Strips:
-    """left_out: videos that are there and can't be shown, and why."""
+def draw_strips(folder: Path, plan: Plan) -> tuple[list[tuple[Planned, Strip]], str]:
+    """Of the first video of each dimension that can be read; one of several dimensions is shown once.
 
-    shown: list[tuple[Planned, Strip]] = field(default_factory=list)
-    left_out: dict[str, str] = field(default_factory=dict)
-
-    def describe_left_out(self) -> str:
-        """In a line; empty where all could be shown."""
-        named = [f"{name} ({why})" for name, why in self.left_out.items()]
-        what = "1 video" if len(named) == 1 else f"{len(named):,} videos"
-        return f"{what} can't be shown and are left out: {first_of(named)}" if named else ""
-
-
-def draw_strips(folder: Path, plan: Plan) -> Strips:
-    """Of the first video of each dimension that can be read; one of several dimensions is shown once."""
-    strips, seen = Strips(), set()
+    Also a line of the videos that are there and can't be shown, and why; empty where there are none.
+    """
+    strips, left_out, seen = [], {}, set()
     for dimension in plan.dimensions:
         for video in plan.expected(dimension) if dimension not in seen else ():
-            if video.name in strips.left_out or not os.path.exists(folder / video.name):
+            file = folder / video.name
+            if video.name in left_out or not file.exists():
                 continue
             try:
-                strips.shown.append((video, draw_strip(folder / video.name)))
+                strips.append((video, draw_strip(file)))
+                seen.update(video.dimensions)
+                break
             except ClipError as error:
-                strips.left_out[video.name] = str(error).removeprefix(f"{folder / video.name}: ")
-                continue
-            seen.update(video.dimensions)
-            break
-    return strips
+                left_out[video.name] = f"{video.name} ({str(error).removeprefix(f'{file}: ')})"
+    what = "1 video" if len(left_out) == 1 else f"{len(left_out):,} videos"
+    return strips, f"{what} can't be shown and are left out: {first_of([*left_out.values()])}" if left_out else ""
 
 
 def draw_strip(path: Path) -> Strip:

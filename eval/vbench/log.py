@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from .document import draw_strips
-from .reading import read_json, write_json
+from .reading import parse, read_bytes, write_json
 from .report import TOTALS, Report
+from .suite import DIMENSIONS
 
 
 def log_report(out: Path, report: Report, project: str) -> None:
@@ -29,7 +30,7 @@ def log_report(out: Path, report: Report, project: str) -> None:
         raise ValueError(f"W&B can't be used ({error}): log in, or set WANDB_MODE=offline") from None
     run.log({f"vbench/{name}": value for name, value in list_figures(report).items()})
     if report.plan:
-        shown = draw_strips(report.plan.find_videos(out), report.plan).shown
+        shown, _ = draw_strips(report.plan.find_videos(out), report.plan)
         run.log({"vbench/videos": [wandb.Image(strip.picture, caption=video.prompt) for video, strip in shown]})
     run.log({"vbench/report": wandb.Html((out / "report.html").read_text(encoding="utf-8"))})
     run.summary["vbench/withheld"] = list(report.totals.reasons)
@@ -40,11 +41,10 @@ def find_id(out: Path, project: str) -> str:
     """Of the W&B run: drawn once and kept in wandb.json, so that it goes with the folder wherever that is moved."""
     file = out / "wandb.json"
     try:
-        kept = read_json(file)
+        ids = parse(dict[str, str], read_bytes(file))
     except ValueError:
-        kept = None
-    ids = kept if isinstance(kept, dict) else {}
-    if not isinstance(ids.get(project), str):
+        ids = {}
+    if project not in ids:
         ids[project] = secrets.token_hex(8)
         write_json(file, ids)
     return ids[project]
@@ -52,10 +52,8 @@ def find_id(out: Path, project: str) -> str:
 
 def list_figures(report: Report) -> dict[str, Any]:
     """By name: totals and scores that are known, the ends of their intervals, and what the videos took."""
-    totals = {name: getattr(report.totals, name) for name in TOTALS}
-    figures = {**totals, **{name: result.score for name, result in report.results.scores.items()}}
+    made, figures = report.making, {name: report.score(name) for name in (*TOTALS, *DIMENSIONS)}
     for name, interval in report.intervals.items():
         figures |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
-    made = report.making
     figures |= {"seconds_per_video": made.seconds, "density": made.density, "peak_gb": made.peak_gb}
     return {name: value for name, value in figures.items() if value is not None}

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +13,7 @@ from typing import Any, Literal
 
 from fps_flex.checks import show
 
-from .reading import parse_json, read_json, shape
+from .reading import parse, parse_json, read_json, write_plainly
 
 RUNNER = Path(__file__).with_name("scorer_runner.py")
 Device = Literal["auto", "cpu", "cuda"]
@@ -37,34 +36,32 @@ class ScorerOptions:
     scorer_weights: Path | None = None
     scorer_device: Device = "auto"
 
-    def open(self) -> tuple[Scorer | None, Path]:
-        """What the environment has, where one is named, and the weights. Raises ValueError for what can't be used."""
+    def open(self) -> Scorer | None:
+        """What the environment has, where one is named. Raises ValueError for what can't be used."""
         weights = find_weights(self.scorer_weights)
-        return self.scorer_python and open_scorer(self.scorer_python, self.scorer_device), weights
-
-
-@dataclass(frozen=True)
-class Scorer:
-    """An environment of the official package.
-
-    packages: whether each can be imported. suite: the package's VBench_full_info.json, None without the package.
-    """
-
-    python: Path
-    versions: dict[str, str]
-    packages: dict[str, bool]
-    suite: str | None
-    device: Literal["cpu", "cuda"]
+        return self.scorer_python and open_scorer(self.scorer_python, self.scorer_device, weights)
 
 
 @dataclass(frozen=True)
 class Described:
-    """What scorer_runner.py says of its environment."""
+    """What scorer_runner.py says of its environment.
+
+    packages: whether each can be imported. suite: the package's VBench_full_info.json, None without the package.
+    device: cpu or cuda, where videos will be scored.
+    """
 
     versions: dict[str, str]
     packages: dict[str, bool]
     suite: str | None
-    has_gpu: bool
+    device: str
+
+
+@dataclass(frozen=True)
+class Scorer(Described):
+    """An environment of the official package, and VBench's folder of weights."""
+
+    python: Path
+    weights: Path
 
 
 @dataclass
@@ -72,12 +69,13 @@ class Outcome:
     """What the official code said of a dimension's videos.
 
     results: value and weight in the mean, by name; a None value counts for nothing. errors: what went wrong, by name.
-    failure: why it could not score any further video; None when it went through all.
+    failure: why it could not score any further video; None when it went through all. notes: what else there is to say.
     """
 
     results: dict[str, tuple[float | None, float]] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
     failure: str | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 class ScorerFailed(RuntimeError):
@@ -97,28 +95,23 @@ def find_weights(weights: Path | None) -> Path:
     return folder
 
 
-def open_scorer(python: Path, device: Device) -> Scorer:
+def open_scorer(python: Path, device: Device, weights: Path) -> Scorer:
     """Ask an environment what it has. Raises ValueError when it can't be run, or lacks the GPU asked for."""
     python = Path(os.path.abspath(python))  # not resolved: a virtual environment is where its link lies
     command = [str(python), "-I", str(RUNNER), "describe", device]
-    wrong = f"--scorer_python {python} can't be used ({{}}): expected the Python of an environment with vbench"
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
-    except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError) as error:
-        raise ValueError(wrong.format(error)) from None
-    if done.returncode:
-        raise ValueError(wrong.format((done.stderr.strip().splitlines() or [f"code {done.returncode}"])[-1]))
-    try:
-        described = shape("what it says", Described, parse_json("what it says", done.stdout.encode()))
-    except ValueError as error:
-        raise ValueError(wrong.format(error)) from None
-    if device == "cuda" and not described.has_gpu:
+        if done.returncode:
+            raise ValueError((done.stderr.strip().splitlines() or [f"code {done.returncode}"])[-1])
+        described = parse(Described, done.stdout.encode(), "what it says")
+    except (OSError, subprocess.TimeoutExpired, ValueError) as error:
+        wanted = "expected the Python of an environment with vbench"
+        raise ValueError(f"--scorer_python {python} can't be used ({error}): {wanted}") from None
+    if device == "cuda" != described.device:
         raise ValueError(
             f"--scorer_device is cuda, but the torch of {python} sees no GPU: choose cpu, or another torch"
         )
-    return Scorer(
-        python, described.versions, described.packages, described.suite, "cuda" if described.has_gpu else "cpu"
-    )
+    return Scorer(**vars(described), python=python, weights=weights)
 
 
 def score_official(
@@ -126,21 +119,20 @@ def score_official(
     dimension: str,
     items: list[dict[str, Any]],
     videos: Path,
-    weights: Path,
     log: Path,
     after_video: Callable[[str, float | None, float], None],
 ) -> Outcome:
     """Score videos as the official package does, each at a time; a video it fails or dies on doesn't stop the others.
 
     dimension: one of VBench's, or the static filter. items: name, prompt and more of each video in the folder
-    `videos`. weights: VBench's cache folder. after_video: called with a video's name, value and weight, once it has
-    them; its ValueError says why they can't be. log: for what the official code prints.
+    `videos`. after_video: called with a video's name, value and weight, once it has them; its ValueError says why they
+    can't be. log: for what the official code prints.
     """
     outcome, crashes, left = Outcome(), 0, items
     while left:
         before = len(outcome.results)
         try:
-            for entry in _run(scorer, dimension, left, videos, weights, log):
+            for entry in _run(scorer, dimension, left, videos, log):
                 if "error" in entry:
                     outcome.errors[entry["name"]] = str(entry["error"])
                     continue
@@ -162,24 +154,29 @@ def score_official(
 
 
 def _run(
-    scorer: Scorer, dimension: str, items: list[dict[str, Any]], videos: Path, weights: Path, log: Path
+    scorer: Scorer, dimension: str, items: list[dict[str, Any]], videos: Path, log: Path
 ) -> Iterator[dict[str, Any]]:
     """What the runner says of each video. Raises ScorerFailed when it ends with an error."""
     log.parent.mkdir(parents=True, exist_ok=True)
+    current = None
     with TemporaryDirectory(prefix="vbench-") as temporary, log.open("ab") as errors:
-        job = prepare_job(Path(temporary), Path(scorer.suite), scorer.device, dimension, items, videos, weights)
+        job, environment = prepare(Path(temporary), scorer, dimension, items, videos)
         command = [str(scorer.python), "-I", str(RUNNER), "score", str(job)]
-        environment = set_environment(Path(temporary), weights)
-        current = None
-        with _running(command, environment, errors) as process:
-            for line in process.stdout:
-                entry = _read_line(line, [item["name"] for item in items], current)
-                current = entry.get("start")
-                if current is None:
-                    yield entry
-        if process.returncode:
-            raise ScorerFailed(f"the scorer ended with code {process.returncode} ({_last_line(log)}; all in {log})",
-                               current)  # fmt: skip
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}  # it ends when stdin closes
+        with subprocess.Popen(command, env=environment, encoding="utf-8", errors="replace", **pipes) as process:
+            try:
+                for line in process.stdout:
+                    entry = _read_line(line, [item["name"] for item in items], current)
+                    current = entry.get("start")
+                    if current is None:
+                        yield entry
+                process.wait()
+            finally:
+                process.kill()
+    if process.returncode:
+        lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+        raise ScorerFailed(f"the scorer ended with code {process.returncode} ({last}; all in {log})", current)
 
 
 def _read_line(line: str, names: list[str], current: str | None) -> dict[str, Any]:
@@ -194,78 +191,30 @@ def _read_line(line: str, names: list[str], current: str | None) -> dict[str, An
     return entry
 
 
-@contextmanager
-def _running(command: list[str], environment: dict[str, str], errors: Any) -> Iterator[subprocess.Popen[str]]:
-    """Its standard input stays open as long as this process lives: it ends when that closes."""
-    process = subprocess.Popen(
-        command,
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=errors,
-        encoding="utf-8",
-        errors="replace",
-    )
-    try:
-        yield process
-        process.wait()
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-        process.stdin.close()
-        process.stdout.close()
+def prepare(
+    folder: Path, scorer: Scorer, dimension: str, items: list[dict[str, Any]], videos: Path
+) -> tuple[Path, dict[str, str]]:
+    """The job's file and the environment of its process, which runs in `folder` and has no way to download anything.
 
-
-def _last_line(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"
-
-
-def prepare_job(
-    folder: Path,
-    suite: Path,
-    device: str,
-    dimension: str,
-    items: list[dict[str, Any]],
-    videos: Path,
-    weights: Path,
-) -> Path:
-    """A folder of links to the videos to score and nothing else, their entries of the suite, and the job.
-
-    The official code takes every file's extension from the first that it finds, and scores all that it finds.
+    The official code takes every file's extension from the first that it finds, and scores all that it finds: so it
+    gets links to the videos to score and nothing else. DINO's code has its weights from torch.hub's cache, and BERT's
+    name stands for a folder where the code runs.
     """
-    linked, names = folder / "videos", {item["name"] for item in items}
-    linked.mkdir()
-    for name in sorted(names):
-        (linked / name).symlink_to((videos / name).resolve())
-    prompts = {item["prompt"] for item in items}
-    entries = [entry for entry in read_json(suite) if dimension in entry["dimension"] and entry["prompt_en"] in prompts]
-    info, job = folder / "info.json", folder / "job.json"
-    info.write_text(json.dumps(entries), encoding="utf-8")
-    _link_what_is_looked_for_elsewhere(folder, weights)
-    order = {"dimension": dimension, "device": device, "info": str(info), "videos": str(linked),
-            "work": str(folder), "items": items}  # fmt: skip
-    job.write_text(json.dumps(order), encoding="utf-8")
-    return job
-
-
-def _link_what_is_looked_for_elsewhere(folder: Path, weights: Path) -> None:
-    """DINO's code has its weights from torch.hub's cache, BERT's name stands for a folder where the code runs."""
-    hub = folder / "hub" / "checkpoints"
-    hub.mkdir(parents=True)
-    (hub / "dino_vitbase16_pretrain.pth").symlink_to(weights / "dino_model/dino_vitbase16_pretrain.pth")
-    (folder / "bert-base-uncased").symlink_to(weights / "bert_model/bert-base-uncased")
-
-
-def set_environment(folder: Path, weights: Path) -> dict[str, str]:
-    """Where weights are, and nothing that downloads: the official code would when it misses them."""
-    tools = folder / "bin"
-    tools.mkdir()
+    links = {f"videos/{item['name']}": (videos / item["name"]).resolve() for item in items}
+    links["hub/checkpoints/dino_vitbase16_pretrain.pth"] = scorer.weights / "dino_model/dino_vitbase16_pretrain.pth"
+    links["bert-base-uncased"] = scorer.weights / "bert_model/bert-base-uncased"
+    for name, target in links.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(target)
+    prompts, info, job = {item["prompt"] for item in items}, folder / "info.json", folder / "job.json"
+    entries = [x for x in read_json(Path(scorer.suite)) if dimension in x["dimension"] and x["prompt_en"] in prompts]
+    write_plainly(info, json.dumps(entries))  # in ASCII: the official code reads it as the locale has it
+    order = {"dimension": dimension, "device": scorer.device, "info": str(info), "work": str(folder)}
+    write_plainly(job, json.dumps({**order, "videos": str(folder / "videos"), "items": items}))
     for name in DOWNLOADERS:
-        tool = tools / name
-        tool.write_text(f'#!/bin/sh\necho "{name} refused: weights are never downloaded ($*)" >&2\nexit 1\n')
+        tool = folder / "bin" / name
+        write_plainly(tool, f'#!/bin/sh\necho "{name} refused: weights are never downloaded ($*)" >&2\nexit 1\n')
         tool.chmod(0o755)
+    path = f"{folder / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TORCH_HOME": str(folder)}
-    path = f"{tools}{os.pathsep}{os.environ.get('PATH', '')}"
-    return {**os.environ, **offline, "VBENCH_CACHE_DIR": str(weights), "PATH": path}
+    return job, {**os.environ, **offline, "VBENCH_CACHE_DIR": str(scorer.weights), "PATH": path}

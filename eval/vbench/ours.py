@@ -9,7 +9,7 @@ from pathlib import Path
 
 from train.common.atomic import digest_file
 
-from .reading import NoFile, parse_json, read_bytes, shape, write_json
+from .reading import NoFile, parse, read_bytes, write_json
 
 WRITTEN = ".vbench-written.json"  # beside the files: sha256 by name; null where a kill may have left anything
 
@@ -17,7 +17,7 @@ WRITTEN = ".vbench-written.json"  # beside the files: sha256 by name; null where
 def parse_written(data: bytes) -> dict[str, str | None]:
     """Nothing where it is damaged: then no file is known to be ours."""
     try:
-        return shape("it", dict[str, str | None], parse_json("it", data))
+        return parse(dict[str, str | None], data)
     except ValueError:
         return {}
 

@@ -51,7 +51,7 @@ class Pairs:
     def of(cls, results: Iterable[tuple[Result, Result]]) -> Pairs:
         sides = [({*first.videos}, {*other.videos}) for first, other in results]
         kinds = zip(*((ours & theirs, ours - theirs, theirs - ours) for ours, theirs in sides), strict=True)
-        fewest = min(len({find_prompt(name) for name in ours & theirs}) for ours, theirs in sides)
+        fewest = min(len({*map(find_prompt, ours & theirs)}) for ours, theirs in sides)
         return cls(*(len(set().union(*names)) for names in kinds), fewest)
 
 
@@ -62,7 +62,7 @@ def compare(
 
     groups: those that both runs have complete. quick: whether one of the runs is.
     """
-    both = {name: (first[name], other[name]) for name in DIMENSIONS if name in first and name in other}
+    both = find_both(first, other)
     samples = {name: sample for name, results in both.items() if (sample := pair(*results)).values}
     estimates = {name: estimate(sample) for name, sample in samples.items()}
     parts = {name: (name,) for name in samples}
@@ -84,11 +84,21 @@ def _are_the_same(samples: Mapping[str, Sample]) -> bool:
     return told and not any(value for sample in samples.values() for those in sample.values.values() for value in those)
 
 
+def find_both(first: Mapping[str, Result], other: Mapping[str, Result]) -> dict[str, tuple[Result, Result]]:
+    """Those of the dimensions that two runs have."""
+    return {name: (first[name], other[name]) for name in DIMENSIONS if name in first and name in other}
+
+
+def match(first: Result, other: Result) -> dict[str, tuple[float, float]]:
+    """Both values of the videos that both have, by file name and in its order."""
+    ours, theirs = first.per_video(), other.per_video()
+    return {name: (ours[name], theirs[name]) for name in sorted(ours.keys() & theirs.keys())}
+
+
 def pair(first: Result, other: Result) -> Sample:
     """Differences of the videos that both have, by prompt; one of two lengths weighs as their mean."""
-    ours, theirs = first.per_video(), other.per_video()
-    both = sorted(ours.keys() & theirs.keys())
-    values = by_prompt({name: theirs[name] - ours[name] for name in both})
+    both = match(first, other)
+    values = by_prompt({name: theirs - ours for name, (ours, theirs) in both.items()})
     weights = {name: (first.weights.get(name, 1.0) + other.weights.get(name, 1.0)) / 2 for name in both}
     reach = 1 - DIMENSIONS[first.dimension].least
     return Sample(values, -reach, reach, by_prompt(weights) if first.weights and other.weights else {})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import unicodedata
 from collections import Counter
@@ -10,6 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+
+from train.common.atomic import digest_content, digest_file
 
 from ..generate.prompts import read_lines
 from .suite import DIMENSIONS, FLICKER, FLICKER_SEEDS, SEEDS, Entry, Plan, Planned, digest_suite, load_suite
@@ -41,43 +42,33 @@ class PlanOptions:
     videos: Path | None = None
 
 
-def make_plan(
-    suite: Path,
-    dimensions: list[str] | None = None,
-    quick: int | None = None,
-    seed: int = 0,
-    prompt_map: Path | None = None,
-    folder: Path | None = None,
-) -> Plan:
-    """suite: as in load_suite. folder: of videos that are there already. The others as of `PlanOptions`.
+def make_plan(options: PlanOptions) -> Plan:
+    """A prompt's seeds depend on its place in the suite alone, so a quick run's videos are among the full run's.
 
-    A prompt's seeds depend on its place in the suite alone, so a quick run's videos are among the full run's.
-    Raises ValueError for what can't be planned.
+    options: with a suite, as in `load_suite`. Raises ValueError for what can't be planned.
     """
-    chosen = choose_dimensions(dimensions)
+    chosen, quick = choose_dimensions(options.dimensions), options.quick
+    folder, prompt_map = options.videos, options.prompt_map
     if quick is not None and quick < 1:
         raise ValueError(f"quick is {quick}, expected at least 1 prompt a dimension")
     if folder is not None and not folder.is_dir():
         raise ValueError(f"no folder {folder}: expected one of videos named as VBench does, 'prompt-0.mp4'")
-    entries = load_suite(suite)
+    entries = load_suite(options.suite)
     long = read_prompt_map(prompt_map, entries) if prompt_map else {}
     wanted = _pick(entries, chosen, quick)
     many = FLICKER_SEEDS if folder is None or _has_extra(folder) else SEEDS
-    videos = []
+    videos: dict[str, Planned] = {}
     for place, prompt in enumerate(dict.fromkeys(entry.prompt for entry in entries)):
-        if prompt not in wanted:
-            continue
-        count = 1 if quick else many if FLICKER in wanted[prompt] else SEEDS
-        for index in range(count):
-            used = wanted[prompt] if index < SEEDS else (FLICKER,)
-            number = seed + place * FLICKER_SEEDS + index
-            videos.append(Planned(name_video(prompt, index), prompt, number, index, used, long.get(prompt)))
+        used = wanted.get(prompt, ())
+        for index in range(1 if quick else many if FLICKER in used else SEEDS) if used else ():
+            dimensions, seed = used if index < SEEDS else (FLICKER,), options.seed + place * FLICKER_SEEDS + index
+            video = Planned(name_video(prompt, index), prompt, seed, index, dimensions, long.get(prompt))
+            if (twin := videos.setdefault(video.name, video)) is not video:
+                raise ValueError(f"several prompts would be named {video.name}: {twin.prompt!r}, {prompt!r}")
     if not videos:
-        raise ValueError(f"{suite} has no prompt for {', '.join(chosen)}")
-    _refuse_twins(videos)
-    digest = hashlib.sha256(prompt_map.read_bytes()).hexdigest() if prompt_map else None
-    where = str(folder.resolve()) if folder else None
-    return Plan(digest_suite(suite), chosen, quick, tuple(videos), where, digest)
+        raise ValueError(f"{options.suite} has no prompt for {', '.join(chosen)}")
+    where, digest = str(folder.resolve()) if folder else None, prompt_map and digest_file(prompt_map)
+    return Plan(digest_suite(options.suite), chosen, quick, (*videos.values(),), where, digest)
 
 
 def choose_dimensions(names: Iterable[str] | None) -> tuple[str, ...]:
@@ -117,15 +108,8 @@ def name_video(prompt: str, index: int) -> str:
     stem = UNSAFE.sub(lambda match: f"%{ord(match[0]):02X}", prompt)
     if len(stem.encode()) > LONGEST - len("-24"):
         short = stem.encode()[: LONGEST - 24].decode(errors="ignore")
-        stem = f"{short}~{hashlib.sha256(prompt.encode()).hexdigest()[:16]}"
+        stem = f"{short}~{digest_content(prompt)[:16]}"
     return f"{stem}-{index}.mp4"
-
-
-def _refuse_twins(videos: list[Planned]) -> None:
-    twice = [name for name, count in Counter(video.name for video in videos).items() if count > 1]
-    if twice:
-        prompts = {video.prompt for video in videos if video.name == twice[0]}
-        raise ValueError(f"several prompts would be named {twice[0]}: {', '.join(map(repr, sorted(prompts)))}")
 
 
 def read_prompt_map(path: Path, entries: list[Entry]) -> dict[str, str]:
@@ -149,12 +133,8 @@ def read_prompt_map(path: Path, entries: list[Entry]) -> dict[str, str]:
 def find_clashes(videos: Iterable[Planned]) -> list[tuple[str, str]]:
     """Names that are one on a file system that ignores case, or the form of accents."""
     seen: dict[str, str] = {}
-    clashes = []
-    for video in videos:
-        other = seen.setdefault(fold(video.name), video.name)
-        if other != video.name:
-            clashes.append((other, video.name))
-    return clashes
+    pairs = ((seen.setdefault(fold(video.name), video.name), video.name) for video in videos)
+    return [(first, name) for first, name in pairs if first != name]
 
 
 def fold(name: str) -> str:
@@ -171,15 +151,14 @@ def check_case(folder: Path, plan: Plan) -> None:
     """Raises ValueError where videos of the plan would overwrite each other."""
     clashes = find_clashes(plan.videos)
     if clashes and ignores_case(folder):
-        (one, other), more = clashes[0], len(clashes) - 1
+        (one, other), more = clashes[0], f" and {len(clashes) - 1} more pairs" if len(clashes) > 1 else ""
         raise ValueError(
-            f"{folder} is on a file system that ignores case, where {one!r} and {other!r}"
-            f"{f' and {more} more pairs' if more else ''} are one file: choose an --out on another file system"
+            f"{folder} is on a file system that ignores case, where {one!r} and {other!r}{more} are one file: choose "
+            "an --out on another file system"
         )
 
 
 def describe_plan(plan: Plan) -> str:
-    """How many videos, and what for."""
     counts = Counter(name for video in plan.videos for name in video.dimensions if video.index < SEEDS)
     extra = sum(video.index >= SEEDS for video in plan.videos)
     prompts = len({video.prompt for video in plan.videos})

@@ -14,7 +14,7 @@ from train.common.console import check_writable
 from .official import Scorer, find_weights, open_scorer
 from .plan import choose_dimensions
 from .reading import write_plainly
-from .suite import DIMENSIONS, FLICKER
+from .suite import FLICKER
 from .weights import EVERY, NEEDS, STATIC_FILTER, Weight, show_bytes
 
 DETECTRON2 = "-m pip install --no-build-isolation git+https://github.com/facebookresearch/detectron2"
@@ -36,63 +36,51 @@ class Readiness:
         return not self.problems
 
 
-def check(dimension: str, scorer: Scorer | None, weights: Path) -> Readiness:
-    """Of a dimension as the official package scores it, or of the static filter. weights: VBench's cache folder."""
+def check(dimension: str, scorer: Scorer | None) -> Readiness:
+    """Of a dimension as the official package scores it, or of the static filter."""
     if scorer is None:
         how = "the Python of an environment with vbench (python -m eval.vbench setup-scorer DIR makes one)"
         return Readiness(dimension, (f"{NO_SCORER}, {how}",))
     packages, files = NEEDS[dimension]
     absent = tuple(name for name in (*EVERY, *packages) if not scorer.packages.get(name))
-    problems = [
-        f"missing package {name} in the environment of {scorer.python}"
-        + (f" (its installation is up to you: {scorer.python} {DETECTRON2})" if name == "detectron2" else "")
-        for name in absent
-    ]
-    wrong = {file: problem for file in files if (problem := file.find_problem(weights))}
+    problems = [f"missing package {name} in the environment of {scorer.python}" for name in absent]
+    problems += [f"detectron2 is left to you: {scorer.python} {DETECTRON2}"] if "detectron2" in absent else []
+    wrong = {file: problem for file in files if (problem := file.find_problem(scorer.weights))}
     return Readiness(dimension, (*problems, *wrong.values()), (*wrong,), absent)
 
 
-def check_all(dimensions: Iterable[str], scorer: Scorer | None, weights: Path) -> tuple[list[Readiness], Readiness]:
-    """Of each dimension in the official order, and of the static filter. temporal_flickering itself is always ready."""
-    chosen = {*dimensions}
-    checked = [
-        Readiness(name, ()) if name == FLICKER else check(name, scorer, weights)
-        for name in DIMENSIONS
-        if name in chosen
-    ]
-    return checked, check(STATIC_FILTER, scorer, weights)
+def check_all(dimensions: Iterable[str], scorer: Scorer | None) -> dict[str, Readiness]:
+    """By dimension; of temporal_flickering, which goes without it too, that of the static filter."""
+    return {name: check(STATIC_FILTER if name == FLICKER else name, scorer) for name in dimensions}
 
 
-def describe_readiness(checked: Iterable[Readiness], static_filter: Readiness) -> list[str]:
+def describe_readiness(checked: dict[str, Readiness]) -> list[str]:
     """What can be scored: a line a dimension, and one for all files that are missing."""
-    lines, missing = ["what can be scored:"], {}
-    for one in checked:
-        if one.dimension == FLICKER:
-            how = "with the static filter" if static_filter.ready else f"unfiltered ({_summarise(static_filter)})"
-            lines.append(f"  {one.dimension:<24}ready, {how}")
-            one = static_filter
+    lines = ["what can be scored:"]
+    for name, one in checked.items():
+        lacking = _summarise(one)
+        if name == FLICKER:
+            how = f"ready, {f'unfiltered ({lacking})' if lacking else 'with the static filter'}"
         else:
-            lines.append(f"  {one.dimension:<24}{'ready' if one.ready else f'no: {_summarise(one)}'}")
-        missing.update(dict.fromkeys(one.files))
-    if missing:
-        files, size = _count(missing)
-        lines.append(f"{files} missing or wrong (about {size}): python -m eval.vbench weights lists them")
-    return lines
+            how = f"no: {lacking}" if lacking else "ready"
+        lines.append(f"  {name:<24}{how}")
+    missing = dict.fromkeys(file for one in checked.values() for file in one.files)
+    return lines + ([f"{_count(missing)}: python -m eval.vbench weights lists them"] if missing else [])
 
 
-def _count(missing: Collection[Weight]) -> tuple[str, str]:
+def _count(missing: Collection[Weight]) -> str:
     """How many, and of what size together."""
     files = "1 file is" if len(missing) == 1 else f"{len(missing)} files are"
-    return files, show_bytes(sum(file.bytes for file in missing))
+    return f"{files} missing or wrong (about {show_bytes(sum(file.bytes for file in missing))})"
 
 
 def _summarise(one: Readiness) -> str:
-    """What is missing, in a few words."""
+    """What is missing, in a few words; empty for nothing."""
     if one.problems and not (one.packages or one.files):
         return NO_SCORER
-    told = [f"package {', '.join(one.packages)}"] if one.packages else []
-    told += [f"{len(one.files)} file{'s' if len(one.files) > 1 else ''}"] if one.files else []
-    return "; ".join(told)
+    packages = f"package {', '.join(one.packages)}" if one.packages else ""
+    files = f"{len(one.files)} file{'s' if len(one.files) > 1 else ''}" if one.files else ""
+    return "; ".join(filter(None, (packages, files)))
 
 
 def weights_command(
@@ -111,9 +99,9 @@ def weights_command(
     """
     folder, chosen = find_weights(scorer_weights), choose_dimensions(dimensions)
     if scorer_python is not None:
-        print("\n".join(_describe_packages(chosen, scorer_python, folder)))
+        print("\n".join(_describe_packages(chosen, open_scorer(scorer_python, "auto", folder))))
     missing = find_missing(chosen, folder)
-    lines = describe_missing(missing, chosen, folder)
+    lines = describe_missing(missing, folder)
     if script is not None:
         script = at_home(script)
         check_writable(script.parent, "--script")
@@ -123,36 +111,31 @@ def weights_command(
     print("\n".join(lines))
 
 
-def find_missing(dimensions: Iterable[str], folder: Path) -> list[Weight]:
-    """Each file that is missing or of a wrong size, once, in the order of the dimensions."""
-    needed = dict.fromkeys(file for name in dimensions for file in _list_files(name))
-    return [file for file in needed if file.find_problem(folder)]
+def find_missing(dimensions: Iterable[str], folder: Path) -> dict[Weight, list[str]]:
+    """Each file that is missing or wrong, in the order of the dimensions, and the dimensions that need it."""
+    needed: dict[Weight, list[str]] = {}
+    for name in dimensions:
+        for file in NEEDS[STATIC_FILTER if name == FLICKER else name][1]:
+            needed.setdefault(file, []).append(name)
+    return {file: names for file, names in needed.items() if file.find_problem(folder)}
 
 
-def _list_files(dimension: str) -> tuple[Weight, ...]:
-    """temporal_flickering needs what its static filter does."""
-    return NEEDS[STATIC_FILTER if dimension == FLICKER else dimension][1]
-
-
-def _describe_packages(dimensions: tuple[str, ...], python: Path, folder: Path) -> list[str]:
-    checked, static_filter = check_all(dimensions, open_scorer(python, "auto"), folder)
+def _describe_packages(dimensions: tuple[str, ...], scorer: Scorer) -> list[str]:
     lacking: dict[str, list[str]] = {}
-    for one in (*checked, *([static_filter] if FLICKER in dimensions else [])):
+    for name, one in check_all(dimensions, scorer).items():
         for package in one.packages:
-            lacking.setdefault(package, []).append(one.dimension)
+            lacking.setdefault(package, []).append(name)
     lines = [f"missing package {package}, for {', '.join(names)}" for package, names in lacking.items()]
     if "detectron2" in lacking:
-        lines.append(f"  its installation is up to you: {python} {DETECTRON2}")
-    return lines or [f"no package is missing in the environment of {python}"]
+        lines.append(f"  detectron2 is left to you: {scorer.python} {DETECTRON2}")
+    return lines or [f"no package is missing in the environment of {scorer.python}"]
 
 
-def describe_missing(missing: list[Weight], dimensions: Iterable[str], folder: Path) -> list[str]:
-    """A paragraph a file."""
+def describe_missing(missing: dict[Weight, list[str]], folder: Path) -> list[str]:
     if not missing:
         return [f"no file is missing in {folder}"]
     lines = []
-    for file in missing:
-        names = [name for name in dimensions if file in _list_files(name)]
+    for file, names in missing.items():
         problem = file.find_problem(folder)
         kinds = {"zip": f" (a zip, of which {file.member} is taken)", "git": " (git clone of the folder)", "file": ""}
         lines += [
@@ -161,11 +144,10 @@ def describe_missing(missing: list[Weight], dimensions: Iterable[str], folder: P
             f"  size  {file.describe_size()}",
             f"  for   {', '.join(names)}",
         ]
-    files, size = _count(missing)
-    return [*lines, f"{files} missing or wrong, about {size}; nothing is downloaded by this command"]
+    return [*lines, f"{_count(missing)}; nothing is downloaded by this command"]
 
 
-def write_script(missing: list[Weight], folder: Path) -> str:
+def write_script(missing: Iterable[Weight], folder: Path) -> str:
     """POSIX sh, with every name quoted."""
     lines = []
     for file in missing:

@@ -62,6 +62,11 @@ def parse_json(name: str, data: bytes) -> Any:
         raise ValueError(f"{name} can't be read as JSON: {error}") from None
 
 
+def parse(kind: Any, data: bytes, name: str = "it") -> Any:
+    """JSON as `shape` has it. Raises ValueError."""
+    return shape(name, kind, parse_json(name, data))
+
+
 def _refuse_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     unique = dict(pairs)
     if len(unique) < len(pairs):
@@ -98,11 +103,11 @@ def open_zip(name: str, data: bytes) -> zipfile.ZipFile:
     return packed
 
 
-def read_zipped(packed: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+def read_zipped(packed: zipfile.ZipFile, member: zipfile.ZipInfo, name: str = "it") -> bytes:
     """Raises ValueError for what is damaged, packed in an unknown way, or needs a password."""
     if member.flag_bits & 1:
-        raise ValueError("it needs a password: give it without one")
-    with _unpacking("it"):
+        raise ValueError(f"{name} needs a password: give it without one")
+    with _unpacking(name):
         return packed.read(member)
 
 
@@ -160,14 +165,9 @@ def write_json(path: Path, value: Any) -> None:
         atomic.write_json(path, value)
 
 
-def write_plainly(path: Path, text: str) -> None:
-    with _writing(path):
-        atomic.write_text(path, text)
-
-
-def write_bytes(path: Path, data: bytes) -> None:
+def write_plainly(path: Path, content: str | bytes) -> None:
     with _writing(path), atomic.beside(path) as temporary:
-        temporary.write_bytes(data)
+        temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
 @contextmanager

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fps_flex.checks import show
 
 from .reading import parse_json, plain, shape
-from .source import File, Source, open_source
+from .source import Source, open_source
 from .suite import DIMENSIONS, FLICKER, SEEDS
-from .values import Result, check_score, to_score, to_value, to_weight
+from .values import Result, add_note, check_score, to_score, to_value, to_weight
 
+EXPECTED = "a run's folder, *_eval_results.json, or a zip of them"
 ROW = ("video_path", "video_results")  # what the official package says of a video, at the least
 MAY_LACK = {  # dimensions of which the official package scores fewer videos than there are, and why
     "color": "the others were not scored, or the object wasn't found in them",
@@ -39,22 +41,26 @@ def read_results(path: Path | Source) -> Results:
     source = path if isinstance(path, Source) else open_source(path)
     given: dict[str, list[tuple[str, Result]]] = {}
     scores: dict[str, Result] = {}
-    problems = []
-    for file, dimension, result in _read_all(source.files):
-        if isinstance(result, ValueError):
-            what = f": {dimension} is left out" if dimension else " can't be read, and is left out"
-            problems.append(plain(f"{file}{what}: {result}"))
-            if dimension in DIMENSIONS:
-                scores[dimension] = Result(dimension, note=plain(str(result)))
-        else:
-            given.setdefault(dimension, []).append((file, result))
-    if not given and not problems:
-        raise ValueError(
-            f"{source.path} holds no scores: expected a run's folder, *_eval_results.json, or a zip of them"
-        )
+    problems: list[str] = []
+    for file in source.files:
+        try:
+            entries = _list_entries(parse_json("it", file.read()))
+        except ValueError as error:
+            problems.append(plain(f"{file.shown} can't be read, and is left out: {error}"))
+            continue
+        for dimension, read in entries:
+            try:
+                if dimension not in DIMENSIONS:
+                    raise ValueError(f"it scores {dimension}, which is no dimension of VBench")
+                result = read()
+                given.setdefault(dimension, []).append((file.shown, result))
+            except ValueError as error:
+                problems.append(plain(f"{file.shown}: {dimension} is left out: {error}"))
+                scores[dimension] = Result(dimension, note=plain(str(error)))
     if not given:
         more = f"; and {len(problems) - 1} more" if len(problems) > 1 else ""
-        raise ValueError(f"{source.path} holds no scores that can be used: {problems[0]}{more}")
+        why = f" that can be used: {problems[0]}{more}" if problems else f": expected {EXPECTED}"
+        raise ValueError(f"{source.path} holds no scores{why}")
     for dimension, those in given.items():
         scores[dimension] = _unite(dimension, those, problems)
     return Results({name: scores[name] for name in DIMENSIONS if name in scores}, (*problems, *source.problems))
@@ -65,49 +71,24 @@ def _unite(dimension: str, given: list[tuple[str, Result]], problems: list[str])
     scored = [(file, result) for file, result in given if result.score is not None] or given[:1]
     file, best = max(scored, key=lambda one: bool(one[1].videos))
     for other, result in scored:
-        if _contradict(best, result):
+        if best.score != result.score or (best.videos and result.videos and best.videos != result.videos):
             problems.append(plain(f"{other} and {file} both score {dimension}, differently: it is left out"))
             return Result(dimension, note="two files score it differently")
     return best
 
 
-def _contradict(one: Result, other: Result) -> bool:
-    return one.score != other.score or bool(one.videos and other.videos and one.videos != other.videos)
-
-
-def _read_all(files: Iterable[File]) -> Iterator[tuple[str, str, Result | ValueError]]:
-    """(file, dimension, its result or why there is none); the dimension is empty where that is of a whole file."""
-    for file in files:
-        try:
-            entry = parse_json("it", file.read())
-            if isinstance(entry, list):
-                continue  # the official package's *_full_info.json
-            if not isinstance(entry, dict):
-                raise ValueError(f"expected scores of dimensions, found {show(entry)}")
-            items = [(entry["dimension"], entry)] if "dimension" in entry else _list_official(entry)
-        except ValueError as error:
-            yield file.shown, "", error
-            continue
-        for dimension, value in items:
-            yield file.shown, str(dimension), _parse(dimension, value, ours=value is entry)
-
-
-def _list_official(entries: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Raises ValueError for a dimension that is there with a space and with an underscore."""
-    names = Counter(name.replace(" ", "_") for name in entries)
-    twice = [name for name, times in names.items() if times > 1]
-    if twice:
-        raise ValueError(f"it has {', '.join(twice)} twice")
-    return [(name.replace(" ", "_"), value) for name, value in entries.items()]
-
-
-def _parse(dimension: Any, entry: Any, ours: bool) -> Result | ValueError:
-    try:
-        if not isinstance(dimension, str) or dimension not in DIMENSIONS:
-            raise ValueError(f"it scores {dimension}, which is no dimension of VBench")
-        return parse_ours(entry) if ours else _parse_official(dimension, entry)
-    except ValueError as error:
-        return error
+def _list_entries(said: Any) -> list[tuple[str, Callable[[], Result]]]:
+    """(dimension, what reads its result) of a file. Raises ValueError for what holds none."""
+    if isinstance(said, list):
+        return []  # the official package's *_full_info.json
+    if not isinstance(said, dict):
+        raise ValueError(f"expected scores of dimensions, found {show(said)}")
+    if "dimension" in said:
+        return [(str(said["dimension"]), partial(parse_ours, said))]
+    names = [name.replace(" ", "_") for name in said]
+    if twice := ", ".join(name for name, times in Counter(names).items() if times > 1):
+        raise ValueError(f"it has {twice} twice")
+    return [(name, partial(_parse_official, name, one)) for name, one in zip(names, said.values(), strict=True)]
 
 
 def parse_ours(entry: dict[str, Any]) -> Result:
@@ -123,38 +104,26 @@ def parse_ours(entry: dict[str, Any]) -> Result:
     score, videos = to_score(result.dimension, result.score), _to_values(result.dimension, entry["videos"].items())
     if result.weights and result.weights.keys() != videos.keys():
         raise ValueError("its weights are of other videos than its values")
-    known = {name: to_weight(weight) for name, weight in result.weights.items()}
+    weights = {name: to_weight(weight) for name, weight in result.weights.items()}
     last = _to_values(result.dimension, result.last.items())
-    weights, last, note = check_score(result.dimension, score, videos, known, last)
-    note = "; ".join(dict.fromkeys(filter(None, (result.note, note))))
     complete = result.complete and not result.missing and not result.errors
-    return replace(result, score=score, videos=videos, complete=complete, weights=weights, last=last, note=note)
+    return check_score(replace(result, score=score, videos=videos, complete=complete, weights=weights, last=last))
 
 
 def _parse_official(dimension: str, entry: Any) -> Result:
     """[overall, [{video_path, video_results, ...}]], or the overall score alone."""
     overall, *more = entry if isinstance(entry, list) and entry else [entry]
     score, rows = to_score(dimension, overall), more[0] if more else []
-    if (
-        len(more) > 1
-        or not isinstance(rows, list)
-        or not all(isinstance(row, dict) and {*ROW} <= row.keys() for row in rows)
-    ):
+    are_rows = isinstance(rows, list) and all(isinstance(row, dict) and {*ROW} <= row.keys() for row in rows)
+    if len(more) > 1 or not are_rows:
         raise ValueError("it is not a list of an overall score and its videos")
     videos = _to_values(dimension, [(_name_of(row), row["video_results"]) for row in rows])
-    weights, last, note = check_score(dimension, score, videos, *_read_frames(dimension, rows))
-    partial = any(row.get("incomplete") is True for row in rows)
-    complete, lacking = _judge_count(dimension, len(videos))
-    return Result(
-        dimension,
-        score,
-        videos,
-        complete and not partial,
-        filtered=False if any(row.get("filtered") is False for row in rows) else None,
-        weights=weights,
-        last=last,
-        note="; ".join(filter(None, ["it says of itself that it is incomplete" if partial else "", lacking, note])),
-    )
+    weights, last = _read_frames(dimension, rows)
+    complete, note = _judge_count(dimension, len(videos))
+    if any(row.get("incomplete") is True for row in rows):
+        complete, note = False, add_note("it says of itself that it is incomplete", note)
+    filtered = False if any(row.get("filtered") is False for row in rows) else None
+    return check_score(Result(dimension, score, videos, complete, (), {}, filtered, {}, note, "", weights, (), last))
 
 
 def _judge_count(dimension: str, videos: int) -> tuple[bool, str]:

@@ -6,125 +6,120 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from train.common.atomic import digest_file
+from train.common.atomic import digest_content, digest_file
 from train.common.console import check_writable
 from train.common.videos import ClipError
 from train.common.work import progress_bar
 
 from . import flicker
-from .cache import Cache, hash_text
-from .check import Stock, find_usable, warn_of_strays
+from .cache import Cache
+from .check import find_usable, warn_of_strays
 from .official import Outcome, Scorer, ScorerOptions, score_official
-from .preflight import NEEDS, STATIC_FILTER, Readiness, check_all, describe_readiness
+from .preflight import NEEDS, STATIC_FILTER, check_all, describe_readiness
 from .reading import NoFile, read_json, write_json
 from .results import parse_ours
 from .suite import DIMENSIONS, FLICKER, Plan, Planned
-from .values import Result, mean, to_value, to_weight
+from .values import Result, add_note, mean, to_value, to_weight
 
 log = logging.getLogger("fps_flex")
 STATIC = 5  # videos of a prompt that the static filter keeps
 NO_SCORER = ScorerOptions()
+Kept = dict[str, list[str]]  # names of static videos, by prompt
 
 
+@dataclass(frozen=True)
 class Scoring:
-    """What the dimensions of a run share."""
+    """What the dimensions of a run share. out: for the scores. hashes, problems: as of `find_usable`."""
 
-    def __init__(self, videos: Path, plan: Plan, out: Path, stock: Stock, scorer: Scorer | None, weights: Path):
-        self.videos, self.plan, self.out, self.stock = videos, plan, out, stock
-        self.scorer, self.weights = scorer, weights
+    videos: Path
+    plan: Plan
+    out: Path
+    hashes: dict[str, str]
+    problems: dict[str, str]
+    scorer: Scorer | None
 
     def score_official(self, dimension: str) -> Result:
-        scorer = self._describe_scorer(dimension)
-        wanted = self.plan.expected(dimension)
+        scorer, wanted = self._describe_scorer(dimension), self.plan.expected(dimension)
         outcome = self._ask(dimension, [{"name": v.name, "prompt": v.prompt} for v in self._usable(wanted)], scorer)
         left_out = sum(value is None for value, _ in outcome.results.values())
-        note = [outcome.failure] if outcome.failure else []
         if left_out:
-            note.append(f"videos that officially count for nothing, since no such object was seen: {left_out}")
-        return self._finish(dimension, wanted, outcome, scorer, note)
+            outcome.notes.append(f"videos that officially count for nothing, since no such object was seen: {left_out}")
+        return self._finish(dimension, wanted, outcome, scorer)
 
-    def score_flicker(self, static_filter: Readiness) -> Result:
-        scorer = {"name": "native", "version": flicker.VERSION, "av": version("av")}
-        wanted, outcome, note = self.plan.expected(FLICKER), Outcome(), []
-        filtered = static_filter.ready
-        if filtered:
-            every = [video for video in self.plan.videos if FLICKER in video.dimensions]
-            kept, errors, failure = self._choose_static(every)
-            if failure:
-                filtered, note = False, [f"the static filter failed: {failure}"]
-            else:
-                wanted, outcome.errors = every, errors
-                scorer["static_filter"] = self._describe_scorer(STATIC_FILTER)
-                short = sum(len(names) < STATIC for names in kept.values())
-                note = [f"prompts with fewer than {STATIC} static videos: {short}"] if short else []
-        names = [name for names in kept.values() for name in names] if filtered else [
-            video.name for video in self._usable(wanted)]  # fmt: skip
-        self._score_native(names, {name: scorer[name] for name in ("name", "version", "av")}, outcome)
-        if not filtered:
-            note.append("unfiltered: the official score is of static videos only")
-        deep = sum(flicker.bits(self.videos / name) > 8 for name in outcome.results)
-        if deep:
-            note.append(f"videos of more than 8 bits, whose official score differs from the third digit on: {deep}")
-        return self._finish(FLICKER, wanted, outcome, scorer, note, filtered)
+    def score_flicker(self, filtered: bool) -> Result:
+        """filtered: whether the static filter can be used."""
+        native = {"name": "native", "version": flicker.VERSION, "av": version("av")}
+        kept, chosen = self._choose_static() if filtered else ({}, Outcome())
+        notes = [f"the static filter failed: {chosen.failure}"] if chosen.failure else []
+        if filtered := filtered and not chosen.failure:
+            scorer = {**native, "static_filter": self._describe_scorer(STATIC_FILTER)}
+            wanted, names = self.plan.of(FLICKER), [name for names in kept.values() for name in names]
+            outcome, short = Outcome(errors=chosen.errors), sum(len(names) < STATIC for names in kept.values())
+            notes += [f"prompts with fewer than {STATIC} static videos: {short}"] if short else []
+        else:
+            scorer, wanted, outcome = native, self.plan.expected(FLICKER), Outcome()
+            names = [video.name for video in self._usable(wanted)]
+            notes.append("unfiltered: the official score is of static videos only")
+        self._score_native(names, native, outcome)
+        if deep := sum(flicker.bits(self.videos / name) > 8 for name in outcome.results):
+            notes.append(f"videos of more than 8 bits, whose official score differs from the third digit on: {deep}")
+        outcome.notes = notes
+        return self._finish(FLICKER, wanted, outcome, scorer, filtered)
 
-    def score_nothing(self, readiness: Readiness) -> Result:
+    def score_nothing(self, dimension: str, problems: Iterable[str]) -> Result:
         """What was scored before stays, as long as the videos are the same."""
-        dimension = readiness.dimension
         wanted, before = self.plan.expected(dimension), self._read_before(dimension)
         if before and before.score is not None and before.digest == self._digest(wanted):
             log.warning("%s can't be scored now, but was before, of the same videos: that score stays", dimension)
             return before
-        failed = Outcome(failure="; ".join(readiness.problems))
-        return self._finish(dimension, wanted, failed, {}, [failed.failure])
+        return self._finish(dimension, wanted, Outcome(failure="; ".join(problems)), {})
 
-    def _choose_static(self, every: list[Planned]) -> tuple[dict[str, list[str]], dict[str, str], str | None]:
+    def _choose_static(self) -> tuple[Kept, Outcome]:
         """The first five static videos of each prompt, in the order of their names: "-10" before "-2", as officially.
 
-        Also what went wrong, by name, and why the filter ended early, if it did.
+        Also what the filter said.
         """
-        scorer = self._describe_scorer(STATIC_FILTER)
+        scorer, every = self._describe_scorer(STATIC_FILTER), self.plan.of(FLICKER)
         cache, usable = self._cache(STATIC_FILTER, scorer), sorted(self._usable(every), key=lambda video: video.name)
         items, counts = [], Counter()
         for video in usable:
-            static, _ = cache.find(video.name, self.stock.hashes[video.name]) or (None, 1)
+            static, _ = cache.find(video.name, self.hashes[video.name]) or (None, 1)
             if counts[video.prompt] < STATIC:
                 items.append({"name": video.name, "prompt": video.prompt, "static": static})
             counts[video.prompt] += bool(static)
         outcome = self._ask(STATIC_FILTER, items, scorer)
-        kept: dict[str, list[str]] = {video.prompt: [] for video in every}
+        kept: Kept = {video.prompt: [] for video in every}
         for video in usable:
             value, _ = outcome.results.get(video.name, (0.0, 1))
             if value and len(kept[video.prompt]) < STATIC:
                 kept[video.prompt].append(video.name)
-        return kept, outcome.errors, outcome.failure
+        return kept, outcome
 
     def _ask(self, dimension: str, items: list[dict[str, Any]], scorer: dict[str, Any]) -> Outcome:
         """The official package's values: those known, and what it says of the other videos now."""
-        cache, hashes = self._cache(dimension, scorer), self.stock.hashes
-        known = {item["name"]: cache.find(item["name"], hashes[item["name"]]) for item in items}
-        known = {name: result for name, result in known.items() if result is not None}
+        cache = self._cache(dimension, scorer)
+        found = {item["name"]: cache.find(item["name"], self.hashes[item["name"]]) for item in items}
+        known = {name: result for name, result in found.items() if result is not None}
+        if len(known) == len(items):
+            return Outcome(known)
         if dimension != STATIC_FILTER:  # which skips videos by what it knows of the others
             items = [item for item in items if item["name"] not in known]
-        outcome = Outcome()
-        if any(item["name"] not in known for item in items):
-            with progress_bar() as progress:
-                bar = progress.add_task(dimension, total=len(items))
+        with progress_bar() as progress:
+            bar = progress.add_task(dimension, total=len(items))
 
-                def keep(name: str, value: Any, weight: Any) -> None:
-                    if value is not None:
-                        value, weight = to_value(dimension, value), to_weight(weight)
-                    cache.add(name, hashes[name], value, weight)
-                    progress.advance(bar)
+            def keep(name: str, value: Any, weight: Any) -> None:
+                if value is not None:
+                    value, weight = to_value(dimension, value), to_weight(weight)
+                cache.add(name, self.hashes[name], value, weight)
+                progress.advance(bar)
 
-                log_file = self.out / "logs" / f"{dimension}.log"
-                outcome = score_official(self.scorer, dimension, items, self.videos, self.weights, log_file, keep)
+            log_file = self.out / "logs" / f"{dimension}.log"
+            outcome = score_official(self.scorer, dimension, items, self.videos, log_file, keep)
         outcome.results = {**known, **outcome.results}
         return outcome
 
@@ -132,82 +127,74 @@ class Scoring:
         cache = self._cache(FLICKER, scorer)
         with progress_bar() as progress:
             for name in progress.track(names, description=FLICKER):
-                result = cache.find(name, self.stock.hashes[name])
+                result = cache.find(name, self.hashes[name])
                 try:
                     if result is None:
                         result = flicker.score_flicker(self.videos / name), 1
-                        cache.add(name, self.stock.hashes[name], *result)
+                        cache.add(name, self.hashes[name], *result)
                     outcome.results[name] = result
                 except ClipError as error:
                     outcome.errors[name] = str(error).removeprefix(f"{self.videos / name}: ")
 
     def _finish(
-        self,
-        dimension: str,
-        wanted: list[Planned],
-        outcome: Outcome,
-        scorer: dict[str, Any],
-        note: list[str],
-        filtered: bool | None = None,
+        self, dimension: str, wanted: list[Planned], said: Outcome, scorer: dict[str, Any], filtered: bool | None = None
     ) -> Result:
         """The mean over videos, each with its weight, as the official function takes it; written whole."""
         names = dict.fromkeys(video.name for video in wanted)
-        errors = {name: reason for name, reason in {**self.stock.problems, **outcome.errors}.items() if name in names}
-        if dimension != FLICKER and outcome.failure is None:
-            unseen = self.stock.hashes.keys() & names.keys() - outcome.results.keys() - errors.keys()
+        errors = {name: reason for name, reason in {**self.problems, **said.errors}.items() if name in names}
+        if dimension != FLICKER and said.failure is None:
+            unseen = self.hashes.keys() & names.keys() - said.results.keys() - errors.keys()
             errors |= dict.fromkeys(sorted(unseen), "the official code did not look at it")
-        counted = {name: outcome.results[name] for name in names if outcome.results.get(name, (None,))[0] is not None}
+        counted = {name: said.results[name] for name in names if said.results.get(name, (None,))[0] is not None}
         videos = {name: float(value) for name, (value, _) in counted.items()}
         weights = {name: float(weight) for name, (_, weight) in counted.items()}
         weights = weights if len({*weights.values()}) > 1 else {}
-        missing = [name for name in names if name not in self.stock.hashes or name in errors]
-        left_out = [name for name, (value, _) in outcome.results.items() if value is None and name in names]
+        missing = [name for name in names if name not in self.hashes or name in errors]
+        left_out = [name for name, (value, _) in said.results.items() if value is None and name in names]
         if filtered:  # what it saw and didn't choose; it looks no further once it has five of a prompt
             left_out = [name for name in names if name not in videos and name not in missing]
         result = Result(
             dimension,
             mean(videos, weights) / DIMENSIONS[dimension].unit if videos else None,
             videos,
-            bool(videos) and not missing and outcome.failure is None,
+            bool(videos) and not missing and said.failure is None,
             tuple(missing),
             errors,
             filtered,
             scorer,
-            "; ".join(note),
-            self._digest(wanted),
-            weights,
-            tuple(left_out),
+            note=add_note(said.failure or "", *said.notes),
+            digest=self._digest(wanted),
+            weights=weights,
+            left_out=tuple(left_out),
         )
-        write_json(self._file(dimension), asdict(result))
+        write_json(self.out / f"{dimension}.json", asdict(result))
         return result
 
     def _usable(self, wanted: Iterable[Planned]) -> list[Planned]:
-        return [video for video in wanted if video.name in self.stock.hashes]
+        return [video for video in wanted if video.name in self.hashes]
 
     def _cache(self, dimension: str, scorer: dict[str, Any]) -> Cache:
         return Cache(self.out / "cache", dimension, scorer)
 
     def _describe_scorer(self, dimension: str) -> dict[str, Any]:
         """All that a value depends on besides the video; what is cached is known by it."""
-        files = {weight.path: digest_file(self.weights / weight.path) for weight in NEEDS[dimension][1]}
-        versions = {name: number for name, number in self.scorer.versions.items() if name != "vbench"}
-        return {"name": "vbench", "version": self.scorer.versions.get("vbench"), "device": self.scorer.device,
+        versions = dict(self.scorer.versions)
+        files = {weight.path: digest_file(self.scorer.weights / weight.path) for weight in NEEDS[dimension][1]}
+        return {"name": "vbench", "version": versions.pop("vbench", None), "device": self.scorer.device,
                 "versions": versions, "weights": files}  # fmt: skip
 
     def _digest(self, wanted: Iterable[Planned]) -> str:
-        return hash_text(json.dumps([[video.name, self.stock.hashes.get(video.name)] for video in wanted]))
+        return digest_content(json.dumps([[video.name, self.hashes.get(video.name)] for video in wanted]))
 
     def _read_before(self, dimension: str) -> Result | None:
+        file = self.out / f"{dimension}.json"
         try:
-            return parse_ours(read_json(self._file(dimension)))
+            return parse_ours(read_json(file))
         except NoFile:
             return None
         except ValueError as error:
-            log.warning("%s can't be used (%s): it is written again", self._file(dimension), error)
+            log.warning("%s can't be used (%s): it is written again", file, error)
             return None
-
-    def _file(self, dimension: str) -> Path:
-        return self.out / f"{dimension}.json"
 
 
 def score(
@@ -230,23 +217,20 @@ def score(
     if not videos.is_dir():
         raise ValueError(f"no folder of videos {videos}: generate them first, or plan with another folder")
     check_writable(out / "scores", "--out")
-    scorer, weights = options.open()
-    checked, static_filter = check_all(chosen, scorer, weights)
-    console = Console()
-    print("\n".join(describe_readiness(checked, static_filter)))
-    stock = find_usable(videos, (x.name for x in plan.videos if {*x.dimensions} & {*chosen}), out)
+    scorer = options.open()
+    checked = check_all(chosen, scorer)
+    print("\n".join(describe_readiness(checked)))
+    usable = find_usable(videos, (x.name for x in plan.videos if {*x.dimensions} & {*chosen}), out)
     warn_of_strays(videos, plan)
-    run = Scoring(videos, plan, out / "scores", stock, scorer, weights)
-    results = {}
-    for one in checked:
-        if one.dimension == FLICKER:
-            result = run.score_flicker(static_filter)
+    run, results = Scoring(videos, plan, out / "scores", *usable, scorer), {}
+    for name, one in checked.items():
+        if name == FLICKER:
+            results[name] = run.score_flicker(one.ready)
         else:
-            result = run.score_official(one.dimension) if one.ready else run.score_nothing(one)
-        results[one.dimension] = result
-        console.print(_describe(result), soft_wrap=True, highlight=False, markup=False)
+            results[name] = run.score_official(name) if one.ready else run.score_nothing(name, one.problems)
+        print(_describe(results[name]), flush=True)
     complete = sum(result.complete for result in results.values())
-    console.print(f"{complete} of {len(results)} dimensions complete; all in {out / 'scores'}", soft_wrap=True)
+    print(f"{complete} of {len(results)} dimensions complete; all in {out / 'scores'}")
     return results
 
 
@@ -255,8 +239,6 @@ def _describe(result: Result) -> str:
         return f"{result.dimension:<24}{'-':>8}  not scored: {result.note.split('; ')[0]}"
     value = "-" if result.score is None else f"{result.score:.4f}"
     parts = [f"{result.dimension:<24}{value:>8}  videos: {len(result.videos)}"]
-    if result.missing:
-        parts.append(f"incomplete, missing: {len(result.missing)}")
+    parts += [f"incomplete, missing: {len(result.missing)}"] if result.missing else []
     parts += [result.note] if result.note else []
-    parts += [f"{name}: {reason}" for name, reason in list(result.errors.items())[:3]]
-    return "; ".join(parts)
+    return "; ".join([*parts, *(f"{name}: {reason}" for name, reason in [*result.errors.items()][:3])])

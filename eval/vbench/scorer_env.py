@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from pathlib import Path
 from typing import Literal
 
-from .official import RUNNER
+from .official import find_weights, open_scorer
 from .preflight import DETECTRON2
 
 Torch = Literal["cpu", "cu118", "cu121", "cu124", "pip"]
@@ -38,15 +37,13 @@ def setup_command(folder: Path, python: str = "python3.11", torch: Torch = "cpu"
             raise ValueError(f"{folder} is not empty and no virtual environment: choose another folder")
         _run([python, "-m", "venv", str(folder)])
     build, index = ("", []) if torch == "pip" else (f"+{torch}", ["--extra-index-url", f"{INDEX}/{torch}"])
-    constraints = ["-c", str(CONSTRAINTS)]
-    _pip(own, *constraints, *TOOLS)
-    _pip(own, *constraints, *index, *(f"{package}{build}" for package in TORCH))
-    _pip(own, *constraints, "--no-build-isolation", VBENCH)
+    torches = [f"{package}{build}" for package in TORCH]
+    for packages in (TOOLS, [*index, *torches], ["--no-build-isolation", VBENCH]):
+        _run([str(own), "-m", "pip", "install", "-c", str(CONSTRAINTS), *packages])
     _run([str(own), "-I", "-W", "ignore", "-c", TRY])
-    described = json.loads(_run([str(own), "-I", str(RUNNER), "describe", "auto"], capture=True))
-    versions = ", ".join(f"{name} {number}" for name, number in described["versions"].items())
-    print(f"{versions}; {'a GPU' if described['has_gpu'] else 'no GPU'}")
-    if not described["packages"]["detectron2"]:
+    scorer = open_scorer(own, "auto", find_weights(None))
+    print(f"{', '.join(f'{name} {number}' for name, number in scorer.versions.items())}; on {scorer.device}")
+    if not scorer.packages["detectron2"]:
         print(f"object_class, multiple_objects, color and spatial_relationship also need: {own} {DETECTRON2}")
     print(f"ready: --scorer_python {own}")
 
@@ -64,15 +61,9 @@ def check_python(python: str) -> None:
         raise ValueError(f"{python} is Python {version}: {wanted}")
 
 
-def _pip(python: Path, *arguments: str) -> None:
-    _run([str(python), "-m", "pip", "install", *arguments])
-
-
-def _run(command: list[str], capture: bool = False) -> str:
+def _run(command: list[str]) -> None:
     """Raises ValueError when it fails; what it prints is seen."""
     print("+ " + " ".join(command), flush=True)
-    done = subprocess.run(command, stdout=subprocess.PIPE if capture else None, text=True)
-    if done.returncode:
-        raise ValueError(f"{' '.join(command[1:4])} ended with code {done.returncode}, see above; "
-                         "the same command goes on from there")  # fmt: skip
-    return done.stdout
+    if code := subprocess.run(command).returncode:
+        what = f"{' '.join(command[1:4])} ended with code {code}"
+        raise ValueError(f"{what}, see above; the same command goes on from there")

@@ -7,6 +7,7 @@ It must not import anything of this project: that environment has other versions
 """
 
 import contextlib
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
@@ -36,11 +37,11 @@ def describe(device):
     for name in VERSIONS:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-    has_gpu = device != "cpu" and packages["torch"] and importlib.import_module("torch").cuda.is_available()
+    gpu = device != "cpu" and packages["torch"] and importlib.import_module("torch").cuda.is_available()
     vbench = importlib.util.find_spec("vbench")
     suite = str(Path(vbench.origin).with_name("VBench_full_info.json")) if vbench and vbench.origin else None
     return {"versions": {"python": platform.python_version(), **versions}, "packages": packages, "suite": suite,
-            "has_gpu": has_gpu}  # fmt: skip
+            "device": "cuda" if gpu else "cpu"}  # fmt: skip
 
 
 def score(job, send):
@@ -49,7 +50,8 @@ def score(job, send):
     die_with_parent(job["work"])
     os.chdir(job["work"])
     torch = importlib.import_module("torch")
-    load_like_torch_2_5(torch)
+    # the official code gives torch.load no arguments that newer versions want, nor any that a CPU needs
+    torch.load = functools.partial(torch.load, map_location="cpu", weights_only=False)
     if job["dimension"] == "static_filter":
         return filter_static(job, torch.device(job["device"]), send)
     from vbench import VBench
@@ -95,11 +97,8 @@ def one_by_one(module, function, dimension, send):
 def split(listed):
     """(path, what the official function takes as a list of one) of each video: a path, or a prompt's with one video."""
     for item in listed:
-        if isinstance(item, str):
-            yield item, item
-        else:
-            for path in item["video_list"]:
-                yield path, {**item, "video_list": [path]}
+        for path in [item] if isinstance(item, str) else item["video_list"]:
+            yield path, path if isinstance(item, str) else {**item, "video_list": [path]}
 
 
 def read_entry(dimension, entries, frames):
@@ -111,14 +110,10 @@ def read_entry(dimension, entries, frames):
     if not math.isfinite(value):
         return {"error": f"the official score is {value}"}
     if dimension == "subject_consistency":
-        weight = frames[0] - 1
-    elif dimension == "background_consistency":
-        weight = entry["cnt_per_video"]
-    elif "frame_results" in entry:  # appearance_style, spatial_relationship
-        weight = len(entry["frame_results"])
-    else:
-        weight = entry.get("frame_count", 1)
-    return {"value": value, "weight": weight}
+        return {"value": value, "weight": frames[0] - 1}
+    if "frame_results" in entry:  # appearance_style, spatial_relationship
+        return {"value": value, "weight": len(entry["frame_results"])}
+    return {"value": value, "weight": entry.get("cnt_per_video", entry.get("frame_count", 1))}
 
 
 def filter_static(job, device, send):
@@ -142,16 +137,6 @@ def filter_static(job, device, send):
             except Exception as error:
                 send({"name": item["name"], "error": f"{type(error).__name__}: {error}"})
         counts[item["prompt"]] = count + bool(static)
-
-
-def load_like_torch_2_5(torch):
-    """The official code gives torch.load no arguments that newer versions want, nor any that a CPU needs."""
-    load = torch.load
-
-    def load_on_cpu(*args, **kwargs):
-        return load(*args, **{"map_location": "cpu", "weights_only": False, **kwargs})
-
-    torch.load = load_on_cpu
 
 
 def cached(function):

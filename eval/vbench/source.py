@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from zipfile import ZipFile, ZipInfo
 
-from .check import Findings, parse_findings
+from .check import Findings
 from .ours import WRITTEN, is_ours, parse_written, read_written
-from .reading import NoFile, is_zip, open_zip, read_bytes, read_zipped
-from .suite import DIMENSIONS, Plan, find_plan, parse_plan
+from .reading import NoFile, is_zip, open_zip, parse, read_bytes, read_zipped
+from .suite import DIMENSIONS, Plan, parse_plan
 
 PARTS = ("scores", "eval_results")  # folders of a run that hold scores
 
@@ -20,7 +22,7 @@ PARTS = ("scores", "eval_results")  # folders of a run that hold scores
 class File:
     """inside: its path in the folder or zip. shown: as messages name it."""
 
-    inside: PurePosixPath
+    inside: Path
     shown: str
     read: Callable[[], bytes]
 
@@ -40,7 +42,7 @@ class Source:
 def open_source(path: Path) -> Source:
     """Raises ValueError for what can't be read, and a plan that is none."""
     if os.path.isdir(path):  # False where that can't be told
-        return _of_run(path, _list_folder(path), _find_run(path))
+        return _of_folder(path, _list_folder(path), _find_run(path))
     try:
         data = read_bytes(path)
         packed = open_zip(str(path), data) if is_zip(data) else None
@@ -48,13 +50,17 @@ def open_source(path: Path) -> Source:
         raise ValueError(f"{path}: scores can't be read ({error})") from None
     if packed is None:
         run = _find_run(path.parent)
-        return _of_run(
-            path, [File(PurePosixPath(path.name), str(path), lambda: data)], path if run == path.parent else run
-        )
+        return _of_folder(path, [File(Path(path.name), str(path), lambda: data)], path if run == path.parent else run)
     members = sorted(packed.infolist(), key=lambda member: member.filename)
-    return _of_zip(path, [
-        File(PurePosixPath(x.filename), f"{path}:{x.filename}", partial(read_zipped, packed, x)) for x in members
-    ])  # fmt: skip
+    return _of_zip(path, [_member(path, packed, member) for member in members])
+
+
+def _member(path: Path, packed: ZipFile, member: ZipInfo) -> File:
+    return File(Path(member.filename), f"{path}:{member.filename}", partial(read_zipped, packed, member))
+
+
+def _file(file: Path, folder: Path) -> File:
+    return File(file.relative_to(folder), str(file), partial(read_bytes, file))
 
 
 def _find_run(folder: Path) -> Path:
@@ -63,23 +69,22 @@ def _find_run(folder: Path) -> Path:
     return above if folder.resolve().name in PARTS and os.path.exists(above / "plan.json") else folder
 
 
-def _of_run(path: Path, files: list[File], run: Path) -> Source:
-    check = run / "check.json"
-    return _with_run(
-        path, files, run, find_plan(run), File(PurePosixPath(check.name), str(check), partial(read_bytes, check))
-    )
+def _of_folder(path: Path, files: list[File], run: Path) -> Source:
+    return _with_run(path, files, run, _file(run / "plan.json", run), _file(run / "check.json", run))
 
 
-def _with_run(path: Path, files: list[File], run: Path, plan: Plan | None, check: File | None) -> Source:
+def _with_run(path: Path, files: list[File], run: Path, plan: File | None, check: File | None) -> Source:
+    known, findings, problems = None, None, ()
+    with suppress(NoFile):
+        known = plan and parse_plan(plan.shown, plan.read())
     try:
-        return Source(path, files, run, plan, check and parse_findings(check.read()))
+        findings = check and parse(Findings, check.read())
     except NoFile:
-        return Source(path, files, run, plan)
+        pass
     except ValueError as error:
-        problem = (
-            f"{check.shown} can't be used ({error}): what is wrong with the videos isn't known until `check` makes it"
-        )
-        return Source(path, files, run, plan, problems=(f"{problem} again",))
+        so = "what is wrong with the videos isn't known until `check` makes it again"
+        problems = (f"{check.shown} can't be used ({error}): {so}",)
+    return Source(path, files, run, known, findings, problems)
 
 
 def _list_folder(path: Path) -> list[File]:
@@ -92,10 +97,10 @@ def _list_folder(path: Path) -> list[File]:
     names = {file: file.relative_to(path).as_posix() for file in dict.fromkeys(files)}
     written = read_written(path)
     others = [file for file, name in names.items() if not (name in written and is_ours(file, name, written))]
-    return [File(PurePosixPath(names[x]), str(x), partial(read_bytes, x)) for x in others or names]
+    return [_file(x, path) for x in others or names]
 
 
-def _is_ours(file: Path | PurePosixPath) -> bool:
+def _is_ours(file: Path) -> bool:
     return file.stem in DIMENSIONS
 
 
@@ -106,10 +111,9 @@ def _of_zip(path: Path, members: list[File]) -> Source:
     if len(plans) > 1:
         raise ValueError(f"{path} holds {len(plans)} runs, expected one: {', '.join(x.shown for x in plans[:3])}")
     files = _choose(members, [x for x in every if x.inside.suffix == ".json"])
-    if not plans:
-        return Source(path, files, path)
-    checks = [x for x in every if x.inside == plans[0].inside.with_name("check.json")]
-    return _with_run(path, files, path, parse_plan(plans[0].shown, plans[0].read()), checks[0] if checks else None)
+    plan = plans[0] if plans else None
+    checks = (x for x in every if plan and x.inside == plan.inside.with_name("check.json"))
+    return _with_run(path, files, path, plan, next(checks, None))
 
 
 def _choose(members: list[File], every: list[File]) -> list[File]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,14 @@ from ..generate.jobs import Job, Options
 from ..generate.records import open_records
 from ..generate.videos import draw_contacts, make_videos
 from .chart import draw_scores
-from .check import Findings, check_videos, describe_findings, write_findings
+from .check import Findings, check_videos, describe_findings
 from .compare import compare_runs, describe_comparison, open_runs, write_comparison
-from .compare_page import write_compare_page
 from .log import log_report
 from .ours import writing
-from .page import to_html
+from .page import compare_to_html, to_html
 from .plan import PlanOptions, check_case, describe_plan, make_plan
 from .reading import write_json, write_plainly
-from .report import collect, describe_report, to_dict, to_markdown, write_leaderboard, write_tables
+from .report import CAPTION, collect, describe_report, tabulate_scores, to_dict, to_markdown, write_leaderboard
 from .suite import Plan, find_suite, read_plan, write_plan
 
 REPORTS = ("chart.png", "report.html", "report.md", "report.json", "scores.csv", "scores.tex")
@@ -41,11 +40,9 @@ def plan(out: Path, options: PlanOptions, scorer_python: Path | None = None) -> 
         options: what is planned.
         scorer_python: Python of the scorer's environment.
     """
-    x = options
-    suite = find_suite(x.suite, scorer_python)
-    wanted = make_plan(suite, x.dimensions, x.quick, x.seed, x.prompt_map, x.videos)
+    wanted = make_plan(replace(options, suite=find_suite(options.suite, scorer_python)))
     check_writable(out, "--out")
-    if x.videos is None:
+    if options.videos is None:
         check_case(out, wanted)
     file = out / "plan.json"
     if file.is_file():
@@ -112,7 +109,7 @@ def check(out: Path) -> Findings:
         out: folder of the run.
     """
     findings = check_videos(out, read_plan(out / "plan.json"))
-    write_findings(out / "check.json", findings)
+    write_json(out / "check.json", asdict(findings))
     say("\n".join(describe_findings(findings)))
     return findings
 
@@ -146,7 +143,7 @@ def compare(runs: list[str], out: Path | None = None) -> None:
         check_writable(out, "--out")
         with writing(out, (f"compare.{kind}" for kind in ("html", "md", "json", "png", "csv", "tex"))):
             write_comparison(out, opened, differences)
-            write_compare_page(out, opened, differences)
+            write_plainly(out / "compare.html", compare_to_html(opened, differences, out))
         say(f"wrote {out / 'compare.html'}, .md, .json, .png, .csv and .tex")
 
 
@@ -168,7 +165,8 @@ def report(out: Path, name: str | None = None, wandb: str | None = None) -> None
         write_plainly(out / "report.html", to_html(result, out))
         write_plainly(out / "report.md", to_markdown(result))
         write_json(out / "report.json", to_dict(result))
-        write_tables(out, result)
+        write_plainly(out / "scores.csv", tabulate_scores(result).to_csv())
+        write_plainly(out / "scores.tex", tabulate_scores(result).to_tex(f"VBench: {result.name}. {CAPTION}."))
     say(f"wrote {out / 'report.html'}, .md and .json, scores.csv and .tex; {write_leaderboard(out, result)}")
     if wandb is not None:
         log_report(out, result, wandb)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
+
+from fps_flex.checks import show
+from train.common.atomic import digest_content
 
 from ..generate.models import Clip
-from .reading import NoFile, is_zip, open_zip, parse_json, read_bytes, read_zipped, shape, write_json
+from .reading import NoFile, is_zip, open_zip, parse, parse_json, read_bytes, read_zipped, write_json
 
 INFO = "VBench_full_info.json"
+KEYS = ("prompt_en", "dimension")  # of its entries that are used here
 SEEDS, FLICKER_SEEDS = 5, 25  # videos of a prompt; of a temporal_flickering one, of which the static filter keeps 5
 FLICKER = "temporal_flickering"
 
@@ -36,6 +39,10 @@ class Dimension:
     least: float = 0.0
     unit: float = 1.0
     framed: bool = False
+
+    @property
+    def range(self) -> float:
+        return self.maximum - self.minimum
 
 
 DIMENSIONS = {
@@ -63,11 +70,10 @@ DIMENSIONS = {
 
 @dataclass(frozen=True)
 class Entry:
-    """One prompt of the suite. auxiliary: what some dimensions look for in its videos, by dimension."""
+    """One prompt of the suite."""
 
     prompt: str
     dimensions: tuple[str, ...]
-    auxiliary: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -103,26 +109,20 @@ class Plan:
     clip: Clip | None = None
 
     def find_videos(self, out: Path) -> Path:
-        """The folder of the videos of the run in `out`."""
         return Path(self.folder) if self.folder else out / "videos"
+
+    def of(self, dimension: str) -> list[Planned]:
+        return [video for video in self.videos if dimension in video.dimensions]
 
     def expected(self, dimension: str) -> list[Planned]:
         """The official five videos a prompt; without the further ones that only the static filter chooses from."""
-        return [video for video in self.videos if dimension in video.dimensions and video.index < SEEDS]
+        return [video for video in self.of(dimension) if video.index < SEEDS]
 
 
 def write_plan(path: Path, plan: Plan) -> None:
     facts = {name: value for name, value in asdict(plan).items() if name != "videos"}
     videos = [{name: value for name, value in asdict(video).items() if value is not None} for video in plan.videos]
     write_json(path, {**facts, "videos": videos})
-
-
-def find_plan(out: Path) -> Plan | None:
-    """Of the run in `out`; None where there is none. Raises ValueError for a file that isn't one."""
-    try:
-        return read_plan(out / "plan.json")
-    except NoFile:
-        return None
 
 
 def read_plan(path: Path) -> Plan:
@@ -136,7 +136,7 @@ def read_plan(path: Path) -> Plan:
 def parse_plan(name: str, data: bytes) -> Plan:
     """Raises ValueError, by that name, for what isn't a plan."""
     try:
-        plan = shape("it", Plan, parse_json("it", data))
+        plan = parse(Plan, data)
     except ValueError as error:
         raise ValueError(f"{name} is not a plan ({error}): remove it and plan again") from None
     named = {*plan.dimensions, *(name for video in plan.videos for name in video.dimensions)}
@@ -156,18 +156,12 @@ def load_suite(path: Path) -> list[Entry]:
     entries = parse_json(f"{path}: the suite", read_suite(path))
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"{path}: expected a list of VBench's prompts, found {type(entries).__name__}")
-    return [_read_entry(path, number, entry) for number, entry in enumerate(entries)]
-
-
-def _read_entry(path: Path, number: int, entry: Any) -> Entry:
-    try:
-        prompt, dimensions = entry["prompt_en"], tuple(entry["dimension"])
-        known = bool(prompt.strip() and dimensions) and all(name in DIMENSIONS for name in dimensions)
-    except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path}: entry {number} has no prompt_en and dimension that can be used ({error})") from None
-    if not known:
-        raise ValueError(f"{path}: entry {number} is {prompt!r} for {dimensions}, expected a prompt and its dimensions")
-    return Entry(prompt, dimensions, entry.get("auxiliary_info") or {})
+    for number, entry in enumerate(entries):
+        prompt, dimensions = (entry.get(name) if isinstance(entry, dict) else None for name in KEYS)
+        known = isinstance(dimensions, list) and bool(dimensions) and all(x in tuple(DIMENSIONS) for x in dimensions)
+        if not (known and isinstance(prompt, str) and prompt.strip()):
+            raise ValueError(f"{path}: entry {number} is {show(entry)}, expected prompt_en and dimension of VBench's")
+    return [Entry(entry["prompt_en"], tuple(entry["dimension"])) for entry in entries]
 
 
 def read_suite(path: Path) -> bytes:
@@ -187,16 +181,14 @@ def read_suite(path: Path) -> bytes:
         return data
     packed = open_zip(str(path), data)
     try:
-        return read_zipped(packed, packed.getinfo(f"vbench/{INFO}"))
+        return read_zipped(packed, packed.getinfo(f"vbench/{INFO}"), f"{path}:vbench/{INFO}")
     except KeyError:
         raise ValueError(f"{path} holds no vbench/{INFO}: expected a wheel of the vbench package") from None
-    except ValueError as error:
-        raise ValueError(f"{path}:vbench/{INFO}: {error}") from None
 
 
 def digest_suite(path: Path) -> str:
     """sha256 of the suite's JSON, which tells one version of VBench from another."""
-    return hashlib.sha256(read_suite(path)).hexdigest()
+    return digest_content(read_suite(path))
 
 
 def find_suite(suite: Path | None, scorer_python: Path | None) -> Path:

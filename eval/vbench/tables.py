@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from html import escape
 from io import StringIO
+from itertools import zip_longest
 from typing import Any
 
 from .. import markdown
@@ -46,7 +47,6 @@ class Table:
         return [[_show(*pair) for pair in zip(self.columns, row, strict=True)] for row in self.rows]
 
     def to_markdown(self) -> list[str]:
-        """In lines."""
         sides = "".join("r" if column.figure else "l" for column in self.columns)
         return markdown.table([column.title for column in self.columns], self.texts(), sides).split("\n")
 
@@ -78,26 +78,16 @@ class Table:
 
     def to_tex(self, caption: str) -> str:
         """A LaTeX table for the package booktabs, with the figures as rounded as for people."""
-        texts = self.texts()
-        kinds = "".join(
-            "r" if column.figure else _text_column([row[i] for row in texts]) for i, column in enumerate(self.columns)
-        )
-        lines = [_tex_row(escape_tex(column.title) for column in self.columns), r"\midrule"]
-        lines += [_tex_row(_tex_cells(self.columns, row)) for row in texts]
+        rows, figures = self.texts(), [column.figure for column in self.columns]
+        wide = [any(len(row[i]) > WIDE for row in rows) for i in range(len(figures))]
+        kinds = ("r" if x else r"p{.3\linewidth}" if long else "l" for x, long in zip(figures, wide, strict=True))
+        lines = [_tex_row([column.title for column in self.columns]), r"\midrule"]
+        lines += [_tex_row(row, figures) for row in rows]
         return "\n".join([
             r"% needs \usepackage{booktabs}", r"\begin{table}", r"\centering", rf"\caption{{{escape_tex(caption)}}}",
-            rf"\begin{{tabular}}{{{kinds}}}", r"\toprule", *lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", "",
+            rf"\begin{{tabular}}{{{''.join(kinds)}}}", r"\toprule", *lines, r"\bottomrule", r"\end{tabular}",
+            r"\end{table}", "",
         ])  # fmt: skip
-
-    def to_lines(self) -> list[str]:
-        """For the terminal."""
-        rows = [[column.title for column in self.columns], *self.texts()]
-        widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
-        sides = [">" if column.figure else "<" for column in self.columns]
-        return [
-            "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(cells, sides, widths, strict=True)).rstrip()
-            for cells in rows
-        ]
 
 
 def _split(column: Column, cell: Any) -> tuple[Any, ...]:
@@ -118,19 +108,11 @@ def _breakable(text: str, most: int) -> str:
     return "<wbr>".join(map(escape, pieces))
 
 
-def _text_column(cells: Iterable[str]) -> str:
-    return r"p{.3\linewidth}" if max(map(len, cells), default=0) > WIDE else "l"
-
-
-def _tex_cells(columns: Iterable[Column], texts: Iterable[str]) -> Iterable[str]:
+def _tex_row(cells: list[str], figures: Iterable[bool] = ()) -> str:
     """Escaped, with a minus where a figure has a hyphen."""
-    for column, text in zip(columns, texts, strict=True):
-        text = escape_tex(text)
-        yield text.replace("-", "$-$") if column.figure and text != NONE else text
-
-
-def _tex_row(cells: Iterable[str]) -> str:
-    return " & ".join(cells) + r" \\"
+    escaped = map(escape_tex, cells)
+    signed = (x.replace("-", "$-$") if figure and x != NONE else x for x, figure in zip_longest(escaped, figures))
+    return " & ".join(signed) + r" \\"
 
 
 def escape_tex(text: str) -> str:
@@ -151,7 +133,6 @@ def percents(low: float, high: float) -> str:
 
 
 def span(low: float, high: float) -> str:
-    """An interval of a difference."""
     return f"{points(low)} to {points(high)}"
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 from fps_flex.checks import is_real, show
 
 from .suite import DIMENSIONS
 
+T = TypeVar("T")
 YES_OR_NO = ("dynamic_degree", "human_action", "static_filter")  # of these the package writes true and false
 COSINES = (
     "subject_consistency", "background_consistency", "appearance_style", "temporal_style", "overall_consistency",
@@ -94,9 +95,9 @@ def find_prompt(name: str) -> str:
     return re.sub(r"-\d+\.\w+$", "", name)
 
 
-def by_prompt(values: Mapping[str, float]) -> dict[str, list[float]]:
+def by_prompt(values: Mapping[str, T]) -> dict[str, list[T]]:
     """Of videos by file name."""
-    prompts: dict[str, list[float]] = {}
+    prompts: dict[str, list[T]] = {}
     for name, value in values.items():
         prompts.setdefault(find_prompt(name), []).append(value)
     return prompts
@@ -115,35 +116,33 @@ def agrees(result: Result) -> bool:
     return result.score is not None and bool(videos) and abs(mean(videos, result.weights) - result.score) <= AGREE
 
 
-def check_score(
-    dimension: str,
-    score: float,
-    videos: Mapping[str, float],
-    weights: Mapping[str, float],
-    last: Mapping[str, float] | None = None,
-) -> tuple[dict[str, float], dict[str, float], str]:
+def check_score(result: Result) -> Result:
     """That a score is the mean of its videos, in one of the ways in which the package takes it.
 
     On one GPU frames weigh alike in the dimensions that are `framed`, on several GPUs most have the plain mean over
-    videos, and appearance_style that of each video's last frame. weights: frames by video; last: values of the last
-    frames, empty where they aren't known. subject_consistency's weights never are: then the score can be anything
-    between its least and its best video, if these differ in length.
+    videos, and appearance_style that of each video's last frame. weights, last: empty where they aren't known.
+    subject_consistency's weights never are: then the score can be anything between its least and its best video, if
+    these differ in length.
 
-    Returns the weights and the last frames of the mean that it is, and what a reader has to know. Raises ValueError
-    where it is none.
+    Returns it with the weights or last frames of the mean that it is alone, and in its note what a reader has to know.
+    Raises ValueError where it is none.
     """
-    about = DIMENSIONS[dimension]
-    if not videos:
-        return {}, {}, ""
-    plain = mean(videos, {}) / about.unit
+    about, score, videos = DIMENSIONS[result.dimension], result.score, result.per_video()
+    bare, plain = replace(result, weights={}, last={}), mean(videos, {}) if videos else score
     if abs(plain - score) <= AGREE:
-        return {}, {}, ""
-    if weights and abs(mean(videos, weights) / about.unit - score) <= AGREE:
-        return dict(weights), {}, ""
-    if last and abs(mean(last, {}) - score) <= AGREE:
+        return bare
+    if result.weights and agrees(result):
+        return replace(bare, weights=result.weights)
+    if result.last and abs(mean(result.last, {}) - score) <= AGREE:
         note = f"the mean of its videos' last frames, as several GPUs give it: that of whole videos is {plain:.4f}"
-        return {}, dict(last), note
-    within = min(videos.values()) - AGREE <= score * about.unit <= max(videos.values()) + AGREE
-    if about.framed and not weights and within:
-        return {}, {}, f"the mean of its videos is {plain:.4f}: these must differ in length, since frames weigh alike"
+        return replace(bare, last=result.last, note=add_note(result.note, note))
+    slack = AGREE / about.unit
+    if about.framed and not result.weights and min(videos.values()) - slack <= score <= max(videos.values()) + slack:
+        note = f"the mean of its videos is {plain:.4f}: these must differ in length, since frames weigh alike"
+        return replace(bare, note=add_note(result.note, note))
     raise ValueError(f"its score is {score:.6g}, but the mean of its videos is {plain:.6g}")
+
+
+def add_note(*notes: str) -> str:
+    """Each once, without those that say nothing."""
+    return "; ".join(dict.fromkeys(filter(None, notes)))

@@ -35,11 +35,9 @@ class Weight:
         file = folder / self.path
         if not file.is_file():
             return f"missing {file}"
-        size = file.stat().st_size
-        if self.size is not None and size != self.size:
-            return f"wrong size: {file} has {size:,} bytes, expected {self.size:,}"
-        if size < self.least:
-            return f"wrong size: {file} has {size:,} bytes, expected {self.least:,} at least"
+        size, wanted = file.stat().st_size, f"{self.bytes:,}{' at least' if self.size is None else ''}"
+        if size < self.least or self.size not in (None, size):
+            return f"wrong size: {file} has {size:,} bytes, expected {wanted}"
         if self.sha256 and not (digest := digest_file(file)).startswith(self.sha256):
             return f"wrong checksum: {file} has sha256 {digest}, expected {self.sha256}"
         return None

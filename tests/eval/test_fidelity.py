@@ -537,13 +537,14 @@ def test_records_beside_the_videos_say_how_they_were_made(small):
     )
     command(on(*small))
     first, second = json.loads((small[2] / "fidelity.json").read_text())["rows"]
-    assert first["made"]["seconds"] == 11.0 and second["made"]["commit"] == ["c0ffee0", "c0ffee1"]
+    assert first["made"]["seconds"] == 11.0 and second["made"]["commits"] == {"c0ffee0": 1, "c0ffee1": 1}
     assert second["total"]["mse"]["prompts"] == 2 and second["total"]["mse"]["videos"] == 3
-    assert first["made"]["lossless"] and "lossless" not in second["made"]
+    assert first["lossless"] is True and second["lossless"] is None
     text = (small[2] / "fidelity.md").read_text()
-    assert "| row | weights' fingerprints | device | commit | seconds a video | peak memory (GB) |" in text
-    weights = "transformer: run 7, step 9, weights fedcba987654"
-    assert f"| candidate | {weights} | NVIDIA H100 | c0ffee0 / c0ffee1 | 11.50 | 22.00 |" in text
+    head = "seconds per video (median) | peak memory | device | commit | fingerprint of the transformer"
+    assert f"| row | {head} |" in text
+    commits, weights = "c0ffee0 (1 video), c0ffee1 (1 video)", "run 7, step 9, weights fedcba987654"
+    assert f"| candidate | 11.5 | 22.0 GB | NVIDIA H100 | {commits} | {weights} |" in text
     assert "Videos a row: 3, of 2 prompts; one" in text and "| candidate | 0.250 |" in text
     assert "Whether all files are lossless no record says: where they aren't, H.264 at crf 18 adds" in text
     (small[1] / "clip 0.json").write_text('{"lossless": true}')
@@ -563,10 +564,11 @@ def test_a_record_of_other_bytes_says_nothing_of_a_video(small):
         for folder in small[:2]:
             (folder / f"clip {i}.json").write_text(json.dumps(record))
     command(on(*small))
-    made, text = json.loads((out / "fidelity.json").read_text())["rows"][1]["made"], (out / "fidelity.md").read_text()
-    assert made["fingerprints"] == [{"transformer": "weights 0"}] and made["of_other_files"] == ["clip 1", "clip 2"]
+    row, text = json.loads((out / "fidelity.json").read_text())["rows"][1], (out / "fidelity.md").read_text()
+    assert row["made"]["fingerprints"] == {"transformer": {"weights 0": 1}}
+    assert row["of_other_files"] == ["clip 1", "clip 2"]
     assert "not counted: clip 0 of reference, clip 1 of reference, clip 2 of reference, clip 1 of candidate" in text
-    assert "lossless" not in made and "The files are lossless." not in text and "of 3 prompts" in text
+    assert row["lossless"] is None and "The files are lossless." not in text and "of 3 prompts" in text
 
 
 @pytest.mark.parametrize("length", [240, 251, 255])

@@ -9,7 +9,7 @@ import pytest
 
 from eval.generate.command import command, plan_jobs
 from eval.generate.prompts import file_name, read_lines, read_prompts
-from eval.vbench.plan import make_plan
+from eval.vbench.plan import PlanOptions, make_plan
 from eval.vbench.suite import load_suite
 from tests.helpers.vbench_suite import write_suite
 from train.common.atomic import beside
@@ -97,11 +97,11 @@ def test_a_map_of_long_prompts_is_read_alike(tmp_path, separator):
     prompts = list(dict.fromkeys(entry.prompt for entry in load_suite(suite)))
     long = [f"long{separator}{i}" for i, _ in enumerate(prompts)]
     (tmp_path / "map.txt").write_bytes(("\ufeff" + "\r\n".join(long) + "\r\n").encode())
-    planned = make_plan(suite, prompt_map=tmp_path / "map.txt")
+    planned = make_plan(PlanOptions(suite, prompt_map=tmp_path / "map.txt"))
     assert {video.prompt: video.long for video in planned.videos} == dict(zip(prompts, long, strict=True))
     (tmp_path / "map.txt").write_bytes("\n".join(long).encode("utf-16"))
     with pytest.raises(ValueError, match="map.txt: is UTF-16 .*, expected UTF-8: save it as that$"):
-        make_plan(suite, prompt_map=tmp_path / "map.txt")
+        make_plan(PlanOptions(suite, prompt_map=tmp_path / "map.txt"))
 
 
 @pytest.mark.parametrize(

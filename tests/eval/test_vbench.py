@@ -119,7 +119,7 @@ def test_one_command_from_a_checkpoint_to_a_report(whole, trained, capsys):
     assert 0 < flicker["score"] < 1 and flicker["videos"] == 1 and flicker["filtered"] is False
     assert said["totals"]["total"] is None and not said["comparable"]
     assert said["totals"]["reasons"][0].startswith("a quick run has 1 prompt a dimension")
-    assert said["check"]["found"] == 11 and said["settings"]["checkpoint"] == str(trained)
+    assert said["check"]["found"] == 11 and said["making"]["settings"]["checkpoint"] == str(trained)
     assert not (whole / "leaderboard.zip").exists()
     page = (whole / "report.html").read_text()
     assert page.count("<figure>") == 11 and "In a still frame, a lamp" in page

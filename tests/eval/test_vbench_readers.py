@@ -14,9 +14,9 @@ import pytest
 from eval.vbench.__main__ import command
 from eval.vbench.aggregate import combine, find_intervals
 from eval.vbench.cache import Cache
-from eval.vbench.check import Findings, Looked, Seen, _read_seen, parse_findings, write_findings
+from eval.vbench.check import Findings, Seen, read_seen
 from eval.vbench.compare import compare_runs, describe_comparison, open_runs
-from eval.vbench.reading import parse_json, read_bytes, shape, write_json
+from eval.vbench.reading import parse, parse_json, read_bytes, shape, write_json
 from eval.vbench.report import collect, describe_report, to_dict
 from eval.vbench.results import Results, read_results
 from eval.vbench.suite import DIMENSIONS, load_suite, read_plan, write_plan
@@ -268,7 +268,7 @@ def spoil(data, kind):
 @pytest.mark.parametrize(
     ("kind", "whole", "why"),
     [
-        ("encrypted", False, "it needs a password"),
+        ("encrypted", False, "needs a password"),
         ("method", False, "compression method is not supported"),
         ("content", False, "Bad CRC-32"),
         ("cut", True, "can't be unpacked (File is not a zip file)"),
@@ -354,9 +354,9 @@ def run(tmp_path):
     tmp_path.mkdir()
     plan = plan_of("a-0.mp4", "a-1.mp4")
     write_plan(tmp_path / "plan.json", plan)
-    write_findings(tmp_path / "check.json", Findings(2, 2, ("a-1.mp4",), 0, {"b": "c"}, {}, ("a-0.mp4",), {"x": ""}))
-    looked = {"a-0.mp4": asdict(Looked(["x", 3, 5], Seen(4, 16, 16, 8.0)))}
-    write_json(tmp_path / "seen.json", looked)
+    findings = Findings(2, 2, ("a-1.mp4",), 0, {"b": "c"}, {}, ("a-0.mp4",), {"x": ""})
+    write_json(tmp_path / "check.json", asdict(findings))
+    write_json(tmp_path / "seen.json", {"a-0.mp4": asdict(Seen(["x", 3, 5], 4, 16, 16, 8.0, None))})
     result = Result("scene", 0.5, SCORES, True, ("a",), {"a": "b"}, None, {"name": "x"}, "note", "0", {})
     write_json(tmp_path / "scores/scene.json", asdict(result))
     write_json(tmp_path / "records/a-0.json", {"name": "a-0", "prompt": "a", "seed": 0, "steps": 2})
@@ -380,8 +380,8 @@ def read_whole(path):
 
 READERS = {
     "plan.json": lambda run: read_plan(run / "plan.json"),
-    "check.json": lambda run: parse_findings(read_bytes(run / "check.json")),
-    "seen.json": lambda run: _read_seen(run / "seen.json"),
+    "check.json": lambda run: parse(Findings, read_bytes(run / "check.json")),
+    "seen.json": lambda run: read_seen(run / "seen.json"),
     "scores/scene.json": read_whole,
     "records/a-0.json": read_whole,
     "cache/scene.jsonl": lambda run: Cache(run / "cache", "scene", {}).find("a-0.mp4", "0"),

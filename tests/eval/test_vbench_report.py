@@ -20,10 +20,9 @@ from eval.intervals import Estimate
 from eval.vbench.__main__ import command
 from eval.vbench.chart import describe_chart, draw_scores, find_mark
 from eval.vbench.compare import open_runs
-from eval.vbench.compare_page import find_losses
 from eval.vbench.document import STYLE, find_link
 from eval.vbench.log import find_id, list_figures
-from eval.vbench.page import to_html
+from eval.vbench.page import find_losses, to_html
 from eval.vbench.report import collect, hide_paths, tabulate_scores, to_dict, to_markdown
 from eval.vbench.suite import DIMENSIONS, Plan, Planned, write_plan
 from eval.vbench.tables import Column, Table, escape_tex, percent, percents
@@ -139,7 +138,7 @@ def test_the_page_of_a_full_run(full):
     for said in ("94.5", "0.238", "21.4", "an imaginary GPU", "0123abc", "5f1c0b7e93d24a68", "torch 2.11.0"):
         assert said in page.text and said in (full / "report.md").read_text()
     made = json.loads((full / "report.json").read_text())["making"]
-    assert made["fingerprints"]["transformer"] == "5f1c0b7e93d24a68" and made["commits"] == {"0123abc": 200}
+    assert made["fingerprints"]["transformer"] == {"5f1c0b7e93d24a68": 200} and made["commits"] == {"0123abc": 200}
     assert (made["seconds"], made["peak_gb"], made["devices"]) == (94.495, 21.4, {"an imaginary GPU": 200})
     assert len(page.all("figure")) == 11 == len(page.all("video"))
     for player in page.all("video"):
@@ -232,7 +231,6 @@ def test_a_table_once():
     page = table.to_html("all & more")
     assert '<th scope="row"><bdi>[x] a|b &lt;c&gt;</bdi></th><td class="figure">-12.35</td>' in page
     assert '<th scope="col" class="figure" title="score"><bdi>score</bdi></th>' in page and "all &amp; more" in page
-    assert table.to_lines()[1].startswith("[x] a|b <c>  -12.35")
     assert escape_tex("\\~^{}") == r"\textbackslash{}\textasciitilde{}\textasciicircum{}\{\}"
 
 
@@ -273,8 +271,8 @@ def test_numbers_in_records_that_are_none_dont_count(tmp_path):
         (tmp_path / f"records/{video.name[:-4]}.json").write_text(text)
     command(["report", f"--out={tmp_path}"])
     made = json.loads((tmp_path / "report.json").read_text())["making"]
-    assert made["seconds"] == 7 and made["fingerprints"] == {"transformer": "x"}
-    assert made["problems"] == ["videos are of different weights of the transformer: x (3 videos), y (1 videos)"]
+    assert made["seconds"] == 7 and made["fingerprints"] == {"transformer": {"x": 3, "y": 1}}
+    assert made["problems"] == ["videos are of different weights of the transformer: x (3 videos), y (1 video)"]
 
 
 @pytest.mark.parametrize(

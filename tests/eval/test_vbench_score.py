@@ -206,6 +206,14 @@ def test_a_scorer_that_cannot_start_fails_its_dimension_alone(python, weights, v
     assert read_score(tmp_path, "imaging_quality")["complete"]
 
 
+def test_a_link_to_nowhere_is_a_missing_video(videos, tmp_path):
+    name = "a street, still-0.mp4"
+    (videos / name).unlink()
+    (videos / name).symlink_to(tmp_path / "nowhere.mp4")
+    said = score(videos, plan_of((FLICKER,)), tmp_path / "run")[FLICKER]
+    assert said.missing == (name,) and len(said.videos) == 2 and not said.complete
+
+
 def test_a_value_that_cant_be_is_no_score(python, weights, videos, tmp_path):
     """Not now, and not from the cache; what the others are worth stays known."""
     environment = build_environment(tmp_path / "high", SUITE)
@@ -247,7 +255,7 @@ def test_a_python_that_says_something_else_is_no_environment(tmp_path):
         other.write_text(f"#!/bin/sh\nprintf '{said}'\n")
         other.chmod(0o755)
         with pytest.raises(ValueError, match="can't be used .*expected the Python of an environment with vbench"):
-            open_scorer(other, "cpu")
+            open_scorer(other, "cpu", tmp_path)
 
 
 @pytest.mark.parametrize(("behaviour", "reason"), [({}, "may not use the network"), ({"wget": True}, "wget")])
@@ -264,23 +272,24 @@ def test_nothing_is_downloaded(python, weights, videos, tmp_path, behaviour, rea
 
 
 def test_preflight_names_what_is_missing(python, weights, tmp_path):
-    scorer = open_scorer(python, "auto")
+    scorer = open_scorer(python, "auto", weights)
     assert scorer.device == "cpu" and scorer.versions["vbench"] == "0.1.5"
-    assert all(check(name, scorer, weights).ready for name in ("dynamic_degree", "subject_consistency", "color"))
-    assert check("dynamic_degree", None, weights).problems[0].startswith("needs --scorer_python")
-    (missing,) = check("background_consistency", scorer, weights).problems
+    assert all(check(name, scorer).ready for name in ("dynamic_degree", "subject_consistency", "color"))
+    assert check("dynamic_degree", None).problems[0].startswith("needs --scorer_python")
+    (missing,) = check("background_consistency", scorer).problems
     assert missing == f"missing {weights}/clip_model/ViT-B-32.pt"
     os.truncate(weights / "raft_model/models/raft-things.pth", 21_107_999)
-    (wrong,) = check(STATIC_FILTER, scorer, weights).problems
+    (wrong,) = check(STATIC_FILTER, scorer).problems
     assert f"wrong size: {weights}/raft_model/models/raft-things.pth has 21,107,999 bytes, expected 21,108,000" in wrong
     os.truncate(weights / "pyiqa_model/musiq_spaq_ckpt-358bb6af.pth", 900)
-    assert "has 900 bytes, expected 108,503,300 at least" in check("imaging_quality", scorer, weights).problems[0]
-    bare = open_scorer(build_environment(tmp_path / "bare", SUITE, ("vbench", "vbench-0.1.5.dist-info")), "cpu")
-    assert check("dynamic_degree", bare, put_weights(weights)).problems == (
-        f"missing package vbench in the environment of {bare.python}",
+    assert "has 900 bytes, expected 108,503,300 at least" in check("imaging_quality", scorer).problems[0]
+    bare = open_scorer(
+        build_environment(tmp_path / "bare", SUITE, ("vbench", "vbench-0.1.5.dist-info")), "cpu", weights
     )
-    plain = open_scorer(build_environment(tmp_path / "plain", SUITE, ("detectron2",)), "cpu")
-    assert "missing package detectron2" in check("color", plain, weights).problems[0]
+    put_weights(weights)
+    assert check("dynamic_degree", bare).problems == (f"missing package vbench in the environment of {bare.python}",)
+    plain = open_scorer(build_environment(tmp_path / "plain", SUITE, ("detectron2",)), "cpu", weights)
+    assert "missing package detectron2" in check("color", plain).problems[0]
 
 
 def test_every_dimension_has_its_needs():

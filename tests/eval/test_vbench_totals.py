@@ -12,7 +12,7 @@ from eval.vbench.__main__ import command
 from eval.vbench.aggregate import combine, normalise
 from eval.vbench.compare import open_runs
 from eval.vbench.paired import compare
-from eval.vbench.plan import make_plan
+from eval.vbench.plan import PlanOptions, make_plan
 from eval.vbench.results import read_results
 from eval.vbench.suite import DIMENSIONS, Plan, write_plan
 from eval.vbench.values import Result
@@ -282,7 +282,7 @@ def test_runs_that_cant_be_compared(tmp_path, capsys, arguments, message):
 
 def test_runs_of_other_prompts_or_seeds_are_told_apart(suite, tmp_path, capsys):
     for name, seed, score in (("a", 0, 0.5), ("b", 7, 0.6)):
-        write_plan(tmp_path / name / "plan.json", make_plan(suite, ["scene"], seed=seed, quick=None))
+        write_plan(tmp_path / name / "plan.json", make_plan(PlanOptions(suite, ["scene"], seed=seed, quick=None)))
         write_score(tmp_path / name, "scene", score, videos={"boathouse-0.mp4": score, "hay barn-0.mp4": score})
     command(["compare", str(tmp_path / "a"), str(tmp_path / "b")])
     out = capsys.readouterr().out

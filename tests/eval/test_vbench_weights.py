@@ -11,7 +11,7 @@ import pytest
 from eval.vbench import weights
 from eval.vbench.__main__ import command
 from eval.vbench.official import Scorer
-from eval.vbench.preflight import check, check_all, describe_readiness, find_missing, write_script
+from eval.vbench.preflight import check_all, describe_readiness, find_missing, write_script
 from eval.vbench.suite import DIMENSIONS
 from eval.vbench.weights import EVERY, NEEDS, Weight
 from tests.helpers.vbench_suite import refused, trust_weights
@@ -147,7 +147,7 @@ def test_each_missing_file_is_listed_once_on_lines_of_its_own(tmp_path, capsys, 
         f"  from  {CLIP_B.source}", "  size  353,976,522 bytes", "  for   background_consistency, appearance_style",
     ]  # fmt: skip
     assert lines[-2].startswith(
-        f"16 files are missing or wrong, about {sum(file.bytes for file in every) / 1e9:.3g} GB"
+        f"16 files are missing or wrong (about {sum(file.bytes for file in every) / 1e9:.3g} GB"
     )
     assert subprocess.run(["sh", "-n", script]).returncode == 0
     command(["weights", f"--scorer_weights={folder}", "--dimensions=temporal_flickering"])
@@ -168,12 +168,12 @@ def test_each_missing_file_is_listed_once_on_lines_of_its_own(tmp_path, capsys, 
 def test_a_run_says_what_can_be_scored_in_a_line_a_dimension(tmp_path, monkeypatch):
     trust_weights(monkeypatch)
     packages = dict.fromkeys((*EVERY, "clip", "easydict", "pyiqa", "transformers"), True)
-    scorer = Scorer(tmp_path / "python", {}, packages, None, "cpu")
+    scorer = Scorer({}, packages, None, "cpu", tmp_path / "python", tmp_path)
     chosen = ("temporal_flickering", "dynamic_degree", "imaging_quality", "color")
     (tmp_path / MUSIQ.path).parent.mkdir()
     (tmp_path / MUSIQ.path).touch()
     os.truncate(tmp_path / MUSIQ.path, 109_000_000)
-    assert describe_readiness(*check_all(chosen, scorer, tmp_path)) == [
+    assert describe_readiness(check_all(chosen, scorer)) == [
         "what can be scored:",
         "  temporal_flickering     ready, unfiltered (1 file)",
         "  dynamic_degree          no: 1 file",
@@ -181,8 +181,7 @@ def test_a_run_says_what_can_be_scored_in_a_line_a_dimension(tmp_path, monkeypat
         "  color                   no: package detectron2; 3 files",
         "4 files are missing or wrong (about 421 MB): python -m eval.vbench weights lists them",
     ]
-    nothing = [check(name, None, tmp_path) for name in (*chosen[1:], "static_filter")]
-    assert describe_readiness(nothing[:-1], nothing[-1])[1:] == [
+    assert describe_readiness(check_all(chosen[1:], None))[1:] == [
         f"  {name:<24}no: needs --scorer_python" for name in chosen[1:]
     ]
 
