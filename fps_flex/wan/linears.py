@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Literal
 
@@ -47,7 +48,8 @@ def compute_in_fp8(model: Wan, linears: Linears) -> None:
         return
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training
 
-    config = Float8LinearConfig.from_recipe_name("rowwise")
+    # padded: a text of any length is the inner dimension of its weights' gradients, of which the units take 16s
+    config = replace(Float8LinearConfig.from_recipe_name("rowwise"), pad_inner_dim=True)
     for block in model.blocks:
         convert_to_float8_training(
             block, config=config, module_filter_fn=lambda module, name: _is_one(module, name, linears)
