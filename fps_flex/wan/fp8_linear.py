@@ -82,6 +82,7 @@ class _MultiplyRestored(torch.autograd.Function):
         return gradient @ restore(codes, scale, gradient.dtype), None, None
 
 
+@torch._dynamo.allow_in_graph  # traced into, torch 2.11 takes what _scaled_mm returns for a constant: zero gradients
 class _MultiplyCodes(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Float[Tensor, "m i"], codes: Tensor, scale: Tensor) -> Float[Tensor, "m o"]:

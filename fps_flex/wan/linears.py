@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from importlib.util import find_spec
 from typing import Literal
 
@@ -39,17 +38,18 @@ def quantize_linears(model: Wan, linears: Linears) -> None:
 
 
 def compute_in_fp8(model: Wan, linears: Linears) -> None:
-    """Let the blocks' linear layers compute in e4m3, in place: forward, and both products of the backward.
+    """Let the blocks' linear layers compute in e4m3, in place: forward, and backward towards their input.
 
-    Weights and their names stay as they are; they are rounded per row as they are used, activations and gradients per
-    token. For training with compiled blocks.
+    Weights and their names stay as they are; they are rounded per row as they are used (in the backward with one scale
+    for all), activations and gradients per token. Gradients of weights are products in bf16. For training with compiled
+    blocks.
     """
     if linears == "bf16":
         return
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training
 
-    # padded: a text of any length is the inner dimension of its weights' gradients, of which the units take 16s
-    config = replace(Float8LinearConfig.from_recipe_name("rowwise"), pad_inner_dim=True)
+    # weights' gradients in bf16: rounding both factors once more, along the tokens, takes as long as it saves
+    config = Float8LinearConfig.from_recipe_name("rowwise_with_gw_hp")
     for block in model.blocks:
         convert_to_float8_training(
             block, config=config, module_filter_fn=lambda module, name: _is_one(module, name, linears)

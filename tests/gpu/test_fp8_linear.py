@@ -38,9 +38,12 @@ def test_rounding_costs_what_e4m3_rounds():
     assert 0.01 < relative_error(layer(x), x.double() @ weight.double().T) < 2**0.5 * 2**-4 / 3**0.5
 
 
-@pytest.mark.parametrize("base", ["bf16", "fp8"])
-def test_adapters_beside_compiled_blocks_get_the_gradients_of_eager_ones(base):
-    """One graph for all blocks, checkpointed; in a Wan of 64 channels a head."""
+@pytest.mark.parametrize(
+    ("base", "linears", "bound"),
+    [("bf16", "bf16", 0.05), ("fp8", "bf16", 0.05), ("fp8", "fp8", 0.15), ("bf16", "fp8", 0.15)],
+)
+def test_adapters_beside_compiled_blocks_get_the_gradients_of_eager_ones(base, linears, bound):
+    """One graph for all blocks, checkpointed; in a Wan of 64 channels per head. Rounding flips where sums differ."""
     from fps_flex import FPSAttention
     from fps_flex.wan import Wan, WanConfig
     from fps_flex.wan.base import build_base
@@ -50,7 +53,7 @@ def test_adapters_beside_compiled_blocks_get_the_gradients_of_eager_ones(base):
     attention = FPSAttention("fps", tile=(4, 6, 6), scale_format="pow2", engine="triton")
     state = Wan(config, attention).state_dict()
     state["head.head.weight"].normal_(std=0.02)
-    model = build_base(config, attention, state.items(), base, "bf16", "cuda")
+    model = build_base(config, attention, state.items(), base, linears, "cuda")
     add_adapter(model, Lora(8))
     for name, parameter in trained(model).items():
         if "lora_B" in name:
@@ -63,4 +66,4 @@ def test_adapters_beside_compiled_blocks_get_the_gradients_of_eager_ones(base):
             loss = model(latents, torch.tensor([800.0], device="cuda"), text).float().square().mean()
         gradients.append(torch.autograd.grad(loss, list(trained(model).values())))
     for name, eager, compiled in zip(trained(model), *gradients, strict=True):
-        assert relative_error(compiled, eager) < 0.05, name
+        assert relative_error(compiled, eager) < bound, name
