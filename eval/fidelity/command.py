@@ -20,6 +20,7 @@ from train.common.work import rank_and_world
 from ..generate.attention import AttentionChanges
 from ..generate.command import plan_jobs, read_prompts, resolve_settings
 from ..generate.jobs import Job, Options, Settings
+from ..generate.loras import LISTS
 from ..generate.models import TextToVideo, trained_attention
 from ..generate.records import open_records
 from ..generate.sampling import build_scheduler, mean_density
@@ -201,6 +202,7 @@ def command(args: list[str] | None = None) -> None:
         run_command(
             [models, folders],
             args,
+            LISTS,
             as_positional=False,
             description=__doc__.splitlines()[0],
             prog="python -m eval.fidelity",

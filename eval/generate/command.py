@@ -15,6 +15,7 @@ from train.common.atomic import check_ours
 from train.common.console import cli_errors, run_command
 
 from .jobs import Job, Options, Settings
+from .loras import LISTS
 from .models import TextToVideo, open_model
 from .prompts import file_name, read_prompts
 from .sampling import MOST_GUIDANCE, build_scheduler
@@ -100,5 +101,5 @@ def command(args: list[str] | None = None) -> None:
     """args: the command line, without the command; by default this process's own."""
     with cli_errors("stopped; the same command goes on with what is missing"):
         run_command(
-            main, args, as_positional=False, description=__doc__.splitlines()[0], prog="python -m eval.generate"
+            main, args, LISTS, as_positional=False, description=__doc__.splitlines()[0], prog="python -m eval.generate"
         )

@@ -10,6 +10,8 @@ from fps_flex.wan.adapters import read_adapter
 from fps_flex.wan.merging import merge
 from fps_flex.wan.weights import Weights
 
+LISTS = ("--lora", "--low_noise_lora")  # options that are given once for each of their values
+
 
 def add_loras(weights: Weights, loras: Sequence[str]) -> Weights:
     """loras: files, each with its strength after a colon where that isn't 1.

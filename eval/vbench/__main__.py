@@ -24,6 +24,7 @@ from fps_flex.checks import at_home
 from train.common.console import add_to_lists, check_schedule_parts, cli_errors, keep_texts
 from train.common.work import rank_and_world
 
+from ..generate.loras import LISTS
 from . import stages
 from .compare import PAPER_ROWS
 from .official import ScorerOptions
@@ -170,7 +171,7 @@ def command(args: list[str] | None = None) -> None:
         args = ["run", *args]
     with cli_errors("stopped; the same command goes on with what is missing"):
         whole, parts = build_parsers()
-        given = add_to_lists(pick_options(keep_texts(spell_options(args)), parts))
+        given = add_to_lists(pick_options(keep_texts(spell_options(args)), parts), LISTS)
         check_schedule_parts(given, whole.parse_args)
         parsed = whole.parse_args(given)
         chosen = parsed.subcommand
