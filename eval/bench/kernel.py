@@ -21,10 +21,10 @@ from train.common.atomic import write_text
 from train.common.work import find_device
 
 from ..markdown import head_of
-from ..timing import Row, check_out, clock, forget_peak, line_of, peak_gb, write_report
+from ..timing import Row, check_counts, check_out, clock, forget_peak, line_of, peak_gb, write_report
 from .exact import exact_rows, relative_error
 from .rivals import dense_rivals
-from .sizes import CONFIGS, GRIDS, TILES, Size, Triple, block_of
+from .sizes import CONFIGS, GRIDS, TILES, Size, Triple, block_of, compute_dtype
 
 Work = Callable[[], Any]
 
@@ -66,8 +66,7 @@ def kernel(
 
     Raises ValueError for less than one round or call.
     """
-    if min(rounds, repeats) < 1:
-        raise ValueError(f"rounds is {rounds} and repeats {repeats}, expected at least 1 of each")
+    check_counts(rounds=rounds, repeats=repeats)
     check_out(out)
     tile = tile or tile_for(size)
     bench = Bench(size, GRIDS[size], tile, backward)
@@ -122,17 +121,13 @@ class Bench:
         self.device = device = find_device()
         self.pair = 4 * heads * dim * (3.5 if backward else 1)  # operations a (query, key) pair
         generator = torch.Generator(device).manual_seed(0)
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        self.q, self.k, self.v, self.grad = (
-            torch.randn(1, self.tokens, heads, dim, device=device, dtype=dtype, generator=generator).transpose(1, 2)
-            for _ in range(4)
-        )
+        drawn = {"device": device, "dtype": compute_dtype(device), "generator": generator}
+        *self.qkv, self.grad = (torch.randn(1, self.tokens, heads, dim, **drawn).transpose(1, 2) for _ in range(4))
 
     def dense(self) -> Iterator[Case]:
         for name, attention in dense_rivals(self.device, self.backward).items():
             facts = {"density": 1.0, "tile_share": 1.0, "work_share": 1.0, "pad_share": 0.0}
-            work = self._call(attention, self.q, self.k, self.v, self.grad)
-            yield Case(name, work, self.pair * self.tokens**2, facts)
+            yield Case(name, self._call(attention, *self.qkv, self.grad), self.pair * self.tokens**2, facts)
 
     def ours(self, window: Triple) -> Iterator[Case]:
         for name, attention in self._methods(window).items():
@@ -142,11 +137,7 @@ class Bench:
         def fps(granularity: int | str | None, **options: Any) -> FPSAttention:
             return FPSAttention(StepSchedule((), (Regime(window, granularity),)), self.tile, self.block, **options)
 
-        methods = {
-            "sparse only": fps(None),
-            "power-of-two scales": fps(1, scale_format="pow2"),
-            "fp32 scales": fps(1),
-        }
+        methods = {"sparse only": fps(None), "power-of-two scales": fps(1, scale_format="pow2"), "fp32 scales": fps(1)}
         if self.device.type == "cuda":
             methods["sparse only, Triton"] = fps(None, engine="triton")
             if not self.backward:
@@ -164,7 +155,7 @@ class Bench:
             "tile_share": tile_mask(layout, as_windows(window, layout)).float().mean().item(),
             "work_share": pairs / self.tokens**2,
             "pad_share": layout.pad_share,
-            "engine": attention.engine_for(self.q),
+            "engine": attention.engine_for(self.qkv[0]),
         }
 
         def module(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -172,7 +163,7 @@ class Bench:
 
         def kernel_alone() -> Work:
             with torch.no_grad():
-                call = prepare(attention.graph_key, *(layout.order(x, dim=2) for x in (self.q, self.k, self.v)), plan)
+                call = prepare(attention.graph_key, *(layout.order(x, dim=2) for x in self.qkv), plan)
             block_mask = plan.block_mask(facts["engine"])
 
             def alone(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -182,11 +173,11 @@ class Bench:
 
         def check() -> float:
             tiles = layout.tile_of_slot[-1].item() + 1
-            rows, expected = exact_rows(self.q, self.k, self.v, layout, window, [0, tiles // 2, tiles - 1])
+            rows, expected = exact_rows(*self.qkv, layout, window, [0, tiles // 2, tiles - 1])
             with torch.no_grad():
-                return relative_error(module(self.q, self.k, self.v)[:, :, rows], expected)
+                return relative_error(module(*self.qkv)[:, :, rows], expected)
 
-        work = self._call(module, self.q, self.k, self.v, self.grad)
+        work = self._call(module, *self.qkv, self.grad)
         return Case(name, work, self.pair * pairs, facts, kernel_alone, check, window)
 
     def _call(self, attention: Callable, q: Tensor, k: Tensor, v: Tensor, grad: Tensor) -> Work:

@@ -9,7 +9,7 @@ import torch
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as torch_profile
 
-from ..timing import Row, check_out, report, write_report
+from ..timing import Row, check_counts, check_out, report, write_report
 from .kernel import Bench, tile_for
 from .sizes import GRIDS, Size, Triple
 
@@ -37,6 +37,7 @@ def profile(
         out: JSON file to write.
     """
     check_out(out)
+    check_counts(top=top)
     bench = Bench(size, GRIDS[size], tile or tile_for(size), backward)
     cases = {case.method: case for case in bench.ours(window)}
     if method not in cases:

@@ -19,7 +19,7 @@ from jsonargparse import ArgumentError, Namespace, auto_cli, capture_parser, get
 from fps_flex import FPSAttention
 
 TEXTS = ("--prompt", "--negative_prompt")  # options that are text as it is, and may be empty
-LISTS = ("--lora", "--low_noise_lora")  # options that are given once for each of their values
+LISTS = ("--lora", "--low_noise_lora")  # options that are given once for each of their values, where videos are made
 SCHEDULE_PART = re.compile(r"--((?:\w+\.)*attention)\.schedule\.(\w+)")
 
 NOISE = (
@@ -58,14 +58,17 @@ def _none_for_null(value: Any, inside: bool = True) -> Any:
 set_loader("yaml", load_yaml, (yaml.YAMLError,))
 
 
-def run_command(components: Any, args: list[str] | None, **options: Any) -> None:
-    """jsonargparse's auto_cli, which raises whatever is wrong. args: None takes this process's own."""
+def run_command(components: Any, args: list[str] | None, lists: tuple[str, ...] = LISTS, **options: Any) -> None:
+    """jsonargparse's auto_cli, which raises whatever is wrong. args: None takes this process's own.
+
+    lists: options that each add to a list, where the command has them.
+    """
     options["exit_on_error"] = False
 
     def parse(words: list[str]) -> Namespace:
         return capture_parser(lambda: auto_cli(components, args=[], **options)).parse_args(words)
 
-    args = add_to_lists(keep_texts(sys.argv[1:] if args is None else args))
+    args = add_to_lists(keep_texts(sys.argv[1:] if args is None else args), lists)
     check_schedule_parts(args, parse)
     check_no_empty(args)
     auto_cli(components, args=args, **options)
@@ -83,10 +86,10 @@ def keep_texts(args: list[str]) -> list[str]:
     return kept
 
 
-def add_to_lists(args: list[str]) -> list[str]:
-    """A command line whose LISTS get another value each time, in place of another list."""
+def add_to_lists(args: list[str], lists: tuple[str, ...] = LISTS) -> list[str]:
+    """A command line whose `lists` get another value each time, in place of another list."""
     parts = [(word, *word.partition("=")) for word in args]
-    return [f"{option}+{sign}{value}" if option in LISTS else word for word, option, sign, value in parts]
+    return [f"{option}+{sign}{value}" if option in lists else word for word, option, sign, value in parts]
 
 
 def _is_nothing(text: str) -> bool:
