@@ -68,8 +68,7 @@ def kernel(
     """
     check_counts(rounds=rounds, repeats=repeats)
     check_out(out)
-    tile = tile or tile_for(size)
-    bench = Bench(size, GRIDS[size], tile, backward)
+    bench = Bench(size, tile, backward)
     cases = [*bench.dense(), *(case for window in windows or WINDOWS[size] for case in bench.ours(window))]
     for finished in range(1, rounds + 1):
         measure(cases, repeats, first=finished == 1)
@@ -77,13 +76,8 @@ def kernel(
         write_report(out, rows, **bench.facts, backward=backward, rounds=finished, repeats=repeats)
         if out:
             write_text(out.with_suffix(".md"), table_of(rows) + "\n")
-            draw_speed(rows, out.with_suffix(".png"), f"Wan2.1 {size}, {bench.tokens:,} tokens, tile {tile}")
+            draw_speed(rows, out.with_suffix(".png"), f"Wan2.1 {size}, {bench.tokens:,} tokens, tile {bench.tile}")
     print("\n" + table_of(rows))
-
-
-def tile_for(size: Size) -> Triple:
-    """The paper's tile for 14B."""
-    return (6, 8, 8) if size == "14B" else TILES[size]
 
 
 @dataclass
@@ -114,10 +108,14 @@ class Case:
 class Bench:
     """Random q, k, v of one layer in the memory order in which a linear layer leaves them, and calls over them."""
 
-    def __init__(self, size: Size, grid: Triple, tile: Triple, backward: bool) -> None:
-        heads, dim, self.tokens = CONFIGS[size].heads, CONFIGS[size].head_dim, prod(grid)
-        self.facts = {"size": size, "grid": grid, "tile": tile, "heads": heads, "head_dim": dim, "tokens": self.tokens}
-        self.grid, self.tile, self.block, self.backward = grid, tile, block_of(size), backward
+    def __init__(self, size: Size, tile: Triple | None, backward: bool = False, grid: Triple | None = None) -> None:
+        """tile: None takes the paper's for 14B. grid: None takes the size's."""
+        heads, dim = CONFIGS[size].heads, CONFIGS[size].head_dim
+        self.grid, self.block, self.backward = grid or GRIDS[size], block_of(size), backward
+        self.tile, self.tokens = tile or ((6, 8, 8) if size == "14B" else TILES[size]), prod(self.grid)
+        self.facts = {
+            "size": size, "grid": self.grid, "tile": self.tile, "heads": heads, "head_dim": dim, "tokens": self.tokens,
+        }  # fmt: skip
         self.device = device = find_device()
         self.pair = 4 * heads * dim * (3.5 if backward else 1)  # operations a (query, key) pair
         generator = torch.Generator(device).manual_seed(0)
@@ -129,9 +127,12 @@ class Bench:
             facts = {"density": 1.0, "tile_share": 1.0, "work_share": 1.0, "pad_share": 0.0}
             yield Case(name, self._call(attention, *self.qkv, self.grad), self.pair * self.tokens**2, facts)
 
-    def ours(self, window: Triple) -> Iterator[Case]:
-        for name, attention in self._methods(window).items():
-            yield self._case(name, attention, window)
+    def ours(self, window: Triple, methods: tuple[str, ...] | None = None) -> Iterator[Case]:
+        """methods: None takes all. Raises ValueError for none, and an unknown one."""
+        known = self._methods(window)
+        if methods is not None and not (methods and {*methods} <= {*known}):
+            raise ValueError(f"methods are {', '.join(methods) or 'empty'}, expected some of {', '.join(known)}")
+        return (self._case(name, x, window) for name, x in known.items() if methods is None or name in methods)
 
     def _methods(self, window: Triple) -> dict[str, FPSAttention]:
         def fps(granularity: int | str | None, **options: Any) -> FPSAttention:

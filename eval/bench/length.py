@@ -51,15 +51,10 @@ def _measure(
     size: Size, tile: Triple, window: Triple, methods: tuple[str, ...], widths: tuple[int, ...], repeats: int
 ) -> Iterator[Row]:
     for width in widths:
-        bench = Bench(size, (5, 8, width) if size == "tiny" else (21, 45, width), tile, backward=False)
-        cases = list(bench.ours(window))
-        known = [case.method for case in cases]
-        if not methods or not {*methods} <= {*known}:
-            raise ValueError(f"methods are {', '.join(methods) or 'empty'}, expected some of {', '.join(known)}")
-        for case in cases:
-            if case.method in methods:
-                case.seconds["module"] = clock(case.module, repeats, 0.3 if bench.device.type == "cuda" else 0.0)
-                yield {**case.row(), "grid": bench.grid, "tokens": bench.tokens}
+        bench = Bench(size, tile, grid=(5, 8, width) if size == "tiny" else (21, 45, width))
+        for case in bench.ours(window, methods):
+            case.seconds["module"] = clock(case.module, repeats, 0.3 if bench.device.type == "cuda" else 0.0)
+            yield {**case.row(), "grid": bench.grid, "tokens": bench.tokens}
 
 
 def exponent(rows: list[Row]) -> float:

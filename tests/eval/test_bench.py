@@ -194,7 +194,10 @@ def test_length_profile_and_accuracy_run(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["profile", "--size=tiny", "--window=[5,2,1]", "--method=magic"], "method is 'magic', expected one of sparse"),
+        (
+            ["profile", "--size=tiny", "--window=[5,2,1]", "--method=magic"],
+            "methods are magic, expected some of sparse",
+        ),
         (["kernel", "--size=9B"], "9B"),
         *[
             ([name, "--size=tiny", f"--{option}=0"], f"{option} is 0, expected a whole number of at least 1")
