@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 
-from fps_flex.checks import as_whole
 from train.common.atomic import write_json
 from train.common.console import check_writable
 
@@ -125,12 +124,6 @@ def report(rows: Iterable[Row], out: Path | None, columns: tuple[str, ...], **fa
         print(line_of(row, columns), flush=True)
         write_report(out, measured, **facts)
     return measured
-
-
-def check_counts(**counts: int) -> None:
-    """Raises ValueError for one below 1; it is named."""
-    for name, count in counts.items():
-        as_whole(name, count)
 
 
 def check_some(**choices: tuple[str, ...]) -> None:

@@ -10,11 +10,11 @@ from tempfile import TemporaryDirectory
 import torch
 from safetensors.torch import save_file
 
-from fps_flex.checks import require
+from fps_flex.checks import as_whole, require
 from train.data import VideoData
 from train.index import EMPTY_PROMPT, CachedClip, Index, write_index
 
-from ..timing import check_counts, check_out, compare, report
+from ..timing import check_out, compare, report
 from .sizes import CONFIGS, GRIDS, TEXT_TOKENS, Size, latent_shape
 
 
@@ -28,7 +28,7 @@ def data(size: Size = "1.3B", clips: int = 32, seconds: float = 10.0, out: Path 
         out: JSON file to write.
     """
     check_out(out)
-    check_counts(clips=clips)
+    as_whole("clips", clips)
     require("seconds", seconds, above=0)
     torch.set_num_threads(1)
     config, grid = CONFIGS[size], GRIDS[size]

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from fps_flex import FPSAttention, Regime, StepSchedule, density
 from fps_flex.algorithm import prepare
+from fps_flex.checks import as_whole
 from fps_flex.engines import run
 from fps_flex.masks import as_windows, tile_mask
 from train.common.atomic import write_text
 from train.common.work import find_device
 
 from ..markdown import head_of
-from ..timing import Row, check_counts, check_out, clock, forget_peak, line_of, peak_gb, write_report
+from ..timing import Row, check_out, clock, forget_peak, line_of, peak_gb, write_report
 from .exact import exact_rows, relative_error
 from .rivals import dense_rivals
 from .sizes import CONFIGS, GRIDS, TILES, Size, Triple, block_of, compute_dtype
@@ -66,7 +67,8 @@ def kernel(
 
     Raises ValueError for less than one round or call.
     """
-    check_counts(rounds=rounds, repeats=repeats)
+    as_whole("rounds", rounds)
+    as_whole("repeats", repeats)
     check_out(out)
     bench = Bench(size, tile, backward)
     cases = [*bench.dense(), *(case for window in windows or WINDOWS[size] for case in bench.ours(window))]

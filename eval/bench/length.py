@@ -7,7 +7,9 @@ from math import log
 from pathlib import Path
 from statistics import linear_regression
 
-from ..timing import Row, check_counts, clock, report, write_report
+from fps_flex.checks import as_whole
+
+from ..timing import Row, clock, report, write_report
 from .kernel import Bench
 from .sizes import Size, Triple
 
@@ -36,7 +38,7 @@ def length(
 
     Raises ValueError for fewer than two widths, or an unknown method.
     """
-    check_counts(repeats=repeats)
+    as_whole("repeats", repeats)
     if len(set(widths)) < 2:
         raise ValueError(f"widths are {list(widths)}, expected at least two")
     facts = {"size": size, "tile": tile, "window": window}

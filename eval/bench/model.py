@@ -9,12 +9,13 @@ from statistics import median
 import torch
 
 from fps_flex import FPSAttention, preset
+from fps_flex.checks import as_whole
 from fps_flex.quant import ScaleFormat
 from fps_flex.wan.flow import sampling_levels
 from fps_flex.wan.linears import Linears, check_linears, quantize_linears
 from train.common.work import find_device
 
-from ..timing import Row, check_counts, check_some, clock, compare, forget_peak, peak_gb, report
+from ..timing import Row, check_some, clock, compare, forget_peak, peak_gb, report
 from .rivals import random_stock
 from .sizes import GRIDS, SIGMAS, Level, Size, attention_of, compute_dtype, draw_inputs, levels_of, random_wan, sized
 
@@ -52,7 +53,7 @@ def model(
 
     Raises ValueError for an unknown schedule, and as `check_linears`.
     """
-    check_counts(repeats=repeats)
+    as_whole("repeats", repeats)
     check_some(schedules=schedules, linears=linears)
     for schedule in schedules:
         if schedule not in (*STOCK, "sdpa"):

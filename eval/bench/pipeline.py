@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fps_flex import FPSAttention
+from fps_flex.checks import as_whole
 from fps_flex.diffusers import cut_tile, install, uninstall
 from fps_flex.schedule import preset_of
 from train.common.work import find_device
 
 from ..generate.sampling import build_scheduler, list_regimes, mean_density
-from ..timing import Row, check_counts, check_out, compare, forget_peak, peak_gb, report, wait
+from ..timing import Row, check_out, compare, forget_peak, peak_gb, report, wait
 from .rivals import random_stock
 from .sizes import CONFIGS, TEXT_TOKENS, Size, Triple, sized
 
@@ -52,7 +53,7 @@ def pipeline(
         layers: fewer blocks than the model has.
         out: JSON file to write.
     """
-    check_counts(steps=steps)
+    as_whole("steps", steps)
     check_out(out)
     attention = cut_tile(attention or ATTENTIONS[size], _grid(size))
     attention.plan(_grid(size), torch.zeros(1))

@@ -8,7 +8,9 @@ from typing import Any
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as torch_profile
 
-from ..timing import Row, check_counts, check_out, report, wait, write_report
+from fps_flex.checks import as_whole
+
+from ..timing import Row, check_out, report, wait, write_report
 from .kernel import Bench
 from .sizes import Size, Triple
 
@@ -36,7 +38,7 @@ def profile(
         out: JSON file to write.
     """
     check_out(out)
-    check_counts(top=top)
+    as_whole("top", top)
     bench = Bench(size, tile, backward)
     (case,) = bench.ours(window, (method,))
     work = case.module

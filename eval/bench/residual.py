@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fps_flex import FPSAttention
+from fps_flex.checks import as_whole
 from fps_flex.quant import ScaleFormat
 from fps_flex.wan import Wan, WanConfig
 from fps_flex.wan.keys import to_diffusers
@@ -20,7 +21,7 @@ from fps_flex.wan.model import Residual
 from fps_flex.wan.weights import build_empty, fill
 from train.common.work import find_device
 
-from ..timing import Row, check_counts, check_some, clock, forget_peak, peak_gb, report
+from ..timing import Row, check_some, clock, forget_peak, peak_gb, report
 from .exact import relative_error
 from .rivals import build_stock, to_bf16
 from .sizes import SIGMAS, attention_of, compute_dtype, draw_inputs, random_wan
@@ -68,7 +69,8 @@ def residual(
     """
     training = Training(**options)
     attention = attention_of(training.size, schedule, scale_format=scale_format)
-    check_counts(rounds=rounds, repeats=repeats)
+    as_whole("rounds", rounds)
+    as_whole("repeats", repeats)
     check_some(parts=parts)
     if "train" in parts:
         training.check([attention])

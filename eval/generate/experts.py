@@ -38,7 +38,7 @@ def open_experts(
     if base and not any(is_trained_lora(path) for path in opened):
         raise ValueError(f"base is {base}, of a LoRA's .ckpt, and {' and '.join(opened)} is none: leave it out")
     if which == "live" and not any(path.endswith(".ckpt") for path in opened):
-        raise ValueError(f"{' and '.join(opened)} has no live weights beside averaged ones: only a .ckpt has")
+        raise ValueError(f"weights is live, of a .ckpt of train.fit, and {' and '.join(opened)} is none: leave it out")
     first = _open(high or checkpoint, which, base, high=True)
     levels = first.noise_levels
     if levels[1] < 1:

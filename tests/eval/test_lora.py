@@ -248,7 +248,7 @@ def test_fidelity_compares_a_trained_lora_with_its_release(wan_folder, tmp_path,
     base, live = f"--base={tmp_path / 'moved'}", "--weights=live"
     assert "name where it is with --base" in refused(capsys, [*run, f"--trained={checkpoint}"], fidelity)
     assert "of a LoRA's .ckpt" in refused(capsys, [*run, base], fidelity)
-    assert "no live weights" in refused(capsys, [*run, live], fidelity)
+    assert "weights is live, of a .ckpt" in refused(capsys, [*run, live], fidelity)
     fidelity([*run, f"--trained={checkpoint}", base, live])
     rows = {row["name"]: row for row in json.loads((tmp_path / "out/fidelity.json").read_text())["rows"]}
     assert "with FPS attention" in rows["joint-trained"]["weights"] and "released" in rows["joint"]["weights"]
