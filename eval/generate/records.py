@@ -50,20 +50,11 @@ class Records:
                 path.rmdir()
         write_json(self.file(job), {**self.say(job), **made})
 
-    def why(self, job: Job) -> str | None:
+    def why(self, job: Job, read_video: bool = True) -> str | None:
         """Why a video has to be made: what is wrong with it, or nothing where it isn't there; None where it is whole.
 
-        Raises ValueError as `check`.
-        """
-        reason, video = self.check(job), self.video(job)
-        if reason is None and _digest(video) != read_record(self.file(job), self.say(job))["sha256"]:
-            return f"{video} has other bytes than its record says: it is made again (to keep it, stop and move it away)"
-        return reason
-
-    def check(self, job: Job) -> str | None:
-        """As `why`, by the record alone.
-
-        Raises ValueError where making it would write over what isn't ours, or was made with other settings.
+        read_video: look at its bytes too. Raises ValueError where making it would write over what isn't ours, or was
+        made with other settings.
         """
         video, file = self.video(job), self.file(job)
         for path in (video, file):
@@ -80,22 +71,24 @@ class Records:
             return ""
         if other := find_other_weights(video, made, self.say(job)):
             return f"{video} was made with {' and '.join(other)}: it is made again"
+        if read_video and _digest(video) != made["sha256"]:
+            return f"{video} has other bytes than its record says: it is made again (to keep it, stop and move it away)"
         return None
 
     def check_all(self, jobs: Iterable[Job]) -> None:
-        """Raises ValueError as `check`."""
+        """Raises ValueError as `why`, before any is made."""
         for job in jobs:
-            self.check(job)
+            self.why(job, read_video=False)
 
     def count_missing(self, jobs: Iterable[Job]) -> int:
         """Videos that are not there whole and as these settings make them."""
-        return sum(not self._has(job) for job in jobs)
-
-    def _has(self, job: Job) -> bool:
-        try:
-            return self.why(job) is None
-        except ValueError:
-            return False
+        missing = 0
+        for job in jobs:
+            try:
+                missing += self.why(job) is not None
+            except ValueError:
+                missing += 1
+        return missing
 
 
 def open_records(model: TextToVideo, settings: Settings, out: Path, folder: Path | None = None) -> Records:
