@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import platform
 import resource
@@ -28,6 +29,8 @@ Row = dict[str, Any]  # what was measured, by name
 PACKAGES = ("triton", "lightning", "flash-attn-4", "torchao", "diffusers", "sageattention")
 ROOT = Path(__file__).resolve().parent.parent
 CPUS = Path("/proc/cpuinfo")
+
+logger = logging.getLogger(__name__)
 
 
 def wait() -> None:
@@ -83,10 +86,18 @@ def host_peak_gb() -> float:
 
 
 def limit_memory(gpu_gb: float | None) -> None:
-    """Let this process take no more of the GPU's memory; None lets it take all."""
-    if torch.cuda.is_available():
-        total = torch.cuda.get_device_properties(0).total_memory / 1e9
-        torch.cuda.set_per_process_memory_fraction(min(1.0, (gpu_gb or total) / total))
+    """Let this process take no more of the GPU's memory; None lets it take all.
+
+    Raises ValueError for more than there is.
+    """
+    if not torch.cuda.is_available():
+        if gpu_gb is not None:
+            logger.warning("gpu_gb is %g, and there is no GPU here: nothing is limited", gpu_gb)
+        return
+    total = torch.cuda.get_device_properties(0).total_memory / 1e9
+    if gpu_gb is not None and gpu_gb > total:
+        raise ValueError(f"gpu_gb is {gpu_gb:g}, expected at most the {total:.1f} of this GPU")
+    torch.cuda.set_per_process_memory_fraction(1.0 if gpu_gb is None else gpu_gb / total)
 
 
 def compare(rows: Iterable[Row]) -> Iterator[Row]:
@@ -113,6 +124,13 @@ def report(rows: Iterable[Row], out: Path | None, columns: tuple[str, ...], **fa
         print(line_of(row, columns), flush=True)
         write_report(out, measured, **facts)
     return measured
+
+
+def check_some(**choices: tuple[str, ...]) -> None:
+    """Raises ValueError for an empty one; it is named."""
+    for name, values in choices.items():
+        if not values:
+            raise ValueError(f"{name} is empty, expected at least one")
 
 
 def check_out(out: Path | None) -> None:

@@ -35,7 +35,7 @@ def command(args: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     with cli_errors("stopped; what was measured before is written"):
         commands = [kernel, profile, length, model, pipeline, train, residual, data, accuracy]
-        run_command(commands, args, prog="python -m eval.bench", description=__doc__.splitlines()[0])
+        run_command(commands, args, lists=(), prog="python -m eval.bench", description=__doc__.splitlines()[0])
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import get_args
 
@@ -72,7 +73,7 @@ def _quantised(attention: FPSAttention, q: Tensor, k: Tensor, v: Tensor, grid: T
 
 def _inputs(name: str, grid: Triple, heads: int, dim: int, seed: int, device: torch.device) -> tuple[Tensor, ...]:
     generator = torch.Generator(device).manual_seed(seed)
-    tokens = grid[0] * grid[1] * grid[2]
+    tokens = prod(grid)
 
     def draw() -> Tensor:
         return torch.randn(1, heads, tokens, dim, device=device, generator=generator)

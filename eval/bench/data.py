@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
+from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 from safetensors.torch import save_file
 
+from fps_flex.checks import as_whole, require
 from train.data import VideoData
 from train.index import EMPTY_PROMPT, CachedClip, Index, write_index
 
 from ..timing import check_out, compare, report
-from .sizes import TEXT_TOKENS, Size, sized
+from .sizes import CONFIGS, GRIDS, TEXT_TOKENS, Size, latent_shape
 
 
 def data(size: Size = "1.3B", clips: int = 32, seconds: float = 10.0, out: Path | None = None) -> None:
@@ -26,11 +28,12 @@ def data(size: Size = "1.3B", clips: int = 32, seconds: float = 10.0, out: Path 
         out: JSON file to write.
     """
     check_out(out)
+    as_whole("clips", clips)
+    require("seconds", seconds, above=0)
     torch.set_num_threads(1)
-    config, grid = sized(size, None)
-    frames, rows, columns = (g * p for g, p in zip(grid, config.patch, strict=True))
+    config, grid = CONFIGS[size], GRIDS[size]
     with TemporaryDirectory() as folder:
-        _write_random_set(Path(folder), clips, (config.channels, frames, rows, columns), config.text_dim)
+        _write_random_set(Path(folder), clips, latent_shape(config, grid), config.text_dim)
         prepared = VideoData(folder, batch_size=1, workers=0)
         prepared.setup()
         batches = iter(prepared.train_dataloader())
@@ -42,7 +45,7 @@ def data(size: Size = "1.3B", clips: int = 32, seconds: float = 10.0, out: Path 
         "model": size,
         "clips_read": read,
         "step_seconds": taken,
-        "tokens_per_second": grid[0] * grid[1] * grid[2] / taken,
+        "tokens_per_second": prod(grid) / taken,
     }
     report(compare([row]), out, ("model", "clips_read", "step_seconds", "tokens_per_second"))
 

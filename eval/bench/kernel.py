@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fps_flex import FPSAttention, Regime, StepSchedule, density
 from fps_flex.algorithm import prepare
+from fps_flex.checks import as_whole
 from fps_flex.engines import run
 from fps_flex.masks import as_windows, tile_mask
 from train.common.atomic import write_text
@@ -24,7 +25,7 @@ from ..markdown import head_of
 from ..timing import Row, check_out, clock, forget_peak, line_of, peak_gb, write_report
 from .exact import exact_rows, relative_error
 from .rivals import dense_rivals
-from .sizes import CONFIGS, GRIDS, TILES, Size, Triple, block_of
+from .sizes import CONFIGS, GRIDS, TILES, Size, Triple, block_of, compute_dtype
 
 Work = Callable[[], Any]
 
@@ -66,11 +67,10 @@ def kernel(
 
     Raises ValueError for less than one round or call.
     """
-    if min(rounds, repeats) < 1:
-        raise ValueError(f"rounds is {rounds} and repeats {repeats}, expected at least 1 of each")
+    as_whole("rounds", rounds)
+    as_whole("repeats", repeats)
     check_out(out)
-    tile = tile or tile_for(size)
-    bench = Bench(size, GRIDS[size], tile, backward)
+    bench = Bench(size, tile, backward)
     cases = [*bench.dense(), *(case for window in windows or WINDOWS[size] for case in bench.ours(window))]
     for finished in range(1, rounds + 1):
         measure(cases, repeats, first=finished == 1)
@@ -78,13 +78,8 @@ def kernel(
         write_report(out, rows, **bench.facts, backward=backward, rounds=finished, repeats=repeats)
         if out:
             write_text(out.with_suffix(".md"), table_of(rows) + "\n")
-            draw_speed(rows, out.with_suffix(".png"), f"Wan2.1 {size}, {bench.tokens:,} tokens, tile {tile}")
+            draw_speed(rows, out.with_suffix(".png"), f"Wan2.1 {size}, {bench.tokens:,} tokens, tile {bench.tile}")
     print("\n" + table_of(rows))
-
-
-def tile_for(size: Size) -> Triple:
-    """The paper's tile for 14B."""
-    return (6, 8, 8) if size == "14B" else TILES[size]
 
 
 @dataclass
@@ -115,38 +110,37 @@ class Case:
 class Bench:
     """Random q, k, v of one layer in the memory order in which a linear layer leaves them, and calls over them."""
 
-    def __init__(self, size: Size, grid: Triple, tile: Triple, backward: bool) -> None:
-        heads, dim, self.tokens = CONFIGS[size].heads, CONFIGS[size].head_dim, prod(grid)
-        self.facts = {"size": size, "grid": grid, "tile": tile, "heads": heads, "head_dim": dim, "tokens": self.tokens}
-        self.grid, self.tile, self.block, self.backward = grid, tile, block_of(size), backward
+    def __init__(self, size: Size, tile: Triple | None, backward: bool = False, grid: Triple | None = None) -> None:
+        """tile: None takes the paper's for 14B. grid: None takes the size's."""
+        heads, dim = CONFIGS[size].heads, CONFIGS[size].head_dim
+        self.grid, self.block, self.backward = grid or GRIDS[size], block_of(size), backward
+        self.tile, self.tokens = tile or ((6, 8, 8) if size == "14B" else TILES[size]), prod(self.grid)
+        self.facts = {
+            "size": size, "grid": self.grid, "tile": self.tile, "heads": heads, "head_dim": dim, "tokens": self.tokens,
+        }  # fmt: skip
         self.device = device = find_device()
         self.pair = 4 * heads * dim * (3.5 if backward else 1)  # operations a (query, key) pair
         generator = torch.Generator(device).manual_seed(0)
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        self.q, self.k, self.v, self.grad = (
-            torch.randn(1, self.tokens, heads, dim, device=device, dtype=dtype, generator=generator).transpose(1, 2)
-            for _ in range(4)
-        )
+        drawn = {"device": device, "dtype": compute_dtype(device), "generator": generator}
+        *self.qkv, self.grad = (torch.randn(1, self.tokens, heads, dim, **drawn).transpose(1, 2) for _ in range(4))
 
     def dense(self) -> Iterator[Case]:
         for name, attention in dense_rivals(self.device, self.backward).items():
             facts = {"density": 1.0, "tile_share": 1.0, "work_share": 1.0, "pad_share": 0.0}
-            work = self._call(attention, self.q, self.k, self.v, self.grad)
-            yield Case(name, work, self.pair * self.tokens**2, facts)
+            yield Case(name, self._call(attention, *self.qkv, self.grad), self.pair * self.tokens**2, facts)
 
-    def ours(self, window: Triple) -> Iterator[Case]:
-        for name, attention in self._methods(window).items():
-            yield self._case(name, attention, window)
+    def ours(self, window: Triple, methods: tuple[str, ...] | None = None) -> Iterator[Case]:
+        """methods: None takes all. Raises ValueError for none, and an unknown one."""
+        known = self._methods(window)
+        if methods is not None and not (methods and {*methods} <= {*known}):
+            raise ValueError(f"methods are {', '.join(methods) or 'empty'}, expected some of {', '.join(known)}")
+        return (self._case(name, x, window) for name, x in known.items() if methods is None or name in methods)
 
     def _methods(self, window: Triple) -> dict[str, FPSAttention]:
         def fps(granularity: int | str | None, **options: Any) -> FPSAttention:
             return FPSAttention(StepSchedule((), (Regime(window, granularity),)), self.tile, self.block, **options)
 
-        methods = {
-            "sparse only": fps(None),
-            "power-of-two scales": fps(1, scale_format="pow2"),
-            "fp32 scales": fps(1),
-        }
+        methods = {"sparse only": fps(None), "power-of-two scales": fps(1, scale_format="pow2"), "fp32 scales": fps(1)}
         if self.device.type == "cuda":
             methods["sparse only, Triton"] = fps(None, engine="triton")
             if not self.backward:
@@ -164,7 +158,7 @@ class Bench:
             "tile_share": tile_mask(layout, as_windows(window, layout)).float().mean().item(),
             "work_share": pairs / self.tokens**2,
             "pad_share": layout.pad_share,
-            "engine": attention.engine_for(self.q),
+            "engine": attention.engine_for(self.qkv[0]),
         }
 
         def module(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -172,7 +166,7 @@ class Bench:
 
         def kernel_alone() -> Work:
             with torch.no_grad():
-                call = prepare(attention.graph_key, *(layout.order(x, dim=2) for x in (self.q, self.k, self.v)), plan)
+                call = prepare(attention.graph_key, *(layout.order(x, dim=2) for x in self.qkv), plan)
             block_mask = plan.block_mask(facts["engine"])
 
             def alone(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -182,11 +176,11 @@ class Bench:
 
         def check() -> float:
             tiles = layout.tile_of_slot[-1].item() + 1
-            rows, expected = exact_rows(self.q, self.k, self.v, layout, window, [0, tiles // 2, tiles - 1])
+            rows, expected = exact_rows(*self.qkv, layout, window, [0, tiles // 2, tiles - 1])
             with torch.no_grad():
-                return relative_error(module(self.q, self.k, self.v)[:, :, rows], expected)
+                return relative_error(module(*self.qkv)[:, :, rows], expected)
 
-        work = self._call(module, self.q, self.k, self.v, self.grad)
+        work = self._call(module, *self.qkv, self.grad)
         return Case(name, work, self.pair * pairs, facts, kernel_alone, check, window)
 
     def _call(self, attention: Callable, q: Tensor, k: Tensor, v: Tensor, grad: Tensor) -> Work:

@@ -7,6 +7,8 @@ from math import log
 from pathlib import Path
 from statistics import linear_regression
 
+from fps_flex.checks import as_whole
+
 from ..timing import Row, clock, report, write_report
 from .kernel import Bench
 from .sizes import Size, Triple
@@ -36,6 +38,7 @@ def length(
 
     Raises ValueError for fewer than two widths, or an unknown method.
     """
+    as_whole("repeats", repeats)
     if len(set(widths)) < 2:
         raise ValueError(f"widths are {list(widths)}, expected at least two")
     facts = {"size": size, "tile": tile, "window": window}
@@ -50,15 +53,10 @@ def _measure(
     size: Size, tile: Triple, window: Triple, methods: tuple[str, ...], widths: tuple[int, ...], repeats: int
 ) -> Iterator[Row]:
     for width in widths:
-        bench = Bench(size, (5, 8, width) if size == "tiny" else (21, 45, width), tile, backward=False)
-        cases = list(bench.ours(window))
-        known = [case.method for case in cases]
-        if not methods or not {*methods} <= {*known}:
-            raise ValueError(f"methods are {', '.join(methods) or 'empty'}, expected some of {', '.join(known)}")
-        for case in cases:
-            if case.method in methods:
-                case.seconds["module"] = clock(case.module, repeats, 0.3 if bench.device.type == "cuda" else 0.0)
-                yield {**case.row(), "grid": bench.grid, "tokens": bench.tokens}
+        bench = Bench(size, tile, grid=(5, 8, width) if size == "tiny" else (21, 45, width))
+        for case in bench.ours(window, methods):
+            case.seconds["module"] = clock(case.module, repeats, 0.3 if bench.device.type == "cuda" else 0.0)
+            yield {**case.row(), "grid": bench.grid, "tokens": bench.tokens}
 
 
 def exponent(rows: list[Row]) -> float:

@@ -9,14 +9,15 @@ from statistics import median
 import torch
 
 from fps_flex import FPSAttention, preset
+from fps_flex.checks import as_whole
 from fps_flex.quant import ScaleFormat
 from fps_flex.wan.flow import sampling_levels
 from fps_flex.wan.linears import Linears, check_linears, quantize_linears
 from train.common.work import find_device
 
-from ..timing import Row, clock, compare, forget_peak, peak_gb, report
+from ..timing import Row, check_some, clock, compare, forget_peak, peak_gb, report
 from .rivals import random_stock
-from .sizes import SIGMAS, TEXT_TOKENS, Size, attention_of, densities, random_wan, regime_at, sized
+from .sizes import GRIDS, SIGMAS, Level, Size, attention_of, compute_dtype, draw_inputs, levels_of, random_wan, sized
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
 
@@ -52,6 +53,8 @@ def model(
 
     Raises ValueError for an unknown schedule, and as `check_linears`.
     """
+    as_whole("repeats", repeats)
+    check_some(schedules=schedules, linears=linears)
     for schedule in schedules:
         if schedule not in (*STOCK, "sdpa"):
             preset(schedule)
@@ -67,11 +70,8 @@ class _Bench:
 
     def __init__(self, size: Size, layers: int | None, repeats: int) -> None:
         self.size, self.repeats, self.device = size, repeats, find_device()
-        self.config, self.grid = sized(size, layers)
-        options = {"device": self.device, "dtype": torch.bfloat16 if self.device.type == "cuda" else torch.float32}
-        sides = (g * p for g, p in zip(self.grid, self.config.patch, strict=True))
-        self.latents = torch.randn(1, self.config.channels, *sides, **options)
-        self.text = torch.randn(1, TEXT_TOKENS, self.config.text_dim, **options)
+        self.config, self.grid = sized(size, layers), GRIDS[size]
+        self.latents, self.text = draw_inputs(self.config, self.grid, self.device, compute_dtype(self.device))
 
     def rows(
         self, schedules: tuple[str, ...], linears: tuple[Linears, ...], scale_format: ScaleFormat, compiled: bool
@@ -79,7 +79,7 @@ class _Bench:
         for schedule in schedules:
             if schedule in STOCK:
                 forward = self._stock(schedule == "stock compiled")
-                yield self._measure(schedule, "all", 0.8, 1.0, forward)
+                yield self._measure(schedule, Level("all", SIGMAS["middle"], 0, 1.0), forward)
                 del forward  # before the next model comes
                 continue
             for kind in linears:
@@ -98,34 +98,34 @@ class _Bench:
         wan = random_wan(self.config, attention, self.device)
         wan.compiled = compiled and self.device.type == "cuda"
         quantize_linears(wan, linears)
-        every = densities(attention, self.grid)
-        rows = []
-        for regime, sigma in (SIGMAS if len(every) > 1 else {"all": 0.8}).items():
-            density = every[regime_at(attention, sigma)]
-            rows.append(self._measure(name, regime, sigma, density, lambda t: wan(self.latents, t, self.text)))
-            yield rows[-1]
-        yield _whole_video(name, attention, rows)
+        seconds = {}
+        for level in levels_of(attention, self.grid):
+            row = self._measure(name, level, lambda t: wan(self.latents, t, self.text))
+            seconds[level.index] = row["step_seconds"]
+            yield row
+        yield _whole_video(name, attention, seconds)
 
-    def _measure(self, name: str, regime: str, sigma: float, density: float, forward: Forward) -> Row:
-        timestep = torch.tensor([1000 * sigma], device=self.device)
+    def _measure(self, name: str, level: Level, forward: Forward) -> Row:
+        timestep = torch.tensor([1000 * level.sigma], device=self.device)
         forget_peak()
         with torch.inference_mode():
             seconds = clock(lambda: forward(timestep), self.repeats)
         return {
             "model": name,
-            "regime": regime,
-            "density": density,
+            "regime": level.regime,
+            "density": level.density,
             "step_seconds": median(seconds),
             "all_step_seconds": seconds,
             "peak_gb": peak_gb(self.device),
         }
 
 
-def _whole_video(name: str, attention: FPSAttention, rows: list[Row]) -> Row:
-    """The sum over the regimes in force at each step; its step_seconds are the mean, to compare with the others."""
-    seconds = {regime_at(attention, SIGMAS.get(row["regime"], 0.8)): row["step_seconds"] for row in rows}
+def _whole_video(name: str, attention: FPSAttention, seconds: dict[int, float]) -> Row:
+    """The sum over the regimes in force at each step; its step_seconds are the mean, to compare with the others.
+
+    seconds: of a pass, by the regime's index.
+    """
     regimes = attention.step_schedule.regime_index(sampling_levels(STEPS, SHIFT)[:-1]).tolist()
     total = PASSES * sum(seconds[regime] for regime in regimes)
-    mean = total / (PASSES * STEPS)
-    regime = f"{STEPS} steps x {PASSES}"
-    return {"model": name, "regime": regime, "density": "", "step_seconds": mean, "video_seconds": total, "peak_gb": ""}
+    times = {"step_seconds": total / (PASSES * STEPS), "video_seconds": total}
+    return {"model": name, "regime": f"{STEPS} steps x {PASSES}", "density": "", **times, "peak_gb": ""}

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fps_flex import FPSAttention, density
+from fps_flex import FPSAttention
+from fps_flex.checks import as_whole
 from fps_flex.diffusers import cut_tile, install, uninstall
 from fps_flex.schedule import preset_of
 from train.common.work import find_device
 
-from ..generate.sampling import build_scheduler, list_regimes
+from ..generate.sampling import build_scheduler, list_regimes, mean_density
 from ..timing import Row, check_out, compare, forget_peak, peak_gb, report, wait
 from .rivals import random_stock
-from .sizes import CONFIGS, TEXT_TOKENS, Size, Triple
+from .sizes import CONFIGS, TEXT_TOKENS, Size, Triple, sized
 
 if TYPE_CHECKING:
     from diffusers import WanPipeline
@@ -52,8 +53,7 @@ def pipeline(
         layers: fewer blocks than the model has.
         out: JSON file to write.
     """
-    if steps < 1:
-        raise ValueError(f"steps is {steps}, expected at least 1")
+    as_whole("steps", steps)
     check_out(out)
     attention = cut_tile(attention or ATTENTIONS[size], _grid(size))
     attention.plan(_grid(size), torch.zeros(1))
@@ -64,8 +64,8 @@ def pipeline(
 def random_pipeline(size: Size, layers: int | None) -> WanPipeline:
     from diffusers import WanPipeline
 
-    config = replace(CONFIGS[size], layers=layers or CONFIGS[size].layers)
-    pipe = WanPipeline(None, None, None, build_scheduler("unipc", 1, SHIFTS[size]), random_stock(config, find_device()))
+    stock = random_stock(sized(size, layers), find_device())
+    pipe = WanPipeline(None, None, None, build_scheduler("unipc", 1, SHIFTS[size]), stock)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -145,12 +145,11 @@ class _Run:
 
     def _describe(self) -> Row:
         """The regime of each step, and the mean density in them."""
-        regimes = list_regimes(self.attention, self.pipe.scheduler)
-        layout = self.attention.plan(_grid(self.size), torch.zeros(1)).layout
-        densities = density(layout, self.attention.step_schedule.windows(layout.tiles)).tolist()
+        grid, scheduler = _grid(self.size), self.pipe.scheduler
+        layout = self.attention.plan(grid, torch.zeros(1)).layout
         return {
-            "density": mean(densities[regime] for regime in regimes),
-            "regimes": regimes,
+            "density": mean_density(self.attention, grid, scheduler),
+            "regimes": list_regimes(self.attention, scheduler),
             "tile": layout.tile,
             "tokens": layout.tokens,
             "pad_share": layout.pad_share,

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as torch_profile
 
-from ..timing import Row, check_out, report, write_report
-from .kernel import Bench, tile_for
-from .sizes import GRIDS, Size, Triple
+from fps_flex.checks import as_whole
+
+from ..timing import Row, check_out, report, wait, write_report
+from .kernel import Bench
+from .sizes import Size, Triple
 
 COLUMNS = ("ms", "share", "calls", "kernel")
 
@@ -37,18 +38,16 @@ def profile(
         out: JSON file to write.
     """
     check_out(out)
-    bench = Bench(size, GRIDS[size], tile or tile_for(size), backward)
-    cases = {case.method: case for case in bench.ours(window)}
-    if method not in cases:
-        raise ValueError(f"method is {method!r}, expected one of {', '.join(cases)}")
-    work = cases[method].module
+    as_whole("top", top)
+    bench = Bench(size, tile, backward)
+    (case,) = bench.ours(window, (method,))
+    work = case.module
     work()
     work()
     on_gpu = bench.device.type == "cuda"
     with torch_profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as record:
         work()
-        if on_gpu:
-            torch.cuda.synchronize()
+        wait()
     rows = _rows(record, on_gpu)
     report(rows[:top], None, COLUMNS)
     write_report(out, rows, size=size, window=window, method=method, backward=backward)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import product
 from math import prod
 from pathlib import Path
 from statistics import median
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fps_flex import FPSAttention
+from fps_flex.checks import as_whole
 from fps_flex.quant import ScaleFormat
 from fps_flex.wan import Wan, WanConfig
 from fps_flex.wan.keys import to_diffusers
@@ -19,11 +21,11 @@ from fps_flex.wan.model import Residual
 from fps_flex.wan.weights import build_empty, fill
 from train.common.work import find_device
 
-from ..timing import Row, clock, forget_peak, peak_gb, report
+from ..timing import Row, check_some, clock, forget_peak, peak_gb, report
 from .exact import relative_error
 from .rivals import build_stock, to_bf16
-from .sizes import SIGMAS, TEXT_TOKENS, Triple, attention_of, random_wan, sized
-from .train import Training, measure_training
+from .sizes import SIGMAS, attention_of, compute_dtype, draw_inputs, random_wan
+from .train import Case, Training
 
 Part = Literal["error", "forward", "train"]
 Inputs = tuple[Tensor, Tensor, Tensor]
@@ -66,12 +68,14 @@ def residual(
     Raises ValueError for an unknown schedule, and where there is nothing to measure.
     """
     training = Training(**options)
-    if min(rounds, repeats) < 1 or not parts:
-        raise ValueError(
-            f"parts are {', '.join(parts) or 'none'}, rounds {rounds}, repeats {repeats}, expected some and at least 1"
-        )
+    attention = attention_of(training.size, schedule, scale_format=scale_format)
+    as_whole("rounds", rounds)
+    as_whole("repeats", repeats)
+    check_some(parts=parts)
+    if "train" in parts:
+        training.check([attention])
     torch.manual_seed(seed)
-    bench = _Bench(training, attention_of(training.size, schedule, scale_format=scale_format), schedule)
+    bench = _Bench(training, attention, schedule)
     measure = {"error": bench.errors, "forward": lambda: bench.forward(rounds, repeats), "train": bench.train}
     report((row for part in parts for row in measure[part]()), out, COLUMNS)
 
@@ -81,57 +85,43 @@ class _Bench:
         self.training, self.attention, self.device = training, attention, find_device()
         self.compiled = training.compiled and self.device.type == "cuda"
         self.name = f"{schedule}, {attention.scale_format} scales" if attention.step_schedule.quantizes else schedule
-        self.config, self.grid = sized(training.size, training.layers)
+        self.config, self.grid = training.config, training.grid
         self.facts = {"model": training.size, "layers": self.config.layers, "tokens": prod(self.grid)}
 
     def errors(self) -> Iterator[Row]:
-        """Ours eager and compiled, then stock diffusers' of the same weights."""
-        inputs = draw_inputs(self.config, self.grid, SIGMAS["middle"], self.device)
+        """Ours eager and compiled, then stock diffusers' of the same weights: its stream is the computation's."""
+        inputs = self._draw("middle")
         wan = lively_wan(self.config, attention_of(self.training.size, "sdpa"), self.device)
-        yield from self._errors_of_ours(wan, inputs)
-        yield from self._errors_of_stock(wan, inputs)
-
-    def _errors_of_ours(self, wan: Wan, inputs: Inputs) -> Iterator[Row]:
-        exact = exactly(wan, inputs)
         rounded = build_empty(self.config, wan.attention)
         fill(rounded, wan.state_dict().items(), self.device, torch.bfloat16)
-        for compiled in (False, True) if self.compiled else (False,):
-            for stream in get_args(Residual):
-                for model in (wan, rounded):
-                    model.residual, model.compiled = stream, compiled
-                velocities = {"autocast": under_autocast(wan, inputs), "bf16 weights": in_bf16(rounded, inputs)}
-                yield from self._compare(stream, compiled, velocities, exact)
-
-    def _errors_of_stock(self, wan: Wan, inputs: Inputs) -> Iterator[Row]:
-        """diffusers has no other stream than that of the computation."""
+        exact = exactly(wan, inputs)
+        for compiled, stream in product((False, True) if self.compiled else (False,), get_args(Residual)):
+            for model in (wan, rounded):
+                model.residual, model.compiled = stream, compiled
+            yield from self._compare(stream, compiled, exact, under_autocast(wan, inputs), in_bf16(rounded, inputs))
         stock = build_stock(self.config, self.device)
         stock.load_state_dict({to_diffusers(name): x for name, x in wan.state_dict().items()})
 
         def call(*inputs: Tensor) -> Tensor:
             return stock(*inputs, return_dict=False)[0]
 
-        exact, autocast = exactly(call, inputs), under_autocast(call, inputs)
+        exact, velocity = exactly(call, inputs), under_autocast(call, inputs)
         to_bf16(stock)
-        velocities = {"autocast": autocast, "bf16 weights": in_bf16(call, inputs)}
-        yield from self._compare("stock diffusers", False, velocities, exact)
+        yield from self._compare("stock diffusers", False, exact, velocity, in_bf16(call, inputs))
 
-    def _compare(self, stream: str, compiled: bool, velocities: dict[str, Tensor], exact: Tensor) -> Iterator[Row]:
-        for way, velocity in velocities.items():
-            yield {
-                "residual": stream,
-                "measured": f"error, {way}",
-                "blocks": blocks_are(compiled),
-                "error": relative_error(velocity, exact),
-                **self.facts,
-            }
+    def _compare(self, stream: str, compiled: bool, exact: Tensor, *velocities: Tensor) -> Iterator[Row]:
+        for way, velocity in zip(("autocast", "bf16 weights"), velocities, strict=True):
+            yield self._row(stream, f"error, {way}", compiled, {"error": relative_error(velocity, exact)})
+
+    def _row(self, stream: str, measured: str, compiled: bool, figures: Row) -> Row:
+        blocks = "compiled" if compiled else "eager"
+        return {"residual": stream, "measured": measured, "blocks": blocks, **self.facts, **figures}
 
     def forward(self, rounds: int, repeats: int) -> Iterator[Row]:
         """Both streams in turn, so that a GPU that slows down slows both."""
         wan = random_wan(self.config, self.attention, self.device)
         wan.compiled = self.compiled
-        dtype = wan.patch_embedding.weight.dtype
-        latents, timestep, text = draw_inputs(self.config, self.grid, SIGMAS["early"], self.device)
-        latents, text = latents.to(dtype), text.to(dtype)
+        latents, timestep, text = self._draw("early", compute_dtype(self.device))
         seconds: dict[Residual, list[float]] = {stream: [] for stream in get_args(Residual)}
         peaks = {}
         for _ in range(rounds):
@@ -142,34 +132,23 @@ class _Bench:
                     seconds[stream] += clock(lambda: wan(latents, timestep, text), repeats)
                 peaks[stream] = peak_gb(self.device)  # of the last round: the first compiles
         for stream in seconds:
-            yield {
-                "residual": stream,
-                "measured": "forward",
-                "blocks": blocks_are(self.compiled),
-                "step_seconds": median(seconds[stream]),
-                "all_step_seconds": seconds[stream],
-                "peak_gb": peaks[stream],
-                "kept_gb": self._kept_gb(stream),
-                "schedule": self.name,
-                **self.facts,
-            }
+            times = {"step_seconds": median(seconds[stream]), "all_step_seconds": seconds[stream]}
+            kept = {"peak_gb": peaks[stream], "kept_gb": self._kept_gb(stream), "schedule": self.name}
+            yield self._row(stream, "forward", self.compiled, times | kept)
 
     def train(self) -> Iterator[Row]:
         for stream in get_args(Residual):
-            yield {
-                "measured": "training step",
-                "blocks": blocks_are(self.compiled),
-                "kept_gb": self._kept_gb(stream),
-                **measure_training(self.name, self.attention, self.training, stream)[-1],
-            }
+            row = Case(self.name, self.attention, self.training, residual=stream).measure()[-1]
+            yield self._row(stream, "training step", self.compiled, {"kept_gb": self._kept_gb(stream)} | row)
+
+    def _draw(self, regime: str, dtype: torch.dtype = torch.float32) -> Inputs:
+        """Latents, timestep and text states of one video."""
+        latents, text = draw_inputs(self.config, self.grid, self.device, dtype)
+        return latents, torch.tensor([1000 * SIGMAS[regime]], device=self.device), text
 
     def _kept_gb(self, stream: Residual) -> float:
         slots = self.attention.plan(self.grid, torch.zeros(1)).layout.slots
         return self.config.layers * slots * self.config.dim * (4 if stream == "fp32" else 2) / 1e9
-
-
-def blocks_are(compiled: bool) -> str:
-    return "compiled" if compiled else "eager"
 
 
 def lively_wan(config: WanConfig, attention: FPSAttention, device: torch.device) -> Wan:
@@ -186,14 +165,6 @@ def lively_wan(config: WanConfig, attention: FPSAttention, device: torch.device)
             nn.init.constant_(norm.weight, SHARPNESS)
     nn.init.normal_(wan.head.head.weight, std=HEAD)
     return wan.requires_grad_(False)
-
-
-def draw_inputs(config: WanConfig, grid: Triple, sigma: float, device: torch.device) -> Inputs:
-    """Latents, timestep and text states of one video, in fp32."""
-    sides = (g * p for g, p in zip(grid, config.patch, strict=True))
-    latents = torch.randn(1, config.channels, *sides, device=device)
-    text = torch.randn(1, TEXT_TOKENS, config.text_dim, device=device)
-    return latents, torch.tensor([1000 * sigma], device=device), text
 
 
 @torch.inference_mode()

@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fps_flex.compile import compiled
 from fps_flex.engines import flash_is_installed
 from fps_flex.wan import WanConfig
+from fps_flex.wan.stock import diffusers_arguments
 
 if TYPE_CHECKING:
     from diffusers import WanTransformer3DModel
@@ -78,17 +79,7 @@ def build_stock(config: WanConfig, device: torch.device) -> WanTransformer3DMode
     from diffusers import WanTransformer3DModel
 
     with device:
-        return WanTransformer3DModel(
-            patch_size=config.patch,
-            num_attention_heads=config.heads,
-            attention_head_dim=config.head_dim,
-            in_channels=config.channels,
-            out_channels=config.channels,
-            text_dim=config.text_dim,
-            freq_dim=config.freq_dim,
-            ffn_dim=config.ffn_dim,
-            num_layers=config.layers,
-        ).eval()
+        return WanTransformer3DModel(**diffusers_arguments(config)).eval()
 
 
 def to_bf16(stock: WanTransformer3DModel) -> WanTransformer3DModel:

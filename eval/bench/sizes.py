@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 
 from fps_flex import FPSAttention, density
-from fps_flex.checks import Triple
+from fps_flex.checks import Triple, as_whole
 from fps_flex.wan import WAN_1_3B, WAN_14B, WAN_TINY, Wan, WanConfig
 from fps_flex.wan.dense import dense_attention
-from fps_flex.wan.weights import fill
+from fps_flex.wan.weights import build_empty, fill
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 Size = Literal["tiny", "1.3B", "14B"]
 
@@ -23,13 +27,27 @@ TEXT_TOKENS = 512
 SIGMAS = {"early": 0.99, "middle": 0.8, "late": 0.3}  # one noise level in each regime of the fps preset
 
 
+class Level(NamedTuple):
+    """A noise level in one of a schedule's regimes. index, density: of that regime."""
+
+    regime: str
+    sigma: float
+    index: int
+    density: float
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
 def block_of(size: Size) -> int:
     return 16 if size == "tiny" else 128
 
 
-def sized(size: Size, layers: int | None) -> tuple[WanConfig, Triple]:
+def sized(size: Size, layers: int | None) -> WanConfig:
+    """Raises ValueError for less than one layer."""
     config = CONFIGS[size]
-    return replace(config, layers=layers or config.layers), GRIDS[size]
+    return config if layers is None else replace(config, layers=as_whole("layers", layers))
 
 
 def attention_of(size: Size, schedule: str, **options: str) -> FPSAttention:
@@ -39,20 +57,32 @@ def attention_of(size: Size, schedule: str, **options: str) -> FPSAttention:
     return FPSAttention(schedule, tile=TILES[size], block=block_of(size), **options)
 
 
-def densities(attention: FPSAttention, grid: Triple) -> list[float]:
-    """Of each regime of the schedule."""
-    layout = attention.plan(grid, torch.zeros(1)).layout
-    return density(layout, attention.step_schedule.windows(layout.tiles)).tolist()
+def levels_of(attention: FPSAttention, grid: Triple) -> list[Level]:
+    """One in each regime of the fps preset, or one for a schedule without regimes."""
+    schedule, layout = attention.step_schedule, attention.plan(grid, torch.zeros(1)).layout
+    densities = density(layout, schedule.windows(layout.tiles)).tolist()
+    sigmas = SIGMAS if len(densities) > 1 else {"all": SIGMAS["middle"]}
+    indices = schedule.regime_index(torch.tensor([*sigmas.values()])).tolist()
+    return [Level(name, sigmas[name], i, densities[i]) for name, i in zip(sigmas, indices, strict=True)]
 
 
-def regime_at(attention: FPSAttention, sigma: float) -> int:
-    return attention.step_schedule.regime_index(torch.tensor([sigma])).item()
+def latent_shape(config: WanConfig, grid: Triple) -> tuple[int, ...]:
+    """Channels, frames, rows and columns of the latents of so many tokens."""
+    return config.channels, *(tokens * side for tokens, side in zip(grid, config.patch, strict=True))
+
+
+def draw_inputs(
+    config: WanConfig, grid: Triple, device: torch.device, dtype: torch.dtype = torch.float32
+) -> tuple[Float[Tensor, "1 c f h w"], Float[Tensor, "1 l e"]]:
+    """Random latents and text states of one video."""
+    options = {"device": device, "dtype": dtype}
+    latents = torch.randn(1, *latent_shape(config, grid), **options)
+    return latents, torch.randn(1, TEXT_TOKENS, config.text_dim, **options)
 
 
 def random_wan(config: WanConfig, attention: FPSAttention, device: torch.device) -> Wan:
     """Random weights, drawn on the device: bf16 on a GPU, with what `fill` keeps in fp32, and fp32 on a CPU."""
-    with torch.device("meta"):
-        wan = Wan(config, attention)
+    wan = build_empty(config, attention)
     drawn = ((name, 0.02 * torch.randn(x.shape, device=device)) for name, x in wan.state_dict().items())
-    fill(wan, drawn, device, torch.bfloat16 if device.type == "cuda" else torch.float32)
+    fill(wan, drawn, device, compute_dtype(device))
     return wan

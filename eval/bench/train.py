@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fps_flex import FPSAttention
-from fps_flex.checks import as_whole
+from fps_flex.checks import as_whole, require
 from fps_flex.quant import ScaleFormat
 from fps_flex.wan import WanConfig
 from fps_flex.wan.base import Base, check_base
@@ -35,19 +34,16 @@ from train.common.work import find_device
 from train.module import FlowModule, Objective
 from train.optimizers import LEAST_EPS, OptimizerName
 
-from ..timing import Row, check_out, compare, forget_peak, host_peak_gb, limit_memory, peak_gb, report, wait
-from .sizes import (
-    GRIDS,
-    RESOLUTIONS,
-    SIGMAS,
-    TEXT_TOKENS,
-    Size,
-    Triple,
-    attention_of,
-    densities,
-    regime_at,
-    sized,
-)
+from ..timing import Row, check_some, compare, forget_peak, host_peak_gb, limit_memory, peak_gb, report, wait
+from .sizes import GRIDS, RESOLUTIONS, TEXT_TOKENS, Level, Size, Triple, attention_of, latent_shape, levels_of, sized
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+COLUMNS = (
+    "schedule", "linears", "regime", "share", "density", "step_seconds", "tokens_per_second", "peak_gb", "speedup",
+)  # fmt: skip
+RECORDED = ("lora", "base", "optimizer", "offload", "average", "gpu_gb", "compiled")
 
 
 @dataclass(frozen=True)
@@ -63,11 +59,13 @@ class Training:
         resolution: 480p or 720p, in place of the size's own.
         lora: rank of the adapters that are trained, in place of all weights.
         base: dtype of the weights: fp32, bf16, or fp8 of a LoRA's frozen ones.
-        objective: flow, or distill, from the dense model.
+        objective: flow, or distill, from the dense model; what is dense itself is trained with flow.
         optimizer: adamw or adamw8bit.
         offload: what blocks are recomputed from waits in the host's memory.
         average: keep averaged weights too.
         gpu_gb: the most memory of the GPU that may be taken, to show what a smaller one would hold.
+
+    Raises ValueError for numbers out of range.
     """
 
     size: Size = "1.3B"
@@ -84,13 +82,28 @@ class Training:
     average: bool = True
     gpu_gb: float | None = None
 
+    def __post_init__(self) -> None:
+        as_whole("steps", self.steps)
+        as_whole("warmup", self.warmup, least=0)
+        if self.lora is not None:
+            as_whole("lora", self.lora)
+        if self.gpu_gb is not None:
+            require("gpu_gb", self.gpu_gb, above=0)
+
     @property
     def grid(self) -> Triple:
         return RESOLUTIONS[self.resolution] if self.resolution else GRIDS[self.size]
 
-    def __post_init__(self) -> None:
-        as_whole("steps", self.steps)
-        as_whole("warmup", self.warmup, least=0)
+    @property
+    def config(self) -> WanConfig:
+        return sized(self.size, self.layers)
+
+    def check(self, attentions: Sequence[FPSAttention], linears: Sequence[Linears] = ("bf16",)) -> None:
+        """Raises ValueError for what can't be trained so on this machine."""
+        for kind in linears:
+            check_base(self.base, kind, self.lora is not None, find_device())
+        if self.objective == "distill" and all(map(is_dense, attentions)):
+            raise ValueError("objective distill learns from dense attention, no other is measured: add schedule fps")
 
 
 def train(
@@ -118,131 +131,109 @@ def train(
     Raises ValueError for an unknown schedule, and for what can't be trained so here.
     """
     training = Training(**options)
-    check_out(out)
-    attentions = list(_attentions(training.size, schedules, scale_formats))
-    for kind in linears:
-        check_base(training.base, kind, training.lora is not None, find_device())
+    check_some(schedules=schedules, scale_formats=scale_formats, linears=linears)
+    attentions = _attentions(training.size, schedules, scale_formats)
+    training.check([*attentions.values()], linears)
     rows = (
         row
         for kind in linears
-        for row in compare(row for name, x in attentions for row in measure_training(name, x, training, linears=kind))
+        for row in compare(row for name, x in attentions.items() for row in Case(name, x, training, kind).measure())
     )
     report(rows, out, COLUMNS)
 
 
-COLUMNS = (
-    "schedule",
-    "linears",
-    "regime",
-    "share",
-    "density",
-    "step_seconds",
-    "tokens_per_second",
-    "peak_gb",
-    "speedup",
-)
-
-
 def _attentions(
     size: Size, schedules: tuple[str, ...], scale_formats: tuple[ScaleFormat, ...]
-) -> Iterator[tuple[str, FPSAttention]]:
+) -> dict[str, FPSAttention]:
+    named: dict[str, FPSAttention] = {}
     for schedule in schedules:
         attention = attention_of(size, schedule)
-        if not attention.step_schedule.quantizes:
-            yield schedule, attention
-            continue
-        for scale_format in scale_formats:
-            yield f"{schedule}, {scale_format} scales", replace(attention, scale_format=scale_format)
+        if attention.step_schedule.quantizes:
+            named |= {f"{schedule}, {x} scales": replace(attention, scale_format=x) for x in scale_formats}
+        else:
+            named[schedule] = attention
+    return named
 
 
-def measure_training(
-    name: str,
-    attention: FPSAttention,
-    training: Training,
-    residual: Residual | None = None,
-    linears: Linears = "bf16",
-) -> list[Row]:
-    """A row for each regime, and where there are several one for their mix. residual: None takes the size's default.
+@dataclass(frozen=True)
+class Case:
+    """One thing to measure. residual: None takes the size's default."""
 
-    One row that says so where it takes more memory than there is.
-    """
-    limit_memory(training.gpu_gb)
-    try:
-        return _measure_training(name, attention, training, residual, linears)
-    except torch.OutOfMemoryError as error:
-        return [{"schedule": name, "linears": linears, "peak_gb": "out of memory", "error": str(error).split(". ")[0]}]
+    name: str
+    attention: FPSAttention
+    training: Training
+    linears: Linears = "bf16"
+    residual: Residual | None = None
 
+    def measure(self) -> list[Row]:
+        """A row for each regime, and where there are several one for their mix; where memory is full, one that says so.
 
-def _measure_training(
-    name: str, attention: FPSAttention, training: Training, residual: Residual | None, linears: Linears
-) -> list[Row]:
-    grid = training.grid
-    config, _ = sized(training.size, training.layers)
-    every = densities(attention, grid)
-    levels = SIGMAS if len(every) > 1 else {"all": SIGMAS["middle"]}
-    started = time.perf_counter()
-    module = _build(config, attention, training, residual, linears)
-    built = time.perf_counter() - started
-    clock = _Clock([*levels.values()], training)
-    latents = _Latents((config.channels, *(g * p for g, p in zip(grid, config.patch, strict=True))))
-    _fit(module, clock, latents, training.average)
-    drawn = attention.step_schedule.regime_index(spread_noise_levels(100, module.shift)).tolist()
-    facts = {
-        "linears": linears,
-        "residual": module.model.residual,
-        "model": training.size,
-        "layers": config.layers,
-        **{name: getattr(training, name) for name in RECORDED},
-        "build_seconds": built,
-        "host_peak_gb": host_peak_gb(),
-    }
-    rows = []
-    for (regime, sigma), seconds, peak in zip(levels.items(), clock.seconds, clock.peaks, strict=True):
-        index = regime_at(attention, sigma)
-        rows.append({
-            "schedule": name,
-            "regime": regime,
-            "share": drawn.count(index) / len(drawn),
-            "density": every[index],
-            "step_seconds": median(seconds),
-            "all_step_seconds": seconds,
-            "tokens_per_second": prod(grid) / median(seconds),
-            "peak_gb": peak,
-            **facts,
-            "tokens": prod(grid),
-        })  # fmt: skip
-    return rows if len(rows) == 1 else [*rows, _mix(rows)]
+        Raises ValueError for what can't be trained.
+        """
+        about = {"schedule": self.name, "linears": self.linears}
+        limit_memory(self.training.gpu_gb)
+        try:
+            rows = [about | row for row in self._measure()]
+        except torch.OutOfMemoryError as error:
+            return [{**about, "peak_gb": "out of memory", "error": str(error).split(". ")[0]}]
+        return rows if len(rows) == 1 else [*rows, _mix(rows)]
 
+    def _measure(self) -> list[Row]:
+        levels, tokens = levels_of(self.attention, self.training.grid), prod(self.training.grid)
+        started = time.perf_counter()
+        module = self._build()
+        facts = self._describe(module) | {"build_seconds": time.perf_counter() - started, "tokens": tokens}
+        clock = _Clock(levels, self.training)
+        _fit(module, clock, _Latents(latent_shape(module.model.config, self.training.grid)), self.training.average)
+        drawn = self.attention.step_schedule.regime_index(spread_noise_levels(100, module.shift)).tolist()
+        facts["host_peak_gb"] = host_peak_gb()
+        return [
+            {
+                "regime": level.regime,
+                "share": drawn.count(level.index) / len(drawn),
+                "density": level.density,
+                "step_seconds": median(seconds),
+                "all_step_seconds": seconds,
+                "tokens_per_second": tokens / median(seconds),
+                "peak_gb": peak,
+                **facts,
+            }
+            for level, seconds, peak in zip(levels, clock.seconds, clock.peaks, strict=True)
+        ]
 
-RECORDED = ("lora", "base", "objective", "optimizer", "offload", "average", "gpu_gb", "compiled")
+    def _describe(self, module: FlowModule) -> dict[str, Any]:
+        return {
+            "residual": module.model.residual,
+            "model": self.training.size,
+            "layers": module.model.config.layers,
+            "objective": module.objective,
+            **{name: getattr(self.training, name) for name in RECORDED},
+        }
 
-
-def _build(
-    config: WanConfig, attention: FPSAttention, training: Training, residual: Residual | None, linears: Linears
-) -> FlowModule:
-    device = find_device()
-    full = training.lora is None and training.base == "fp32" and training.objective == "flow"
-    with device:
-        module = _OnRandomWeights(
-            config,
-            attention,
-            _Encoded(config.channels),
-            _States(config.text_dim),
-            checkpoint=None if full else "random weights",
-            checkpointing=True,
-            compiled=training.compiled and device.type == "cuda",
-            residual=residual,
-            lora=Lora(training.lora, training.lora) if training.lora else None,
-            base=training.base,
-            linears=linears,
-            objective="flow" if is_dense(attention) else training.objective,
-            optimizer=training.optimizer,
-            eps=1e-15 if training.optimizer == "adamw" else LEAST_EPS,
-            offload_activations=training.offload,
-        )
-        if full:
-            torch.nn.init.normal_(module.model.head.head.weight, std=0.02)
-    return module
+    def _build(self) -> FlowModule:
+        device, training, config = find_device(), self.training, self.training.config
+        full = training.lora is None and training.base == "fp32" and training.objective == "flow"
+        with device:
+            module = _OnRandomWeights(
+                config,
+                self.attention,
+                _Encoded(config.channels),
+                _States(config.text_dim),
+                checkpoint=None if full else "random weights",
+                checkpointing=True,
+                compiled=training.compiled and device.type == "cuda",
+                residual=self.residual,
+                lora=Lora(training.lora, training.lora) if training.lora else None,
+                base=training.base,
+                linears=self.linears,
+                objective="flow" if is_dense(self.attention) else training.objective,
+                optimizer=training.optimizer,
+                eps=1e-15 if training.optimizer == "adamw" else LEAST_EPS,
+                offload_activations=training.offload,
+            )
+            if full:
+                torch.nn.init.normal_(module.model.head.head.weight, std=0.02)
+        return module
 
 
 class _OnRandomWeights(FlowModule):
@@ -335,7 +326,7 @@ class _States(TextEncoder):
 class _Clock(Callback):
     """Holds each noise level for its steps; seconds of each step after the warm-up and peak memory, a level."""
 
-    def __init__(self, levels: list[float], training: Training) -> None:
+    def __init__(self, levels: list[Level], training: Training) -> None:
         self.levels, self.warmup, self.each = levels, training.warmup, training.warmup + training.steps
         self.steps = self.each * len(levels)
         self.seconds: list[list[float]] = [[] for _ in levels]
@@ -344,7 +335,7 @@ class _Clock(Callback):
     def on_train_batch_start(self, trainer: L.Trainer, module: FlowModule, batch: Any, step: int) -> None:
         if step % self.each == 0:
             forget_peak()
-        sigma = self.levels[step // self.each]
+        sigma = self.levels[step // self.each].sigma
         module.noise_levels = sigma, sigma
         wait()
         self._start = time.perf_counter()

@@ -19,6 +19,7 @@ from train.common.work import rank_and_world
 
 from ..generate.attention import AttentionChanges
 from ..generate.command import plan_jobs, read_prompts, resolve_settings
+from ..generate.experts import is_trained_lora
 from ..generate.jobs import Job, Options, Settings
 from ..generate.loras import LISTS
 from ..generate.models import TextToVideo, trained_attention
@@ -66,12 +67,15 @@ def models(
     """
     out, prompts = at_home(out), prompts and at_home(prompts)
     jobs = plan_jobs(read_prompts(prompt, prompts), count, seed)
-    source, settings = resolve_settings(Options(checkpoint=trained or checkpoint, attention=attention, **options))
+    named = [path for path in (trained, checkpoint) if path]
+    asked = Options(checkpoint=named[0], attention=attention, **options)
+    source, settings = resolve_settings(_less_others(asked, named))
     _check_dense(source, attention)
     facts = {"negative_prompt": settings.negative_prompt, "shift": settings.shift, **asdict(settings.clip)}
     planned = plan_rows(checkpoint, trained, source.attention)
-    shared = {**options, **facts, "residual": settings.residual}
-    opened = [resolve_settings(Options(path, attention=how, **shared)) for _, path, how in planned]
+    shared = replace(asked, **facts, residual=settings.residual)
+    each = [replace(shared, checkpoint=path, attention=how) for _, path, how in planned]
+    opened = [resolve_settings(_less_others(one, named)) for one in each]
     _check_trained(checkpoint, trained, [model for model, _ in opened], source)
     rows = [describe_row(name, out / name, *pair) for (name, *_), pair in zip(planned, opened, strict=True)]
     notes = note_on_weights(opened[0][0], trained is not None)
@@ -81,6 +85,16 @@ def models(
         check_report(out, rows, videos)
         if _make_rows(rows, opened, jobs):
             write_report(out, rows, videos, {**{name: getattr(settings, name) for name in names}, **facts}, notes)
+
+
+def _less_others(asked: Options, named: list[str]) -> Options:
+    """Without the base and the choice of weights that are of another checkpoint's, where this has none.
+
+    Where none of those named has, they stay, to be refused.
+    """
+    fits = {"base": is_trained_lora, "weights": lambda path: path.endswith(".ckpt")}
+    others = [x for x, fit in fits.items() if getattr(asked, x) != getattr(Options, x) and any(map(fit, named))]
+    return replace(asked, **{x: getattr(Options, x) for x in others if not fits[x](asked.checkpoint)})
 
 
 def _check_trained(checkpoint: str, trained: str | None, models: list[TextToVideo], source: TextToVideo) -> None:

@@ -73,15 +73,14 @@ def resolve_settings(options: Options) -> tuple[TextToVideo, Settings]:
 
 def _resolve_low(model: TextToVideo, guidance: float, own: float | None) -> dict[str, Any]:
     """Settings of the second of two experts. own: its guidance, where given. Raises ValueError for that without it."""
-    if own is not None:
-        require("low_noise_guidance", own, least=0, most=MOST_GUIDANCE)
-    if model.low is None and own is not None:
+    guidance = guidance if own is None else own
+    require("low_noise_guidance", guidance, least=0, most=MOST_GUIDANCE)
+    if model.low is None:
+        if own is None:
+            return {}
         raise ValueError(
             "low_noise_guidance is of the second of two experts, and there is one transformer: leave it out"
         )
-    if model.low is None:
-        return {}
-    guidance = guidance if own is None else own
     return {"low_noise": model.low.path, "boundary": model.low.boundary, "low_noise_guidance": guidance}
 
 

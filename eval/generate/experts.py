@@ -35,8 +35,10 @@ def open_experts(
     high, own_low = _pick(checkpoint, high=True), _pick(checkpoint, high=False)
     low = _pick(low_noise, high=False) or low_noise if low_noise else own_low
     opened = [path for path in (high or checkpoint, low) if path]
-    if base and not any(_is_trained_lora(path) for path in opened):
+    if base and not any(is_trained_lora(path) for path in opened):
         raise ValueError(f"base is {base}, of a LoRA's .ckpt, and {' and '.join(opened)} is none: leave it out")
+    if which == "live" and not any(path.endswith(".ckpt") for path in opened):
+        raise ValueError(f"weights is live, of a .ckpt of train.fit, and {' and '.join(opened)} is none: leave it out")
     first = _open(high or checkpoint, which, base, high=True)
     levels = first.noise_levels
     if levels[1] < 1:
@@ -54,12 +56,14 @@ def open_experts(
     return first, LowExpert(low, second, _boundary(boundary, {levels[0], below[1]} - set(ALL)))
 
 
-def _is_trained_lora(path: str) -> bool:
+def is_trained_lora(path: str) -> bool:
+    """Whether it is a .ckpt of train.fit that trained a LoRA. Raises ValueError for a .ckpt of anything else."""
     return path.endswith(".ckpt") and holds_adapter(path)
 
 
 def _open(path: str, which: Which, base: str | None, high: bool) -> Weights:
-    base = base if _is_trained_lora(path) else None
+    base = base if is_trained_lora(path) else None
+    which = "average" if which == "live" and not path.endswith(".ckpt") else which
     return open_weights(path, which, base and (_pick(base, high) or base))
 
 

@@ -50,20 +50,11 @@ class Records:
                 path.rmdir()
         write_json(self.file(job), {**self.say(job), **made})
 
-    def why(self, job: Job) -> str | None:
+    def why(self, job: Job, read_video: bool = True) -> str | None:
         """Why a video has to be made: what is wrong with it, or nothing where it isn't there; None where it is whole.
 
-        Raises ValueError as `check`.
-        """
-        reason, video = self.check(job), self.video(job)
-        if reason is None and _digest(video) != read_record(self.file(job), self.say(job))["sha256"]:
-            return f"{video} has other bytes than its record says: it is made again (to keep it, stop and move it away)"
-        return reason
-
-    def check(self, job: Job) -> str | None:
-        """As `why`, by the record alone.
-
-        Raises ValueError where making it would write over what isn't ours, or was made with other settings.
+        read_video: look at its bytes too. Raises ValueError where making it would write over what isn't ours, or was
+        made with other settings.
         """
         video, file = self.video(job), self.file(job)
         for path in (video, file):
@@ -79,23 +70,25 @@ class Records:
         if not is_there:
             return ""
         if other := find_other_weights(video, made, self.say(job)):
-            return f"{video} was made with other weights than are now in {' and '.join(other)}: it is made again"
+            return f"{video} was made with {' and '.join(other)}: it is made again"
+        if read_video and _digest(video) != made["sha256"]:
+            return f"{video} has other bytes than its record says: it is made again (to keep it, stop and move it away)"
         return None
 
     def check_all(self, jobs: Iterable[Job]) -> None:
-        """Raises ValueError as `check`."""
+        """Raises ValueError as `why`, before any is made."""
         for job in jobs:
-            self.check(job)
+            self.why(job, read_video=False)
 
     def count_missing(self, jobs: Iterable[Job]) -> int:
         """Videos that are not there whole and as these settings make them."""
-        return sum(not self._has(job) for job in jobs)
-
-    def _has(self, job: Job) -> bool:
-        try:
-            return self.why(job) is None
-        except ValueError:
-            return False
+        missing = 0
+        for job in jobs:
+            try:
+                missing += self.why(job) is not None
+            except ValueError:
+                missing += 1
+        return missing
 
 
 def open_records(model: TextToVideo, settings: Settings, out: Path, folder: Path | None = None) -> Records:
@@ -164,21 +157,40 @@ def _check_replaceable(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Part:
-    """Weights that a video depends on. path: where they lay. options: what else a configuration says of them."""
+    """Weights that a video depends on, less their LoRAs, of each of which the path, the strength and the fingerprint.
+
+    path: where they lay. options: what else a configuration says of them.
+    """
 
     path: str | None
     options: Any
     fingerprint: str | None
+    loras: tuple[tuple[Any, ...], ...] = ()
 
 
 def find_other_weights(video: Path, made: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """The paths that had other weights when a video was made than now.
+    """What weights and LoRAs a video was made with in place of those of now, in words.
 
-    Weights that moved are the same. Raises ValueError for other weights of another path, and for any other setting that
-    differs.
+    What moved is the same. Raises ValueError for other weights of another path, and for any other setting that differs.
     """
     were, are = _parts(made), _parts(now)
     changed = [name for name in are if were[name].fingerprint != are[name].fingerprint]
+    _check_settings(video, made, now, changed)
+    paths, loras = [are[name].path or name for name in changed], []
+    for name, part in are.items():
+        was, now_is = were[name].loras, part.loras
+        if [x[:2] for x in was] == [x[:2] for x in now_is]:  # given as then: it is the files that are others
+            paths += [x[0] for x, y in zip(was, now_is, strict=True) if x != y]
+        elif [x[1:] for x in was] != [x[1:] for x in now_is]:
+            noise = " for low noise" if name == "low_noise" else ""
+            loras.append(f"another LoRA{noise} ({_name_loras(was)}, now {_name_loras(now_is)})")
+    weights = f"other weights than are now in {' and '.join(dict.fromkeys(paths))}"
+    return [*([weights] if paths else []), *loras]
+
+
+def _check_settings(video: Path, made: dict[str, Any], now: dict[str, Any], changed: list[str]) -> None:
+    """changed: names of parts with other weights. Raises ValueError where they lay elsewhere, or a setting differs."""
+    were, are = _parts(made), _parts(now)
     plain = [name for name in now if name not in {*NOTED, *OF_WEIGHTS, *are}]
     other = [name for name in plain if not says_the_same(made[name], now[name])]
     other += [name for name in are if not says_the_same(were[name].options, are[name].options)]
@@ -186,16 +198,20 @@ def find_other_weights(video: Path, made: dict[str, Any], now: dict[str, Any]) -
     if other:
         was = ", ".join(f"{name} {made[name]} (now {now[name]})" for name in other)
         raise ValueError(f"{video} was made with {was}: choose another --out")
-    return list(dict.fromkeys(are[name].path or name for name in changed))
+
+
+def _name_loras(loras: tuple[tuple[Any, ...], ...]) -> str:
+    return " and ".join(f"{path}:{strength}" for path, strength, _ in loras) or "none"
 
 
 def _parts(record: dict[str, Any]) -> dict[str, Part]:
     """By the name of the setting that says where they lie."""
-    digests = record["fingerprints"] if isinstance(record["fingerprints"], dict) else {}
-    parts = {
-        "checkpoint": Part(record["checkpoint"], None, digests.get("transformer")),
-        "low_noise": Part(record["low_noise"], None, digests.get("low_noise")),
-    }
+    digests, parts = part_of(record, "fingerprints"), {}
+    for name, key, added in (("checkpoint", "transformer", "loras"), ("low_noise", "low_noise", "low_noise_loras")):
+        entries = said if isinstance(said := digests.get(added), list) else []
+        loras = [(x.get("path"), x.get("strength"), x.get("fingerprint")) for x in entries if isinstance(x, dict)]
+        alone = str(digests.get(key)).partition(", lora ")[0]
+        parts[name] = Part(record[name], None, alone, tuple(loras))
     for name in ("codec", "text"):
         options = _flatten(record[name])
         parts[name] = Part(options.pop("path", None), options, digests.get(name))

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 
+import lightning as L
 import pytest
 import torch
 
@@ -43,6 +44,43 @@ def test_train_measures_each_schedule(tmp_path, capsys):
     for row in rows:
         assert len(row.get("all_step_seconds", [0, 0])) == 2 and row["step_seconds"] > 0 and row["tokens"] == 320
     assert rows[0]["speedup"] == rows[0]["density"] == rows[1]["density"] == rows[0]["share"] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "recorded"),
+    [
+        (["--lora=2"], {"lora": 2, "base": "fp32"}),
+        (["--base=bf16"], {"lora": None, "base": "bf16"}),
+        (["--lora=2", "--base=bf16", "--objective=distill"], {"objective": "distill", "base": "bf16"}),
+        (["--objective=distill"], {"objective": "distill", "lora": None}),
+        (["--optimizer=adamw"], {"optimizer": "adamw"}),
+        (["--offload=true", "--average=false"], {"offload": True, "average": False}),
+        (["--gpu_gb=3.5"], {"gpu_gb": 3.5}),
+    ],
+    ids=" ".join,
+)
+def test_train_does_as_its_options_say(tmp_path, monkeypatch, caplog, options, recorded):
+    """Which of the model's tensors a step moves, and in what dtype they are, beside what the rows say."""
+    fits, fit = [], L.Trainer.fit
+
+    def note(self, module, *args, **others):
+        before = {name: x.detach().clone() for name, x in module.model.named_parameters()}
+        fit(self, module, *args, **others)
+        fits.append((module, {name for name, x in module.model.named_parameters() if not torch.equal(x, before[name])}))
+
+    monkeypatch.setattr(L.Trainer, "fit", note)
+    command(["train", "--size=tiny", "--layers=1", "--steps=2", "--warmup=0", "--schedules=[sdpa,uniform]",
+             "--scale_formats=[pow2]", f"--out={tmp_path / 't.json'}", *options])  # fmt: skip
+    dense, fps = read(tmp_path / "t.json")
+    assert {name: fps[name] for name in recorded} == recorded
+    assert dense["objective"] == "flow", "which has no denser model to learn from"
+    module, moved = fits[-1]
+    assert (module.objective, module.model.offload) == (fps["objective"], fps["offload"])
+    assert moved and all("lora" in name for name in moved) == bool(fps["lora"])
+    assert (module.average is not None) == fps["average"]
+    weight = module.model.blocks[0].ffn[2].weight
+    assert weight.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[fps["base"]]
+    assert ("there is no GPU here" in caplog.text) == (fps["gpu_gb"] is not None and not torch.cuda.is_available())
 
 
 def test_train_weighs_regimes_as_training_draws_them(tmp_path, monkeypatch):
@@ -156,9 +194,51 @@ def test_length_profile_and_accuracy_run(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["profile", "--size=tiny", "--window=[5,2,1]", "--method=magic"], "method is 'magic', expected one of sparse"),
+        (
+            ["profile", "--size=tiny", "--window=[5,2,1]", "--method=magic"],
+            "methods are magic, expected some of sparse",
+        ),
         (["kernel", "--size=9B"], "9B"),
-        (["kernel", "--size=tiny", "--rounds=0"], "rounds is 0 and repeats 5, expected at least 1"),
+        *[
+            ([name, "--size=tiny", f"--{option}=0"], f"{option} is 0, expected a whole number of at least 1")
+            for name, option in (
+                ("kernel", "rounds"),
+                ("kernel", "repeats"),
+                ("length", "repeats"),
+                ("profile", "top"),
+                ("model", "repeats"),
+                ("model", "layers"),
+                ("pipeline", "steps"),
+                ("train", "steps"),
+                ("pipeline", "layers"),
+                ("train", "layers"),
+                ("residual", "rounds"),
+                ("data", "clips"),
+            )
+        ],  # fmt: skip
+        (["data", "--size=tiny", "--seconds=0"], "seconds is 0.0, expected more than 0"),
+        *[
+            (["train", "--size=tiny", *options], message)
+            for options, message in (
+                (["--lora=0"], "lora is 0, expected a whole number of at least 1"),
+                (["--lora=x"], "lora"),
+                (["--lora=9999", "--layers=1"], "lora.rank is 9999"),
+                (["--gpu_gb=-1"], "gpu_gb is -1.0, expected more than 0"),
+                (["--gpu_gb=0"], "gpu_gb is 0.0, expected more than 0"),
+                (["--objective=distill", "--schedules=[sdpa]"], "distill learns from dense attention, no other is mea"),
+                (["--objective=distill", "--schedules=[dense,sdpa]"], "add schedule fps"),
+                (["--objective=guess"], "objective"),
+                (["--optimizer=sgd"], "optimizer"),
+                (["--base=fp8"], "base fp8 is of frozen weights"),
+                (["--base=fp8", "--lora=2"], "base fp8 needs a GPU with float8"),
+                (["--linears=[bf16,fp8-ffn]"], "linears fp8-ffn need a GPU with float8"),
+                (["--schedules=[]"], "schedules is empty"),
+                (["--scale_formats=[]"], "scale_formats is empty"),
+                (["--linears=[]"], "linears is empty"),
+            )
+        ],
+        (["residual", "--size=tiny", "--base=fp8", "--lora=2"], "base fp8 needs a GPU with float8"),
+        (["model", "--size=tiny", "--schedules=[]"], "schedules is empty"),
         (["length", "--size=tiny", "--widths=[8]"], r"widths are \[8\], expected at least two"),
         (
             ["length", "--size=tiny", "--tile=[1,4,4]", "--window=[5,2,1]", "--widths=[8,16]", "--methods=[magic]"],
@@ -171,14 +251,14 @@ def test_length_profile_and_accuracy_run(tmp_path, capsys):
         ],
         (["accuracy", "--out=/proc/none/k.json"], "/proc/none can't be written"),
         (["kernel", "--size=tiny", "--tile=[9,9,9]"], "tile .9, 9, 9. is larger than the grid"),
-        (["residual", "--size=tiny", "--parts=[]"], "parts are none"),
+        (["residual", "--size=tiny", "--parts=[]"], "parts is empty"),
         (["residual", "--size=tiny", "--schedule=stock"], "schedule is 'stock', expected one of fps"),
         (["model", "--size=tiny", "--linears=[fp8]"], "linears fp8 need a GPU with float8"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_bad_input_gets_one_line_before_anything_is_measured(args, message, capsys):
-    if args[0] == "model" and torch.cuda.is_available():
+    if "GPU" in message and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     with pytest.raises(SystemExit) as stopped:
         command(args)
@@ -201,7 +281,7 @@ def test_a_pipelines_steps_are_measured_before_and_after_install(tmp_path, capsy
     assert fps["attention"] == "fps" and 0 < fps["density"] < 1 and set(fps["regimes"]) == {0, 1, 2}
     assert all(len(row["all_step_seconds"]) == 5 and row["step_seconds"] > 0 for row in (stock, fps))
     assert fps["over_stock"] == stock["step_seconds"] / fps["step_seconds"]
-    for option, message in (("--attention.tile=null", "name a tile"), ("--steps=0", "expected at least 1")):
+    for option, message in (("--attention.tile=null", "name a tile"), ("--steps=0", "expected a whole number")):
         with pytest.raises(SystemExit) as stopped:
             command(["pipeline", "--size=tiny", option])
         assert stopped.value.code == 2 and message in capsys.readouterr().err

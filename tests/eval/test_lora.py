@@ -208,6 +208,55 @@ def test_a_base_that_moved_is_named(wan_folder, release, tmp_path, capsys):
     assert "--base is empty" in refused(capsys, [*run, "--base="])
 
 
+def test_what_is_said_where_only_the_loras_changed(wan_folder, release, files, tmp_path, capsys):
+    one, two, own = files / "one.safetensors", files / "two.safetensors", tmp_path / "own.safetensors"
+    moved = shutil.copytree(wan_folder, tmp_path / "moved")
+    shutil.copy(one, own)
+
+    def said(*given, source=wan_folder):
+        capsys.readouterr()
+        command([f"--checkpoint={source}", f"--out={tmp_path / source.name}", *TINY, *given])
+        lines = capsys.readouterr().out.splitlines()
+        return [line.partition(".mp4 was made with ")[2] for line in lines if "made again" in line]
+
+    assert said() == []
+    assert said(f"--lora={one}:0.5") == [f"another LoRA (none, now {one}:0.5): it is made again"]
+    assert said(f"--lora={one}") == [f"another LoRA ({one}:0.5, now {one}:1.0): it is made again"]
+    assert said(f"--lora={own}") == []
+    assert said(f"--lora={own}", f"--lora={two}:2") == [
+        f"another LoRA ({one}:1.0, now {own}:1.0 and {two}:2.0): it is made again"
+    ]
+    shutil.copy(two, own)
+    assert said(f"--lora={own}", f"--lora={two}:2") == [f"other weights than are now in {own}: it is made again"]
+    (tmp_path / "moved-out").symlink_to(tmp_path / wan_folder.name)
+    command([f"--checkpoint={moved}", f"--out={tmp_path / 'moved-out'}", *TINY, f"--encoders={wan_folder}"])
+    line = f"another LoRA ({own}:1.0 and {two}:2.0, now none): it is made again"
+    assert line in capsys.readouterr().out, "where the weights moved as well"
+    assert said(source=release) == []
+    assert said(f"--low_noise_lora={one}", source=release) == [
+        f"another LoRA for low noise (none, now {one}:1.0): it is made again"
+    ]
+
+
+def test_fidelity_compares_a_trained_lora_with_its_release(wan_folder, tmp_path, capsys):
+    """Whose base has moved, and of which the live weights are asked for: neither is anything to the release."""
+    shutil.copytree(wan_folder / "transformer", tmp_path / "base")
+    checkpoint = run_of(tmp_path / "last.ckpt", tmp_path / "base", wan_folder)
+    shutil.move(tmp_path / "base", tmp_path / "moved")
+    run = ["models", f"--checkpoint={wan_folder}", f"--out={tmp_path / 'out'}", *TINY, "--frames=5",
+           "--attention.schedule=fps", "--attention.tile=[1,2,2]", "--attention.block=16"]  # fmt: skip
+    base, live = f"--base={tmp_path / 'moved'}", "--weights=live"
+    assert "name where it is with --base" in refused(capsys, [*run, f"--trained={checkpoint}"], fidelity)
+    assert "of a LoRA's .ckpt" in refused(capsys, [*run, base], fidelity)
+    assert "weights is live, of a .ckpt" in refused(capsys, [*run, live], fidelity)
+    fidelity([*run, f"--trained={checkpoint}", base, live])
+    rows = {row["name"]: row for row in json.loads((tmp_path / "out/fidelity.json").read_text())["rows"]}
+    assert "with FPS attention" in rows["joint-trained"]["weights"] and "released" in rows["joint"]["weights"]
+    assert "loras" not in record(tmp_path / "out/joint")["fingerprints"]
+    (said,) = record(tmp_path / "out/joint-trained")["fingerprints"]["loras"]
+    assert said["fingerprint"] == read_adapter(checkpoint, "live").fingerprint()
+
+
 def refused(capsys, arguments, run=command):
     """The one line in which a command refuses to start."""
     capsys.readouterr()
