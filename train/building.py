@@ -95,6 +95,7 @@ def build_teacher(model: Wan, weights: Weights, making: Making) -> Wan:
 
 def _read_start(path: str, weights: Weights | None, wan: WanConfig, lora: Lora) -> dict[str, Tensor]:
     """A LoRA as a model's adapters are named. A factor alpha / rank other than this one's goes into `up`, in fp32."""
+    adapter = read_adapter(path)
     if path.endswith(".ckpt") and weights is not None:
         made_for = read_training_checkpoint(path)["fps_flex"].get("base", {})
         if made_for and made_for["fingerprint"] != (now := weights.fingerprint()):
@@ -102,7 +103,6 @@ def _read_start(path: str, weights: Weights | None, wan: WanConfig, lora: Lora) 
                 f"{path} was trained on {made_for['path']} ({made_for['fingerprint']}), and model.checkpoint is of "
                 f"other weights ({now}): name those"
             )
-    adapter = read_adapter(path)
     if weights is not None:
         merge(weights, adapter, path=path)  # nothing is read: it says where a LoRA is of another model
     _check_start(path, adapter, wan, lora)
@@ -133,12 +133,12 @@ def _check_start(path: str, adapter: Adapter, wan: WanConfig, lora: Lora) -> Non
             )
 
 
-def record_of(checkpoint: str | None, weights: Weights | None, making: Making) -> dict[str, Any]:
-    """What a checkpoint of adapters says of what they were trained beside."""
-    if making.lora is None or weights is None:
+def record_of(checkpoint: str | None, weights: Weights | None, making: Making, distills: bool) -> dict[str, Any]:
+    """What a checkpoint says of the weights that a LoRA was trained beside, or that were distilled from."""
+    if weights is None or not (making.lora or distills):
         return {}
-    base = {"path": checkpoint, "fingerprint": weights.fingerprint(), "dtype": making.base}
-    return {"lora": describe_lora(making.lora), "base": base}
+    lora = {"lora": describe_lora(making.lora)} if making.lora else {}
+    return lora | {"base": {"path": checkpoint, "fingerprint": weights.fingerprint(), "dtype": making.base}}
 
 
 def describe_lora(lora: Lora) -> dict[str, Any]:

@@ -155,7 +155,7 @@ class FlowModule(L.LightningModule):
         self.model = build_model(weights, wan, attention, self.making)
         self.model.checkpointing, self.model.compiled, self.model.offload = checkpointing, compiled, offload_activations
         self.model.residual = residual
-        self.base_record = record_of(checkpoint, weights, self.making)
+        self.base_record = record_of(checkpoint, weights, self.making, objective == "distill")
         self.strict_loading = lora is None  # a checkpoint of adapters holds these alone
         # in a tuple, out of what Lightning saves and counts
         self._teacher = (build_teacher(self.model, weights, self.making),) if objective == "distill" else ()

@@ -78,14 +78,9 @@ def check_checkpoint(path: Path, module: FlowModule) -> dict[str, Any]:
     try:
         _check_lora(path, record.get("lora"), module.making.lora)
         check_resumable(checkpoint, module)
+        _check_base(record.get("base"), module.base_record.get("base"))
     except ValueError as error:
         raise ValueError(f"{path} is no checkpoint to go on from: {error}") from None
-    before, now = (base.get("base", {}).get("fingerprint") for base in (record, module.base_record))
-    if before != now:
-        raise ValueError(
-            f"{path} is no checkpoint to go on from: its LoRA was trained on {record['base']['path']} ({before}), and "
-            f"--model.checkpoint is {module.base_record['base']['path']} ({now})"
-        )
     return record
 
 
@@ -107,6 +102,19 @@ def _check_lora(path: Path, before: dict[str, Any] | None, lora: Lora | None) ->
         raise ValueError(
             f"{changes}. Set them back, or start a new LoRA on the sum with --model.checkpoint {path} and another "
             "--run FOLDER"
+        )
+
+
+def _check_base(before: dict[str, Any] | None, now: dict[str, Any] | None) -> None:
+    """Raises ValueError where a LoRA would go on beside other weights, or a teacher would be another."""
+    if now is None:
+        return
+    if before is None:
+        raise ValueError("it lacks fps_flex.base")
+    if before["fingerprint"] != now["fingerprint"]:
+        raise ValueError(
+            f"it was trained on {before['path']} ({before['fingerprint']}), and --model.checkpoint is {now['path']} "
+            f"({now['fingerprint']})"
         )
 
 
