@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fps_flex import FPSAttention
+from fps_flex.checks import some
 from fps_flex.wan import Wan, WanConfig
 from fps_flex.wan.adapters import Adapter, read_adapter
 from fps_flex.wan.base import Base, build_base
@@ -16,6 +17,7 @@ from fps_flex.wan.dense import dense_attention
 from fps_flex.wan.files import read_training_checkpoint
 from fps_flex.wan.linears import Linears, compute_in_fp8
 from fps_flex.wan.lora import ADAPTER, Lora, add_adapter, check_peft, load_adapter, without_adapter
+from fps_flex.wan.merging import merge
 from fps_flex.wan.weights import Weights, open_weights
 
 
@@ -39,6 +41,8 @@ class Making:
             )
         elif self.adapter is not None:
             raise ValueError("model.adapter is what a LoRA starts from, and none is trained: name --model.lora.rank")
+        if self.adapter is not None and not self.adapter.strip():
+            raise ValueError("model.adapter is empty, expected a LoRA to start from, or null for none")
 
 
 def open_start(checkpoint: str | None, wan: WanConfig) -> Weights | None:
@@ -63,7 +67,7 @@ def open_start(checkpoint: str | None, wan: WanConfig) -> Weights | None:
 
 def build_model(weights: Weights | None, wan: WanConfig, attention: FPSAttention, making: Making) -> Wan:
     """weights: None for random ones. Raises ValueError for an adapter that can't be started from."""
-    start = making.adapter and _read_start(making.adapter, weights)
+    start = _read_start(making.adapter, weights, wan, making.lora) if making.lora and making.adapter else None
     if weights is None and making.base == "fp32":
         model = Wan(wan, attention)
         compute_in_fp8(model, making.linears)
@@ -74,48 +78,69 @@ def build_model(weights: Weights | None, wan: WanConfig, attention: FPSAttention
     if making.lora:
         add_adapter(model, making.lora)
         if start:
-            load_adapter(model, _named(making.adapter, start, making.lora))
+            load_adapter(model, start)
     return model
 
 
-def build_teacher(model: Wan, weights: Weights | None, making: Making) -> Wan:
+def build_teacher(model: Wan, weights: Weights, making: Making) -> Wan:
     """The dense, unquantised model: behind adapters on the same weights, else a frozen copy of the start in bf16."""
     dense = dense_attention(model.attention.block)
     if making.lora:
         return without_adapter(model, dense)
-    if weights is None:
-        raise ValueError("model.objective distill learns from the weights it starts from: name model.checkpoint")
     device = torch.get_default_device()
     teacher = build_base(model.config, dense, weights.stream(), "bf16", "bf16", device).requires_grad_(False)
     teacher.compiled, teacher.residual = model.compiled, model.residual
     return teacher
 
 
-def _read_start(path: str, weights: Weights | None) -> Adapter:
+def _read_start(path: str, weights: Weights | None, wan: WanConfig, lora: Lora) -> dict[str, Tensor]:
+    """A LoRA as a model's adapters are named. A factor alpha / rank other than this one's goes into `up`, in fp32."""
+    adapter = read_adapter(path)
     if path.endswith(".ckpt") and weights is not None:
         made_for = read_training_checkpoint(path)["fps_flex"].get("base", {})
-        if made_for and made_for["fingerprint"] != weights.fingerprint():
-            raise ValueError(f"{path} is an adapter of other weights ({made_for['path']}) than model.checkpoint")
-    return read_adapter(path)
-
-
-def _named(path: str, adapter: Adapter, lora: Lora) -> dict[str, Tensor]:
-    """As a model's adapters are named. A factor alpha / rank other than this configuration's goes into `up`."""
-    if adapter.differences:
-        raise ValueError(
-            f"{path} also changes {next(iter(adapter.differences))}, which no LoRA here does: merge it into the "
-            "weights (python -m fps_flex.weights convert, --format merged) and start from these"
-        )
+        if made_for and made_for["fingerprint"] != (now := weights.fingerprint()):
+            raise ValueError(
+                f"{path} was trained on {made_for['path']} ({made_for['fingerprint']}), and model.checkpoint is of "
+                f"other weights ({now}): name those"
+            )
+    if weights is not None:
+        merge(weights, adapter, path=path)  # nothing is read: it says where a LoRA is of another model
+    _check_start(path, adapter, wan, lora)
     named = {}
     for layer, low_rank in adapter.layers.items():
         named[f"{layer}.lora_A.{ADAPTER}.weight"] = low_rank.down
-        named[f"{layer}.lora_B.{ADAPTER}.weight"] = low_rank.up * (low_rank.alpha / lora.alpha)
+        named[f"{layer}.lora_B.{ADAPTER}.weight"] = low_rank.up.float() * (low_rank.alpha / lora.alpha)
     return named
 
 
-def record_of(checkpoint: str | None, weights: Weights | None, making: Making) -> dict[str, Any]:
-    """What a checkpoint of adapters says of what they were trained beside."""
-    if making.lora is None or weights is None:
+def _check_start(path: str, adapter: Adapter, wan: WanConfig, lora: Lora) -> None:
+    """Raises ValueError for a LoRA of other layers or another rank."""
+    merging = "merge it into the weights (python -m fps_flex.weights convert, --format merged) and start from these"
+    if adapter.differences:
+        raise ValueError(f"{path} also changes {next(iter(adapter.differences))}, which no LoRA here does: {merging}")
+    own = {f"blocks.{i}.{layer}" for i in range(wan.layers) for layer in lora.layers}
+    for what, layers in (("adapts", adapter.layers.keys() - own), ("doesn't adapt", own - adapter.layers.keys())):
+        if layers:
+            raise ValueError(
+                f"{path} {what} {some(sorted(layers))}, unlike model.lora.targets ({', '.join(lora.targets)}): set "
+                f"these to what it adapts, or {merging}"
+            )
+    for layer, low_rank in adapter.layers.items():
+        if low_rank.rank != lora.rank:
+            raise ValueError(
+                f"{path} is of rank {low_rank.rank} in {layer}, model.lora.rank is {lora.rank}: set it to that, or "
+                f"{merging}"
+            )
+
+
+def record_of(checkpoint: str | None, weights: Weights | None, making: Making, distills: bool) -> dict[str, Any]:
+    """What a checkpoint says of the weights that a LoRA was trained beside, or that were distilled from."""
+    if weights is None or not (making.lora or distills):
         return {}
-    lora = {"rank": making.lora.rank, "alpha": making.lora.alpha, "targets": list(making.lora.targets)}
-    return {"lora": lora, "base": {"path": checkpoint, "fingerprint": weights.fingerprint(), "dtype": making.base}}
+    lora = {"lora": describe_lora(making.lora)} if making.lora else {}
+    return lora | {"base": {"path": checkpoint, "fingerprint": weights.fingerprint(), "dtype": making.base}}
+
+
+def describe_lora(lora: Lora) -> dict[str, Any]:
+    """As plain data."""
+    return {"rank": lora.rank, "alpha": lora.alpha, "targets": list(lora.targets)}

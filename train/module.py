@@ -143,15 +143,19 @@ class FlowModule(L.LightningModule):
                     f"the {type(part).__name__} gives {given}, expected the transformer's {name} = {getattr(wan, name)}"
                 )
         check_optimizer(optimizer, eps)
-        check_objective(objective, attention, linears, offload_activations, checkpointing)
+        check_objective(objective, flow_weight, is_dense(attention) and linears == "bf16")
+        if offload_activations and not checkpointing:
+            raise ValueError("model.offload_activations is of recomputed blocks: set model.checkpointing true too")
         self.making = Making(base, linears, lora, adapter)
         self.making.check(wan)
         weights = self.open_start(checkpoint, wan)
+        if objective == "distill" and weights is None:
+            raise ValueError("model.objective distill learns from the weights it starts from: name model.checkpoint")
         self.noise_levels = as_levels("model.noise_levels", noise_levels or (weights.noise_levels if weights else ALL))
         self.model = build_model(weights, wan, attention, self.making)
         self.model.checkpointing, self.model.compiled, self.model.offload = checkpointing, compiled, offload_activations
         self.model.residual = residual
-        self.base_record = record_of(checkpoint, weights, self.making)
+        self.base_record = record_of(checkpoint, weights, self.making, objective == "distill")
         self.strict_loading = lora is None  # a checkpoint of adapters holds these alone
         # in a tuple, out of what Lightning saves and counts
         self._teacher = (build_teacher(self.model, weights, self.making),) if objective == "distill" else ()
@@ -373,18 +377,22 @@ class FlowModule(L.LightningModule):
 PARTS = ("model.", "average.")
 
 
-def check_objective(
-    objective: Objective, attention: FPSAttention, linears: Linears, offload: bool, checkpointing: bool
-) -> None:
-    """Raises ValueError for an unknown one, and for what would do nothing."""
+def check_objective(objective: Objective, flow_weight: float, is_teacher: bool) -> None:
+    """is_teacher: whether the model computes as its teacher does.
+
+    Raises ValueError for an unknown one, and for what would do nothing.
+    """
     one_of("model.objective", objective, get_args(Objective))
-    if objective == "distill" and is_dense(attention) and linears == "bf16":
+    if objective == "flow" and flow_weight:
+        raise ValueError(
+            f"model.flow_weight is {flow_weight:g}, of the flow loss beside distillation, and model.objective is flow: "
+            "leave it at 0, or choose objective distill"
+        )
+    if objective == "distill" and is_teacher:
         raise ValueError(
             "model.objective distill has nothing to distil: the attention is dense and unquantised, as the teacher's; "
             "choose another model.attention.schedule, or objective flow"
         )
-    if offload and not checkpointing:
-        raise ValueError("model.offload_activations is of recomputed blocks: set model.checkpointing true too")
 
 
 def _draws(batch: dict[str, Any]) -> tuple[list[int], list[int]]:

@@ -11,7 +11,9 @@ from typing import Any
 
 from fps_flex.checks import as_path
 from fps_flex.wan.files import read_training_checkpoint
+from fps_flex.wan.lora import Lora
 
+from .building import describe_lora
 from .checkpoints import BEST, INTERRUPTED, LAST, RESUMABLE, checkpoint_folder, trained_steps
 from .data import VideoData
 from .module import FlowModule
@@ -74,16 +76,46 @@ def check_checkpoint(path: Path, module: FlowModule) -> dict[str, Any]:
     checkpoint = read_training_checkpoint(path)
     record = checkpoint["fps_flex"]
     try:
+        _check_lora(path, record.get("lora"), module.making.lora)
         check_resumable(checkpoint, module)
+        _check_base(record.get("base"), module.base_record.get("base"))
     except ValueError as error:
         raise ValueError(f"{path} is no checkpoint to go on from: {error}") from None
-    before, now = (base.get("base", {}).get("fingerprint") for base in (record, module.base_record))
-    if before != now:
-        raise ValueError(
-            f"{path} is no checkpoint to go on from: its LoRA was trained on {record['base']['path']} ({before}), and "
-            f"--model.checkpoint is {module.base_record['base']['path']} ({now})"
-        )
     return record
+
+
+def _check_lora(path: Path, before: dict[str, Any] | None, lora: Lora | None) -> None:
+    """Raises ValueError where one trained a LoRA and the other all weights, and for a LoRA of another kind."""
+    now = None if lora is None else describe_lora(lora)
+    if before is None and now is not None:
+        raise ValueError(
+            "it holds all of a model's weights, and this configuration trains a LoRA: leave out model.lora, or start "
+            f"a LoRA beside them with --model.checkpoint {path} and another --run FOLDER"
+        )
+    if before is not None and now is None:
+        raise ValueError(
+            f"it holds a LoRA, and this configuration trains all weights: set model.lora.rank {before['rank']}, or "
+            f"start from the sum with --model.checkpoint {path} and another --run FOLDER"
+        )
+    if before and now and (other := [name for name in now if before[name] != now[name]]):
+        changes = "; ".join(f"model.lora.{x} was {_say(before[x])}, is {_say(now[x])}" for x in other)
+        raise ValueError(
+            f"{changes}. Set them back, or start a new LoRA on the sum with --model.checkpoint {path} and another "
+            "--run FOLDER"
+        )
+
+
+def _check_base(before: dict[str, Any] | None, now: dict[str, Any] | None) -> None:
+    """Raises ValueError where a LoRA would go on beside other weights, or a teacher would be another."""
+    if now is None:
+        return
+    if before is None:
+        raise ValueError("it lacks fps_flex.base")
+    if before["fingerprint"] != now["fingerprint"]:
+        raise ValueError(
+            f"it was trained on {before['path']} ({before['fingerprint']}), and --model.checkpoint is {now['path']} "
+            f"({now['fingerprint']})"
+        )
 
 
 def options_of(config: dict[str, Any], module: FlowModule, data: VideoData) -> dict[str, Any]:
@@ -106,9 +138,10 @@ def compare_options(path: Path, before: dict[str, Any], now: dict[str, Any]) -> 
         fixed = [name for name in fixed if name != BASE]
     if fixed:
         changes = "; ".join(f"{name} was {_say(before.get(name))}, is {_say(now.get(name))}" for name in fixed)
+        start = "model.checkpoint" if now.get("model.lora.rank") is None else "model.adapter"
         raise ValueError(
             f"{path} can't be gone on from with other settings: {changes}. Set them back, or start a new run from its "
-            f"weights with --model.checkpoint {path} and another --run FOLDER"
+            f"weights with --{start} {path} and another --run FOLDER"
         )
     return [f"{name} {_say(before.get(name))} -> {_say(now.get(name))}" for name in names]
 

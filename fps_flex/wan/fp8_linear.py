@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 
 FLOAT8 = torch.float8_e4m3fn
 LARGEST = torch.finfo(FLOAT8).max
+LEAST = 2.0**-110  # an amax of zero counts as this; gradients of a long clip's mean are small, and none is lost to it
 
 
 def quantize_rows(x: Float[Tensor, "rows n"]) -> tuple[Float[Tensor, "rows n"], Float[Tensor, "rows 1"]]:
     """Codes in e4m3, and what each row's are times, in fp32."""
-    scale = x.abs().amax(dim=-1, keepdim=True).float().clamp_min(1e-12) / LARGEST
+    scale = x.abs().amax(dim=-1, keepdim=True).float().clamp_min(LEAST) / LARGEST
     return (x.float() / scale).clamp(-LARGEST, LARGEST).to(FLOAT8), scale
 
 

@@ -16,7 +16,7 @@ from fps_flex.wan.adapters import Adapter, read_adapter
 from fps_flex.wan.convert import main
 from fps_flex.wan.merging import merge
 from fps_flex.wan.weights import SETTINGS, load_wan, open_weights, read_settings
-from tests.fps_flex.test_convert import convert, refused
+from tests.fps_flex.test_convert import convert, refused_to_convert
 from tests.fps_flex.test_weights import DENSE, assert_same, make_official, tensors_of
 from tests.helpers.loras import WHOLE, assert_same_adapter, make_adapter, named, save, save_run
 from tests.helpers.stock_wan import call, t2v_pipeline
@@ -207,7 +207,7 @@ def test_whole_differences_go_along_where_they_can(base, tmp_path, capsys):
     assert "and whole differences of 1 tensors" in capsys.readouterr().out
     written = load_file(out / "whole.safetensors")
     assert_same({name: x for name, x in written.items() if not name.endswith(".alpha")}, tensors)
-    line = refused(capsys, file, tmp_path / "no", "--format=diffusers-lora")
+    line = refused_to_convert(capsys, file, tmp_path / "no", "--format=diffusers-lora")
     assert "adds whole differences to 1 tensors (blocks.0.norm3.weight)" in line
     merged = convert(file, tmp_path / "merged", "--format=merged", f"--base={base}")
     expected = open_weights(base).read("blocks.0.norm3.weight").float() + tensors["diffusion_model.blocks.0.norm3.diff"]
@@ -239,14 +239,14 @@ def test_what_does_not_go_together_is_one_line(base, run, tmp_path, capsys):
         ((run, alone, "--format=comfyui-lora"), "exists already"),
         ((run, tmp_path / ".x", "--format=comfyui-lora"), "a hidden file"),
     ):
-        assert message in refused(capsys, *args) and not out.exists()
+        assert message in refused_to_convert(capsys, *args) and not out.exists()
 
 
 def test_settings_of_another_model_beside_a_lora_are_refused(base, run, tmp_path, capsys):
     alone = convert(run, tmp_path / "lora", "--format=diffusers-lora")
     said = json.loads((alone / SETTINGS).read_text())
     (alone / SETTINGS).write_text(json.dumps({**said, "wan": {**said["wan"], "heads": 4}}))
-    line = refused(capsys, alone, tmp_path / "out", "--format=merged", f"--base={base}")
+    line = refused_to_convert(capsys, alone, tmp_path / "out", "--format=merged", f"--base={base}")
     assert "was trained in another model" in line
 
 
@@ -256,7 +256,7 @@ def test_a_full_checkpoint_is_no_lora(tmp_path, capsys, base):
     torch.save({"state_dict": state, "fps_flex": said}, tmp_path / "x.ckpt")
     with pytest.raises(ValueError, match="x.ckpt is a whole model that train.fit trained, expected a LoRA"):
         read_adapter(tmp_path / "x.ckpt")
-    assert "is for a LoRA" in refused(capsys, tmp_path / "x.ckpt", tmp_path / "out", "--format=comfyui-lora")
+    assert "is for a LoRA" in refused_to_convert(capsys, tmp_path / "x.ckpt", tmp_path / "out", "--format=comfyui-lora")
 
 
 def test_a_checkpoint_without_a_layer_is_one_line(base, run, tmp_path):
