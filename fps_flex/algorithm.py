@@ -59,7 +59,8 @@ class Meaning:
 class Plan:
     """What all layers of one forward pass share.
 
-    layout: orders tokens into slots. oracle_block_mask: the BlockMask of each sample's windows, complete on its own.
+    layout: orders tokens into slots. A BlockMask is FlexAttention's: which blocks of keys each block of queries meets,
+    and a mask_mod for those that it meets in part. oracle_block_mask: of each sample's windows, complete on its own.
     kernel_block_mask: the same block lists, which a kernel follows, with pads alone left to mask. groups: the tiles
     that share a scale. quantized: whether the sample is quantised at all. meaning: of the attention that made it,
     which no other may run.

@@ -17,7 +17,6 @@ from fps_flex.checks import one_of, require
 from fps_flex.wan import Wan, WanConfig
 from fps_flex.wan.base import Base
 from fps_flex.wan.codecs import Codec, TextEncoder
-from fps_flex.wan.dense import is_dense
 from fps_flex.wan.experts import ALL, as_levels
 from fps_flex.wan.flow import (
     add_noise,
@@ -143,7 +142,7 @@ class FlowModule(L.LightningModule):
                     f"the {type(part).__name__} gives {given}, expected the transformer's {name} = {getattr(wan, name)}"
                 )
         check_optimizer(optimizer, eps)
-        check_objective(objective, flow_weight, is_dense(attention) and linears == "bf16")
+        check_objective(objective, flow_weight, attention.step_schedule.is_dense and linears == "bf16")
         if offload_activations and not checkpointing:
             raise ValueError("model.offload_activations is of recomputed blocks: set model.checkpointing true too")
         self.making = Making(base, linears, lora, adapter)

@@ -21,7 +21,6 @@ from fps_flex.quant import ScaleFormat
 from fps_flex.wan import WanConfig
 from fps_flex.wan.base import Base, check_base
 from fps_flex.wan.codecs import Codec, TextEncoder
-from fps_flex.wan.dense import is_dense
 from fps_flex.wan.files import Spec
 from fps_flex.wan.flow import spread_noise_levels
 from fps_flex.wan.linears import Linears
@@ -102,7 +101,7 @@ class Training:
         """Raises ValueError for what can't be trained so on this machine."""
         for kind in linears:
             check_base(self.base, kind, self.lora is not None, find_device())
-        if self.objective == "distill" and all(map(is_dense, attentions)):
+        if self.objective == "distill" and all(x.step_schedule.is_dense for x in attentions):
             raise ValueError("objective distill learns from dense attention, no other is measured: add schedule fps")
 
 
@@ -226,7 +225,7 @@ class Case:
                 lora=Lora(training.lora, training.lora) if training.lora else None,
                 base=training.base,
                 linears=self.linears,
-                objective="flow" if is_dense(self.attention) else training.objective,
+                objective="flow" if self.attention.step_schedule.is_dense else training.objective,
                 optimizer=training.optimizer,
                 eps=1e-15 if training.optimizer == "adamw" else LEAST_EPS,
                 offload_activations=training.offload,

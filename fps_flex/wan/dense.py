@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ..algorithm import Plan
 from ..attention import FPSAttention
-from ..schedule import WHOLE
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -30,8 +29,3 @@ class DenseAttention(FPSAttention):
 def dense_attention(block: int = 128) -> DenseAttention:
     """block: slots of a block of the layout, as the other attentions of the model have it."""
     return DenseAttention("dense", tile=None, block=block)
-
-
-def is_dense(attention: FPSAttention) -> bool:
-    """Whether it does what dense attention does, and no more."""
-    return all(regime.window == WHOLE and regime.granularity is None for regime in attention.step_schedule.regimes)

@@ -9,7 +9,7 @@ from torch.func import functional_call
 from fps_flex import FPSAttention, TileLayout
 from fps_flex.wan import Wan
 from fps_flex.wan.base import DTYPES, build_base
-from fps_flex.wan.dense import DenseAttention, dense_attention, is_dense
+from fps_flex.wan.dense import DenseAttention, dense_attention
 from fps_flex.wan.lora import (
     LAYERS,
     Lora,
@@ -124,7 +124,7 @@ def test_recomputed_and_offloaded_blocks_give_the_same_bits(base):
 @pytest.mark.parametrize("grid", [(3, 5, 7), (1, 1, 1), (4, 4, 8), (2, 3, 11)])
 def test_dense_attention_is_that_of_the_eager_preset_whatever_pads_hold(grid):
     attention, eager = dense_attention(16), FPSAttention("dense", tile=None, block=16, engine="eager")
-    assert is_dense(attention) and is_dense(eager) and not is_dense(ATTENTION)
+    assert attention.step_schedule.is_dense and not ATTENTION.step_schedule.is_dense
     layout = TileLayout(grid, grid, 16)
     torch.manual_seed(0)
     tokens = [torch.randn(2, 2, layout.tokens, 16) for _ in range(3)]
