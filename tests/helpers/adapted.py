@@ -2,7 +2,8 @@
 
 import torch
 
-from eval.bench.residual import draw_inputs, lively_wan
+from eval.bench.residual import lively_wan
+from eval.bench.sizes import draw_inputs
 from fps_flex import FPSAttention
 from fps_flex.wan import WanConfig
 from fps_flex.wan.base import build_base
@@ -22,7 +23,8 @@ def make_state(seed=0, config=CONFIG):
 
 def make_inputs(seed=0):
     torch.manual_seed(seed)
-    return draw_inputs(CONFIG, (3, 4, 5), 0.7, CPU)
+    latents, text = draw_inputs(CONFIG, (3, 4, 5), CPU)
+    return latents, torch.tensor([700.0]), text
 
 
 def adapted(base="fp32", attention=ATTENTION, lora=LORA, state=None):
