@@ -5,12 +5,12 @@ import json
 import pytest
 from safetensors.torch import save_file
 
-from tests.helpers.official_wan import make_official
-
 
 @pytest.fixture(scope="session")
 def tensors(tmp_path_factory):
     """A tiny model's, by their official names; not to be changed."""
+    from tests.helpers.official_wan import make_official  # once --shapes is heeded: it imports fps_flex
+
     return make_official(tmp_path_factory.mktemp("official") / "x")
 
 
