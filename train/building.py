@@ -12,7 +12,7 @@ from fps_flex import FPSAttention
 from fps_flex.checks import some
 from fps_flex.wan import Wan, WanConfig
 from fps_flex.wan.adapters import Adapter, read_adapter
-from fps_flex.wan.base import Base, build_base
+from fps_flex.wan.base import Base, build_base, check_frozen
 from fps_flex.wan.dense import dense_attention
 from fps_flex.wan.files import read_training_checkpoint
 from fps_flex.wan.linears import Linears, compute_in_fp8
@@ -32,13 +32,10 @@ class Making:
 
     def check(self, config: WanConfig) -> None:
         """Raises ValueError for what doesn't go together or isn't installed."""
+        check_frozen(self.base, self.lora is not None)
         if self.lora:
             check_peft()
             self.lora.check_fits(config)
-        elif self.base == "fp8":
-            raise ValueError(
-                "model.base fp8 is of frozen weights: use fp32 or bf16, or train a LoRA (--model.lora.rank)"
-            )
         elif self.adapter is not None:
             raise ValueError("model.adapter is what a LoRA starts from, and none is trained: name --model.lora.rank")
         if self.adapter is not None and not self.adapter.strip():

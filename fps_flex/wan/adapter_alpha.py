@@ -34,13 +34,13 @@ def find_alpha(file: Path, names: Iterable[str]) -> Alpha:
             logger.warning("%s is of peft, without %s beside it: alpha is taken to be the rank", file, PEFT_CONFIG)
         return lambda name, rank: rank
     try:
-        said = {key.removeprefix("transformer."): value for key, value in json.loads(text).items()}
-        patterns = {re.compile(rf"(.*\.)?({key})"): x for key, x in (said.get("alpha_pattern") or {}).items()}
+        config = {key.removeprefix("transformer."): value for key, value in json.loads(text).items()}
+        patterns = {re.compile(rf"(.*\.)?({key})"): x for key, x in (config.get("alpha_pattern") or {}).items()}
     except (ValueError, AttributeError, RecursionError, re.error):
         raise ValueError(f"{where} is no configuration of peft: fetch or save it again") from None
 
     def alpha(name: str, rank: int) -> Any:
-        value = next((x for key, x in patterns.items() if key.fullmatch(name)), said.get("lora_alpha", rank))
-        return value * rank**0.5 if said.get("use_rslora") and is_real(value) else value  # there alpha / sqrt(r)
+        value = next((x for key, x in patterns.items() if key.fullmatch(name)), config.get("lora_alpha", rank))
+        return value * rank**0.5 if config.get("use_rslora") and is_real(value) else value  # there alpha / sqrt(r)
 
     return alpha

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ..checks import some
 from .keys import from_flat, is_official, to_official
 
 # what the end of a name says that a tensor is, whichever tool wrote it
@@ -62,11 +63,11 @@ class Key:
 
 def parse(name: str) -> Key | None:
     """None for a name that is none of a LoRA of Wan."""
-    found = _ENDING.search(name)
-    if not (found and found.lastgroup):
+    match = _ENDING.search(name)
+    if not (match and match.lastgroup):
         return None
-    part = next(part for part in _PARTS if found[part])
-    outer = name[: found.start()]
+    part = next(part for part in _PARTS if match[part])
+    outer = name[: match.start()]
     own = _WRAPPERS.sub("", outer)
     module = from_flat(_FLAT.sub("", outer)) if _FLAT.match(outer) else to_official(own)
     known = is_official(f"{module}.modulation" if part == "diff_m" else module)
@@ -80,5 +81,4 @@ def describe_others(names: Iterable[str]) -> str:
         example = next((name for name in names if re.search(pattern, name)), None)
         if example:
             return f"{what} ({example})"
-    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return f"no LoRA of a text-to-video Wan ({names[0]}{more})"
+    return f"no LoRA of a text-to-video Wan ({some(names, 1)})"

@@ -107,22 +107,22 @@ def read_adapter(path: str | Path, which: Which = "average") -> Adapter:
     return _collect(path, tensors, find_alpha(files.where[next(iter(tensors))], tensors))
 
 
-def adapter_in(path: Path, held: dict[str, Any], which: Which) -> Adapter:
-    """The LoRA of a checkpoint of train.fit. held: what it holds.
+def adapter_in(path: Path, loaded: dict[str, Any], which: Which) -> Adapter:
+    """The LoRA of a checkpoint of train.fit. loaded: what it holds.
 
     Raises ValueError as `read_adapter`, and where the checkpoint trained no LoRA.
     """
-    if "lora" not in held["fps_flex"]:
+    if "lora" not in loaded["fps_flex"]:
         raise ValueError(f"{path} is a whole model that train.fit trained, expected a LoRA")
-    said = as_fields(f"{path}: its fps_flex.lora", held["fps_flex"]["lora"], ("rank", "alpha", "targets"))
-    adapter = _collect(path, weights_in(held, which), lambda name, rank: said["alpha"])
+    record = as_fields(f"{path}: its fps_flex.lora", loaded["fps_flex"]["lora"], ("rank", "alpha", "targets"))
+    adapter = _collect(path, weights_in(loaded, which), lambda name, rank: record["alpha"])
     if not adapter.layers:
         raise ValueError(f"{path} is no checkpoint of this project (its LoRA has no layers)")
-    wrong = next((name for name, layer in adapter.layers.items() if layer.rank != said["rank"]), None)
+    wrong = next((name for name, layer in adapter.layers.items() if layer.rank != record["rank"]), None)
     if wrong:
         raise ValueError(
             f"{path} is no checkpoint of this project ({wrong} is of rank {adapter.layers[wrong].rank}, its "
-            f"fps_flex.lora says {said['rank']})"
+            f"fps_flex.lora says {record['rank']})"
         )
     return adapter
 
@@ -164,11 +164,11 @@ def _layer(path: Path, name: str, parts: dict[str, tuple[Key, Tensor]], alpha: A
     if not fits or not (down.numel() and up.numel()):
         shapes = f"{tuple(down.shape)} and {tuple(up.shape)}"
         raise ValueError(f"{path}: {name} has {shapes}, expected two matrices of one rank, (r, in) and (out, r)")
-    said = parts["alpha"][1].flatten().tolist() if "alpha" in parts else [alpha(key.own, down.shape[0])]
-    if len(said) != 1 or not (is_real(said[0]) and said[0] > 0):
-        value = show(said[0] if len(said) == 1 else said)
+    values = parts["alpha"][1].flatten().tolist() if "alpha" in parts else [alpha(key.own, down.shape[0])]
+    if len(values) != 1 or not (is_real(values[0]) and values[0] > 0):
+        value = show(values[0] if len(values) == 1 else values)
         raise ValueError(f"{path}: alpha of {name} is {value}, expected a number above 0")
-    return LowRank(down, up, float(said[0]))
+    return LowRank(down, up, float(values[0]))
 
 
 def _differences(

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from ..attention import FPSAttention
 from ..checks import one_of
+from ..engines import FLOAT8
 from .casting import check_finite
-from .fp8_linear import FLOAT8, Fp8Linear, quantize_rows
-from .linears import PARTS, Linears, check_linears, compute_in_fp8
+from .fp8_linear import Fp8Linear, quantize_rows
+from .linears import PARTS, Linears, check_linears, compute_in_fp8, has_float8
 from .lora import LAYERS
 from .model import Wan, WanConfig
 from .weights import build_empty, fill
@@ -25,12 +26,15 @@ def check_base(base: Base, linears: Linears, frozen: bool, device: torch.device)
     """Raises ValueError for unknown ones, for a device without float8, and for weights that can't be trained so."""
     one_of("base", base, get_args(Base))
     check_linears(linears, device)
-    if base != "fp8":
-        return
-    if not frozen:
-        raise ValueError("base fp8 is of frozen weights, and these are trained: use fp32 or bf16, or train a LoRA")
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
+    check_frozen(base, frozen)
+    if base == "fp8" and not has_float8(device):
         raise ValueError("base fp8 needs a GPU with float8 (compute capability 8.9 or later): use bf16")
+
+
+def check_frozen(base: Base, frozen: bool) -> None:
+    """Raises ValueError for weights in fp8 that are trained."""
+    if base == "fp8" and not frozen:
+        raise ValueError("base fp8 is of frozen weights, and these are trained: use fp32 or bf16, or train a LoRA")
 
 
 def build_base(

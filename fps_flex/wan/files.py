@@ -252,9 +252,9 @@ def read_training_checkpoint(path: Path) -> dict[str, Any]:
     return loaded
 
 
-def weights_in(held: dict[str, Any], which: Which) -> dict[str, Tensor]:
+def weights_in(loaded: dict[str, Any], which: Which) -> dict[str, Tensor]:
     """Those of a checkpoint of train.fit; where they were not averaged, both are the live ones."""
-    return held.get("current_model_state", held["state_dict"]) if which == "live" else held["state_dict"]
+    return loaded.get("current_model_state", loaded["state_dict"]) if which == "live" else loaded["state_dict"]
 
 
 def _damage(path: Path) -> str | None:

@@ -14,18 +14,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ..engines import FLOAT8
+from ..quant import E4M3_MAX
+
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-FLOAT8 = torch.float8_e4m3fn
-LARGEST = torch.finfo(FLOAT8).max
-LEAST = 2.0**-110  # an amax of zero counts as this; gradients of a long clip's mean are small, and none is lost to it
+LEAST = 2.0**-110  # what an amax of zero counts as: far below gradients of a long clip's mean loss
 
 
 def quantize_rows(x: Float[Tensor, "rows n"]) -> tuple[Float[Tensor, "rows n"], Float[Tensor, "rows 1"]]:
     """Codes in e4m3, and what each row's are times, in fp32."""
-    scale = x.abs().amax(dim=-1, keepdim=True).float().clamp_min(LEAST) / LARGEST
-    return (x.float() / scale).clamp(-LARGEST, LARGEST).to(FLOAT8), scale
+    scale = x.abs().amax(dim=-1, keepdim=True).float().clamp_min(LEAST) / E4M3_MAX
+    return (x.float() / scale).clamp(-E4M3_MAX, E4M3_MAX).to(FLOAT8), scale
 
 
 class Fp8Linear(nn.Linear):

@@ -72,15 +72,15 @@ def to_official(name: str) -> str:
 
 def is_official(name: str) -> bool:
     """Whether a module, or a tensor that is a module's own, is called so in the official naming."""
-    found = re.fullmatch(r"blocks\.\d+\.(.+)", name)
-    return found[1] in _BLOCK if found else name in _MODEL
+    match = re.fullmatch(r"blocks\.\d+\.(.+)", name)
+    return match[1] in _BLOCK if match else name in _MODEL
 
 
 def from_flat(name: str) -> str:
     """The official name of one in either naming with _ for each dot; a name that is none is returned as it is."""
-    found = re.fullmatch(r"blocks_(\d+)_(.+)", name)
-    if found:
-        return f"blocks.{found[1]}.{_FLAT_BLOCK[found[2]]}" if found[2] in _FLAT_BLOCK else name
+    match = re.fullmatch(r"blocks_(\d+)_(.+)", name)
+    if match:
+        return f"blocks.{match[1]}.{_FLAT_BLOCK[match[2]]}" if match[2] in _FLAT_BLOCK else name
     return _FLAT_MODEL.get(name, name)
 
 

@@ -34,7 +34,7 @@ def quantize_linears(model: Wan, linears: Linears) -> None:
     # torchao would switch a search on for all of Inductor, which takes minutes per block
     config = Float8DynamicActivationFloat8WeightConfig(granularity=PerRow(), set_inductor_config=False)
     for block in model.blocks:
-        quantize_(block, config, filter_fn=lambda module, name: _is_one(module, name, linears))
+        quantize_(block, config, filter_fn=lambda module, name: _is_chosen(module, name, linears))
 
 
 def compute_in_fp8(model: Wan, linears: Linears) -> None:
@@ -52,12 +52,16 @@ def compute_in_fp8(model: Wan, linears: Linears) -> None:
     config = Float8LinearConfig.from_recipe_name("rowwise_with_gw_hp")
     for block in model.blocks:
         convert_to_float8_training(
-            block, config=config, module_filter_fn=lambda module, name: _is_one(module, name, linears)
+            block, config=config, module_filter_fn=lambda module, name: _is_chosen(module, name, linears)
         )
 
 
-def _is_one(module: nn.Module, name: str, linears: Linears) -> bool:
+def _is_chosen(module: nn.Module, name: str, linears: Linears) -> bool:
     return isinstance(module, nn.Linear) and name.startswith(PARTS[linears])
+
+
+def has_float8(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
 
 
 def check_linears(linears: Linears, device: torch.device) -> None:
@@ -66,7 +70,7 @@ def check_linears(linears: Linears, device: torch.device) -> None:
         raise ValueError(f"linears are {linears!r}, expected bf16, fp8-ffn or fp8")
     if linears == "bf16":
         return
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
+    if not has_float8(device):
         raise ValueError(f"linears {linears} need a GPU with float8 (compute capability 8.9 or later): use bf16")
     if find_spec("torchao") is None:
         raise ValueError(f"linears {linears} need torchao: pip install torchao, or use bf16")

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..checks import as_instance, require
+from ..checks import as_instance, require, some
 from .adapters import Adapter
 from .files import Spec
 from .fp8_files import FLOAT8
@@ -52,5 +52,4 @@ def _check_shapes(path: str | Path, changed: dict[str, tuple[int, ...]], specs: 
         if name not in specs or specs[name].shape != shape
     ]
     if wrong:
-        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-        raise ValueError(f"{path} is a LoRA of another model: {wrong[0]}{more}")
+        raise ValueError(f"{path} is a LoRA of another model: {some(wrong, 1)}")

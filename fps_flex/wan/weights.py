@@ -45,13 +45,13 @@ def open_weights(path: str | Path, which: Which = "average", base: str | Path | 
     path = local(path)
     one_of("which", which, get_args(Which))
     if path.suffix == ".ckpt":
-        held = read_training_checkpoint(path)
-        if "lora" in held["fps_flex"]:
-            return _open_adapted(path, held, which, base)
+        loaded = read_training_checkpoint(path)
+        if "lora" in loaded["fps_flex"]:
+            return _open_adapted(path, loaded, which, base)
     if base is not None:
         raise ValueError(f"base is {show(str(base))}, of a LoRA's .ckpt, and {path} is none: leave it out")
     if path.suffix == ".ckpt":
-        return _open_trained(path, held, which)
+        return _open_trained(path, loaded, which)
     if which == "live":
         raise ValueError(f"{path} has no live weights beside averaged ones: only a .ckpt of train.fit does")
     return _open_released(path)
@@ -200,51 +200,51 @@ def _settings(
     return settings if length is None else settings | {"text_length": length}
 
 
-def _open_trained(path: Path, held: dict[str, Any], which: Which) -> Weights:
-    state = {name.removeprefix("model."): tensor for name, tensor in weights_in(held, which).items()}
-    config, settings, levels = _said_by(path, held)
+def _open_trained(path: Path, loaded: dict[str, Any], which: Which) -> Weights:
+    state = {name.removeprefix("model."): tensor for name, tensor in weights_in(loaded, which).items()}
+    config, settings, levels = _settings_in(path, loaded)
     _check_shapes(path, {name: tuple(tensor.shape) for name, tensor in state.items()}, config)
     specs = {name: Spec(tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
     quantised = [f"{name} is of {spec.dtype}" for name, spec in specs.items() if spec.dtype not in READABLE]
     if quantised:
         raise ValueError(f"{path}: {quantised[0]}, expected floating-point weights, not quantised ones")
-    return Weights(config, specs, state.__getitem__, held["fps_flex"], settings, levels)
+    return Weights(config, specs, state.__getitem__, loaded["fps_flex"], settings, levels)
 
 
-def _said_by(path: Path, held: dict[str, Any]) -> tuple[WanConfig, dict[str, Any], Levels]:
+def _settings_in(path: Path, loaded: dict[str, Any]) -> tuple[WanConfig, dict[str, Any], Levels]:
     """The sizes, settings and noise levels of a checkpoint of train.fit."""
-    said = held["fps_flex"]
+    record = loaded["fps_flex"]
     try:
-        config = _config_from(said["wan"])
-        attention = FPSAttention.from_dict(said["attention"])
-        levels = as_levels("noise_levels", said["noise_levels"])
+        config = _config_from(record["wan"])
+        attention = FPSAttention.from_dict(record["attention"])
+        levels = as_levels("noise_levels", record["noise_levels"])
     except ValueError as error:
         raise ValueError(f"{path} is no checkpoint of this project ({error})") from None
     # through the class, so that a preset's name in an older checkpoint becomes its numbers
-    return config, _settings(config, attention, levels, said), levels
+    return config, _settings(config, attention, levels, record), levels
 
 
-def _open_adapted(path: Path, held: dict[str, Any], which: Which, base: str | Path | None) -> Weights:
+def _open_adapted(path: Path, loaded: dict[str, Any], which: Which, base: str | Path | None) -> Weights:
     """The weights that a LoRA was trained on, with what it adds to them."""
-    config, settings, levels = _said_by(path, held)
-    adapter = adapter_in(path, held, which)
-    below = _open_base(path, held["fps_flex"], base)
+    config, settings, levels = _settings_in(path, loaded)
+    adapter = adapter_in(path, loaded, which)
+    below = _open_base(path, loaded["fps_flex"], base)
     if below.config != config:
         raise ValueError(f"{path} was trained on another model ({config}) than its base is ({below.config})")
     merged = merge(below, adapter, path=path)
-    return replace(merged, trained=held["fps_flex"], settings=settings, noise_levels=levels)
+    return replace(merged, trained=loaded["fps_flex"], settings=settings, noise_levels=levels)
 
 
-def _open_base(path: Path, said: dict[str, Any], base: str | Path | None) -> Weights:
-    if "base" not in said:
+def _open_base(path: Path, record: dict[str, Any], base: str | Path | None) -> Weights:
+    if "base" not in record:
         raise ValueError(f"{path} is no checkpoint of this project (it lacks fps_flex.base)")
-    where = str(base if base is not None else said["base"]["path"])
+    where = str(base if base is not None else record["base"]["path"])
     if not where.startswith(HUB) and not as_path("base", where).exists():
         raise ValueError(f"{where}, what the LoRA {path} was trained on, is not there: name where it is with --base")
     below = open_weights(where)
-    if (found := below.fingerprint()) != (expected := said["base"]["fingerprint"]):
+    if (now := below.fingerprint()) != (expected := record["base"]["fingerprint"]):
         raise ValueError(
-            f"{where} is not what the LoRA {path} was trained on ({found}, expected {expected}): name that with --base"
+            f"{where} is not what the LoRA {path} was trained on ({now}, expected {expected}): name that with --base"
         )
     return below
 
