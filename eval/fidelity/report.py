@@ -11,12 +11,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from fps_flex.checks import some
 from train.common.atomic import MARK, check_ours, write_json, write_text
 
 from ..intervals import CONFIDENCE
 from ..making import Making, describe_making
 from ..markdown import table
-from .pairs import Row, Video, some
+from .pairs import NAMED, Row, Video
 from .scores import check_replaceable, measure
 from .sheet import AMPLIFIED, draw_side_by_side
 from .similarity import NAMES
@@ -150,7 +151,7 @@ def _explain(record: dict[str, Any]) -> Iterator[str]:
     if left_out := len(record["left_out"]):
         yield f"Left out of all rows, since they can't be read in one: {left_out}, named below."
     if stale := [f"{name} of {row['name']}" for row in rows for name in row["of_other_files"]]:
-        yield f"Records that are of other bytes than the video beside them, and not counted: {some(stale)}."
+        yield f"Records that are of other bytes than the video beside them, and not counted: {some(stale, NAMED)}."
     if missing := "; ".join(f"{NAMES[name]} ({why})" for name, why in record["not_measured"].items()):
         yield f"Not measured: {missing}."
 

@@ -14,6 +14,7 @@ from train.common.atomic import digest_content, digest_file
 
 from ..generate.prompts import read_lines
 from .suite import DIMENSIONS, FLICKER, FLICKER_SEEDS, SEEDS, Entry, Plan, Planned, digest_suite, load_suite
+from .values import group
 
 UNSAFE = re.compile(r"[/\\\x00-\x1f\x7f]|^\.")
 LONGEST = 240  # bytes of a name without .mp4, which leaves room for what is written aside
@@ -82,14 +83,13 @@ def choose_dimensions(names: Iterable[str] | None) -> tuple[str, ...]:
 
 def _pick(entries: list[Entry], chosen: tuple[str, ...], quick: int | None) -> dict[str, tuple[str, ...]]:
     """The dimensions that each prompt is needed for. A quick run's prompts are spread over each dimension's."""
-    needed: dict[str, set[str]] = {}
+    needed = []
     for name in chosen:
         prompts = list(dict.fromkeys(entry.prompt for entry in entries if name in entry.dimensions))
         if quick is not None and quick < len(prompts):
             prompts = [prompts[i * len(prompts) // quick] for i in range(quick)]
-        for prompt in prompts:
-            needed.setdefault(prompt, set()).add(name)
-    return {prompt: tuple(name for name in chosen if name in names) for prompt, names in needed.items()}
+        needed += [(prompt, name) for prompt in prompts]
+    return {prompt: (*names,) for prompt, names in group(needed).items()}
 
 
 def _has_extra(folder: Path) -> bool:

@@ -7,7 +7,7 @@ import stat
 import zipfile
 from codecs import BOM_UTF8
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
@@ -83,11 +83,6 @@ def _is_shallow(value: Any, levels: int) -> bool:
 def plain(text: str) -> str:
     """In one line that any terminal can show: names of files may hold anything."""
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
-
-
-def first_of(texts: Sequence[str], shown: int = 3) -> str:
-    """The first of many, and a sign where there are more."""
-    return ", ".join(texts[:shown]) + (", ..." if len(texts) > shown else "")
 
 
 def is_zip(data: bytes) -> bool:

@@ -118,7 +118,7 @@ def aggregate(results: Path, json: Path | None = None) -> None:
     """Scores -> Quality, Semantic and Total, or what is missing for them.
 
     Args:
-        results: a run's folder, a folder of the official package's *_eval_results.json, one of them, or a zip.
+        results: a run's folder, one of *_eval_results.json, such a file, or a zip.
         json: also write them there.
     """
     result = collect(results)
@@ -132,8 +132,7 @@ def compare(runs: list[str], out: Path | None = None) -> None:
     """Two to five runs side by side: totals, and the differences of the same videos, with their intervals.
 
     Args:
-        runs: folders or files as `aggregate` takes them, the first of which is compared with; label=PATH names one.
-            Five without labels are the paper's rows: dense, quantised, sparse, joint training-free, joint trained.
+        runs: as of `open_runs`.
         out: folder for compare.html, with the prompts that lost most, and compare.md, .json, .png, .csv and .tex.
     """
     opened = open_runs(runs)
