@@ -14,7 +14,7 @@ from train.common.atomic import check_ours, digest_content, digest_file, write_t
 from train.common.faults import ClipError
 from train.common.work import find_device
 
-from ..vbench.reading import read_json
+from ..reading import read_json
 from .pairs import Row, Video, look_at, nothing_left
 from .similarity import Metric, compare, find_metrics
 

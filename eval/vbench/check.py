@@ -18,8 +18,8 @@ from train.common.videos import ClipError, open_video
 from train.common.work import progress_bar
 
 from ..generate.models import Clip
+from ..reading import NoFile, read_json, shape, write_json
 from .plan import fold
-from .reading import NoFile, read_json, shape, write_json
 from .suite import FLICKER, SEEDS, Plan
 
 log = logging.getLogger("fps_flex")

@@ -46,10 +46,6 @@ def list_items(texts: Iterable[str]) -> str:
     return f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in texts)}</ul>"
 
 
-def list_facts(facts: dict[str, str]) -> str:
-    return f"<dl>{''.join(f'<dt>{escape(what)}</dt><dd>{escape(value)}</dd>' for what, value in facts.items())}</dl>"
-
-
 def isolate(text: str) -> str:
     """A prompt or a name in its own direction of writing."""
     return f'<bdi dir="auto">{escape(text)}</bdi>'

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from fps_flex.checks import show
 
-from .reading import parse, parse_json, read_json, write_plainly
+from ..reading import parse, parse_json, read_json, write_plainly
 
 RUNNER = Path(__file__).with_name("scorer_runner.py")
 Device = Literal["auto", "cpu", "cuda"]
@@ -79,11 +79,7 @@ class Outcome:
 
 
 class ScorerFailed(RuntimeError):
-    """The subprocess ended early. name: of the video that it was at, if any."""
-
-    def __init__(self, message: str, name: str | None):
-        super().__init__(message)
-        self.name = name
+    """The subprocess ended early. Its arguments: why, and the name of the video that it was at, or None."""
 
 
 def find_weights(weights: Path | None) -> Path:
@@ -108,9 +104,7 @@ def open_scorer(python: Path, device: Device, weights: Path) -> Scorer:
         wanted = "expected the Python of an environment with vbench"
         raise ValueError(f"--scorer_python {python} can't be used ({error}): {wanted}") from None
     if device == "cuda" != described.device:
-        raise ValueError(
-            f"--scorer_device is cuda, but the torch of {python} sees no GPU: choose cpu, or another torch"
-        )
+        raise ValueError(f"--scorer_device is cuda, but the torch of {python} sees no GPU: choose cpu or another torch")
     return Scorer(**vars(described), python=python, weights=weights)
 
 
@@ -143,11 +137,12 @@ def score_official(
                     outcome.errors[entry["name"]] = f"the official score is {error}"
             break
         except ScorerFailed as failed:
+            why, name = failed.args
             crashes = 1 if len(outcome.results) > before else crashes + 1
-            if failed.name is None or crashes == CRASHES:
-                outcome.failure = str(failed)
+            if name is None or crashes == CRASHES:
+                outcome.failure = why
                 break
-            outcome.errors[failed.name] = str(failed)
+            outcome.errors[name] = why
         done = outcome.errors.keys() | outcome.results.keys()
         left = [item for item in items if item["name"] not in done]
     return outcome

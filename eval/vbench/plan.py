@@ -57,7 +57,8 @@ def make_plan(options: PlanOptions) -> Plan:
     entries = load_suite(options.suite)
     long = read_prompt_map(prompt_map, entries) if prompt_map else {}
     wanted = _pick(entries, chosen, quick)
-    many = FLICKER_SEEDS if folder is None or _has_extra(folder) else SEEDS
+    extra = folder is None or any(SEEDS <= number < FLICKER_SEEDS for number in _list_numbers(folder))
+    many = FLICKER_SEEDS if extra else SEEDS  # more of a prompt, for the static filter to choose from
     videos: dict[str, Planned] = {}
     for place, prompt in enumerate(dict.fromkeys(entry.prompt for entry in entries)):
         used = wanted.get(prompt, ())
@@ -92,10 +93,8 @@ def _pick(entries: list[Entry], chosen: tuple[str, ...], quick: int | None) -> d
     return {prompt: (*names,) for prompt, names in group(needed).items()}
 
 
-def _has_extra(folder: Path) -> bool:
-    """Whether a folder has more than five videos of a prompt, for the static filter to choose from."""
-    numbers = (re.search(r"-(\d+)\.mp4$", file.name) for file in folder.iterdir())
-    return any(SEEDS <= int(number[1]) < FLICKER_SEEDS for number in numbers if number)
+def _list_numbers(folder: Path) -> list[int]:
+    return [int(number[1]) for file in folder.iterdir() if (number := re.search(r"-(\d+)\.mp4$", file.name))]
 
 
 def name_video(prompt: str, index: int) -> str:

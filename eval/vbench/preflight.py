@@ -11,9 +11,9 @@ from fps_flex.checks import at_home
 from train.common.atomic import check_ours
 from train.common.console import check_writable
 
+from ..reading import write_plainly
 from .official import Scorer, find_weights, open_scorer
 from .plan import choose_dimensions
-from .reading import write_plainly
 from .suite import FLICKER
 from .values import group
 from .weights import EVERY, NEEDS, STATIC_FILTER, Weight, show_bytes

@@ -16,12 +16,12 @@ from train.common.console import check_writable
 from train.common.videos import ClipError
 from train.common.work import progress_bar
 
+from ..reading import NoFile, read_json, write_json
 from . import flicker
 from .cache import Cache
 from .check import find_usable, warn_of_strays
 from .official import Outcome, Scorer, ScorerOptions, score_official
 from .preflight import NEEDS, STATIC_FILTER, check_all, describe_readiness
-from .reading import NoFile, read_json, write_json
 from .results import parse_ours
 from .suite import DIMENSIONS, FLICKER, Plan, Planned
 from .values import Result, add_note, mean, to_value, to_weight

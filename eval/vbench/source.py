@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 from zipfile import ZipFile
 
+from ..reading import NoFile, is_zip, open_zip, parse, read_bytes, read_zipped
 from .check import Findings
 from .ours import WRITTEN, is_ours, parse_written, read_written
-from .reading import NoFile, is_zip, open_zip, parse, read_bytes, read_zipped
 from .suite import DIMENSIONS, Plan, parse_plan
 
 PARTS = ("scores", "eval_results")  # folders of a run that hold scores

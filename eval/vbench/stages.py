@@ -18,6 +18,7 @@ from ..generate.command import resolve_settings
 from ..generate.jobs import Job, Options
 from ..generate.records import open_records
 from ..generate.videos import draw_contacts, make_videos
+from ..reading import write_json, write_plainly
 from .chart import draw_scores
 from .check import Findings, check_videos, describe_findings
 from .compare import compare_runs, describe_comparison, open_runs, write_comparison
@@ -25,7 +26,6 @@ from .log import log_report
 from .ours import writing
 from .page import compare_to_html, to_html
 from .plan import PlanOptions, check_case, describe_plan, make_plan
-from .reading import write_json, write_plainly
 from .report import CAPTION, collect, describe_report, tabulate_scores, to_dict, to_markdown, write_leaderboard
 from .suite import Plan, find_suite, read_plan, write_plan
 

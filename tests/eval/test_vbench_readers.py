@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from eval.reading import parse, parse_json, read_bytes, shape, write_json
 from eval.vbench.__main__ import command
 from eval.vbench.aggregate import combine, find_intervals
 from eval.vbench.cache import Cache
 from eval.vbench.check import Findings, Seen, read_seen
 from eval.vbench.compare import compare_runs, describe_comparison, open_runs
-from eval.vbench.reading import parse, parse_json, read_bytes, shape, write_json
 from eval.vbench.report import collect, describe_report, to_dict
 from eval.vbench.results import Results, read_results
 from eval.vbench.suite import DIMENSIONS, load_suite, read_plan, write_plan
