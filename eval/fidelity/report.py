@@ -18,7 +18,8 @@ from ..intervals import CONFIDENCE
 from ..making import Making, describe_making
 from ..markdown import table
 from .pairs import NAMED, Row, Video
-from .scores import check_replaceable, measure
+from .scores import MARK as SCORES_MARK
+from .scores import find_file, measure
 from .sheet import AMPLIFIED, draw_side_by_side
 from .similarity import NAMES
 from .summary import EQUAL, summarise
@@ -50,9 +51,10 @@ OURS = {"fidelity.json": '"command": "python -m eval.fidelity', "fidelity.md": T
 
 def check_report(out: Path, rows: list[Row], videos: list[Video]) -> None:
     """Before any work. Raises ValueError where something that isn't ours lies where a report and its scores will."""
-    for name, mark in OURS.items():
-        check_ours(out / name, mark)
-    check_replaceable(out, rows, videos)
+    files = {out / name: mark for name, mark in OURS.items()}
+    files |= {find_file(out, row, video): SCORES_MARK for row in rows[1:] for video in videos}
+    for file, mark in files.items():
+        check_ours(file, mark)
 
 
 def write_report(out: Path, rows: list[Row], videos: list[Video], facts: dict[str, Any], notes: list[str]) -> None:

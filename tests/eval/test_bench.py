@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from eval.bench.__main__ import command
-from eval.bench.exact import exact_rows
+from eval.bench.accuracy import exact_rows
 from eval.bench.kernel import kernel
 from eval.bench.length import exponent
 from eval.bench.model import model
