@@ -134,7 +134,7 @@ def shape(name: str, kind: Any, value: Any) -> Any:
         return {key: shape(f"{name}.{key}", parts[1], x) for key, x in value.items()}
     if kind is int and is_whole(value) or kind is float and is_real(value):
         return value
-    if kind in (str, bool) and isinstance(value, kind):
+    if kind in (str, bool, Path) and isinstance(value, kind):
         return value
     expected = {"tuple": "list", "str": "text"}.get((origin or kind).__name__, (origin or kind).__name__)
     raise ValueError(f"{name} is {show(value)}, expected a {expected}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -73,13 +73,15 @@ def make_plan(options: PlanOptions) -> Plan:
     return Plan(digest_suite(options.suite), chosen, quick, (*videos.values(),), where, digest)
 
 
-def choose_dimensions(names: Iterable[str] | None) -> tuple[str, ...]:
-    """In the official order. Raises ValueError for unknown names."""
-    names = list(DIMENSIONS if names is None else names)
-    unknown = [name for name in names if name not in DIMENSIONS]
+def choose_dimensions(
+    names: Iterable[str] | None, known: Collection[str] = DIMENSIONS, whose: str = "expected some of"
+) -> tuple[str, ...]:
+    """In the order of those known; None takes all. Raises ValueError for others, and for none."""
+    names = list(known if names is None else names)
+    unknown = [name for name in names if name not in known]
     if unknown or not names:
-        raise ValueError(f"dimensions {', '.join(unknown) or 'is empty'}: expected some of {', '.join(DIMENSIONS)}")
-    return tuple(name for name in DIMENSIONS if name in names)
+        raise ValueError(f"dimensions {', '.join(unknown) or 'is empty'}: {whose} {', '.join(known)}")
+    return tuple(name for name in known if name in names)
 
 
 def _pick(entries: list[Entry], chosen: tuple[str, ...], quick: int | None) -> dict[str, tuple[str, ...]]:
