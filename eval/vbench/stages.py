@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
-
-import torch.distributed as dist
 
 from train.common.atomic import check_ours
 from train.common.console import check_writable
@@ -79,8 +76,6 @@ def generate(out: Path, shard: str | None = None, planned: Plan | None = None, *
         raise ValueError(f"{out / 'plan.json'} expects {planned.clip}, not {settings.clip}: choose another --out")
     if planned.clip is None and rank_and_world()[0] == 0:
         write_plan(out / "plan.json", replace(planned, clip=settings.clip))
-    if rank_and_world()[1] > 1 and not dist.is_initialized():
-        dist.init_process_group("gloo", timeout=timedelta(days=7))  # shares of a long run end hours apart
     jobs = [Job(video.name.removesuffix(".mp4"), video.long or video.prompt, video.seed) for video in planned.videos]
     mine = jobs[share - 1 :: shares]
     say(f"share {share} of {shares}: {len(mine):,} of {len(jobs):,} videos" if shard else "")
