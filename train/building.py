@@ -15,6 +15,7 @@ from fps_flex.wan.adapters import Adapter, read_adapter
 from fps_flex.wan.base import Base, build_base, check_frozen
 from fps_flex.wan.dense import dense_attention
 from fps_flex.wan.files import read_training_checkpoint
+from fps_flex.wan.fp8_ffn import fuse_feed_forwards
 from fps_flex.wan.linears import Linears, compute_in_fp8
 from fps_flex.wan.lora import ADAPTER, Lora, add_adapter, check_peft, load_adapter, without_adapter
 from fps_flex.wan.merging import merge
@@ -76,6 +77,8 @@ def build_model(weights: Weights | None, wan: WanConfig, attention: FPSAttention
         add_adapter(model, making.lora)
         if start:
             load_adapter(model, start)
+    elif making.linears != "bf16":
+        fuse_feed_forwards(model)
     return model
 
 
