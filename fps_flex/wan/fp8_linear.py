@@ -103,9 +103,7 @@ class _MultiplyCodes(torch.autograd.Function):
     def backward(ctx: Any, gradient: Float[Tensor, "m o"]) -> tuple[Tensor, None, None]:
         """The sum is over W's rows, so their scales go into the gradient before it is rounded, and the codes stay."""
         codes, scale = ctx.saved_tensors
-        scaled = quantize_rows(gradient.float() * scale.t())
-        ones = torch.ones(codes.shape[1], 1, device=codes.device)
-        return multiply(scaled, (codes.t().contiguous(), ones)).to(gradient.dtype), None, None
+        return multiply_columns(quantize_rows(gradient.float() * scale.t()), codes).to(gradient.dtype), None, None
 
 
 def restore(codes: Float[Tensor, "o i"], scale: Float[Tensor, "o 1"], dtype: torch.dtype) -> Float[Tensor, "o i"]:
@@ -116,3 +114,8 @@ def multiply(a: Codes, b: Codes, bias: Float[Tensor, " n"] | None = None) -> Flo
     """a b^T + bias, of rows of both, in bf16: the only dtype that products with a scale per row have."""
     bias = None if bias is None else bias.bfloat16()
     return torch._scaled_mm(a[0], b[0].t(), a[1], b[1].t(), bias=bias, out_dtype=torch.bfloat16, use_fast_accum=True)
+
+
+def multiply_columns(a: Codes, codes: Float[Tensor, "k n"]) -> Float[Tensor, "m n"]:
+    """a codes, in bf16. The FP8 units take their second factor by columns, so that one is copied."""
+    return multiply(a, (codes.t().contiguous(), torch.ones(codes.shape[1], 1, device=codes.device)))

@@ -28,11 +28,11 @@ def expected(plain, x, gradient):
     activated = F.gelu(hidden.double().requires_grad_(), approximate="tanh")
     y = rounded(activated.detach().float(), top) @ rounded(down.weight).T + down.bias.bfloat16().double()
 
-    behind = (rounded(gradient) @ rounded(down.weight.T.contiguous()).T).bfloat16()
+    (up_codes, up_scale), (down_codes, down_scale) = (quantize_rows(layer.weight) for layer in (up, down))
+    behind = (rounded(gradient.float() * down_scale.T) @ down_codes.double()).bfloat16()
     leaf = hidden.double().requires_grad_()
     (before,) = torch.autograd.grad(F.gelu(leaf, approximate="tanh"), leaf, behind.double())
-    of_input = (
-        rounded(before.float(), SLOPE * behind.abs().amax(-1, keepdim=True)) @ rounded(up.weight.T.contiguous()).T
-    )
+    steepest = SLOPE * (behind.float() * up_scale.T).abs().amax(-1, keepdim=True)
+    of_input = rounded(before.float() * up_scale.T, steepest) @ up_codes.double()
     g = gradient.double()
     return y, of_input, before.T @ x.double(), before.sum(0), g.T @ activated.detach(), g.sum(0)
