@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
@@ -38,13 +38,13 @@ def all_to_all(x: Shaped[Tensor, "s ..."], received: Lengths, sent: Lengths, gro
 
     sent, received: how many rows go to, and come from, each.
     """
-    rows = functional.all_to_all_single(x.contiguous(), list(received), list(sent), group.name)
+    rows = functional.all_to_all_single(x.contiguous(), list(received), list(sent), cast(Any, group.name))
     return functional.wait_tensor(rows)
 
 
 def all_max(x: Float[Tensor, "..."], group: Group) -> Float[Tensor, "..."]:
     """The largest of each value over the processes."""
-    return functional.wait_tensor(functional.all_reduce(x.contiguous(), "max", group.name))
+    return functional.wait_tensor(functional.all_reduce(x.contiguous(), "max", cast(Any, group.name)))
 
 
 class _Exchange(torch.autograd.Function):

@@ -41,7 +41,10 @@ class Call:
 class Share(Protocol):
     """One process's part in one forward pass."""
 
-    attend: Attend
+    @property
+    def attend(self) -> Attend:
+        """Attention of this process's queries, over slots in tile order."""
+        ...
 
     def split(self, x: Float[Tensor, "..."], dim: int = 1) -> Float[Tensor, "..."]:
         """The slots of this process, out of all of them along `dim`."""

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ..algorithm import Plan
 from ..attention import FPSAttention
-from ..tiles import TileLayout
 from .collectives import Group, Lengths, exchange, gather
 from .sequence import Attend, Call
 
@@ -30,9 +29,8 @@ class Ulysses:
     group: Group
 
     def share(self, call: Call) -> UlyssesShare:
-        """Raises ValueError as `check_heads`, and where there are more processes than blocks."""
-        check_heads(call.heads, self.group.size)
-        lengths = cut_slots(call.plan.layout, self.group.size)
+        """Raises ValueError as `cut_slots`."""
+        lengths = cut_slots(call, self.group.size)
         attend = partial(
             attend_to_own_heads, attention=call.attention, plan=call.plan, lengths=lengths, group=self.group
         )
@@ -55,18 +53,18 @@ class UlyssesShare:
         return gather(x, self.lengths, self.group)
 
 
-def check_heads(heads: int, processes: int) -> None:
-    """Raises ValueError unless the processes divide the heads."""
-    if heads % processes:
-        fitting = ", ".join(str(n) for n in range(2, heads + 1) if heads % n == 0)
+def cut_slots(call: Call, processes: int) -> Lengths:
+    """Slots of each process: whole blocks, as evenly as they go.
+
+    Raises ValueError unless the processes divide the heads, and where there are more processes than blocks.
+    """
+    if call.heads % processes:
+        fitting = ", ".join(str(n) for n in range(2, call.heads + 1) if call.heads % n == 0)
         raise ValueError(
-            f"Ulysses deals {heads} heads out to {processes} processes, expected a number that divides them: take "
-            f"{fitting}, or the halo, which takes any"
+            f"Ulysses deals {call.heads} heads out to {processes} processes, expected a number that divides them: take "
+            f"{fitting}, or halo, which takes any number of heads"
         )
-
-
-def cut_slots(layout: TileLayout, processes: int) -> Lengths:
-    """Slots of each process: whole blocks, as evenly as they go. Raises ValueError where there are fewer blocks."""
+    layout = call.plan.layout
     blocks = layout.slots // layout.block
     if blocks < processes:
         raise ValueError(
