@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -11,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from .collectives import Group
-from .halo import Halo, regimes_in_force, without_flash
+from .halo import Halo, without_flash
 from .sequence import Call, Sequence, Share
 from .traffic import halo_traffic, ulysses_traffic
 from .ulysses import Ulysses
@@ -23,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 def sequence_over(group: dist.ProcessGroup, exchange: Exchange = "auto") -> Sequence:
     """What `Wan.sequence` is set to where the processes of a group share each video."""
-    kinds = {"auto": Auto, "ulysses": Ulysses, "halo": Halo}
+    kinds: dict[str, Callable[[Group], Sequence]] = {"auto": Auto, "ulysses": Ulysses, "halo": Halo}
     return kinds[exchange](Group.of(group))
 
 
@@ -56,7 +57,7 @@ class Auto:
 
     def _say(self, call: Call, taken: str, sizes: dict[str, int], obstacles: dict[str, str]) -> None:
         if dist.get_rank() == 0:
-            regimes = ", ".join(map(str, sorted(set(regimes_in_force(call)))))
+            regimes = ", ".join(map(str, sorted(set(call.regimes))))
             figures = [f"{name} {size / 1e6:,.1f}" for name, size in sizes.items()]
             reasons = [f"not {name}: {reason}" for name, reason in obstacles.items()]
             figures[0] = f"MB that a process gets in a layer: {figures[0]}"

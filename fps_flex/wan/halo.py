@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from ..algorithm import (
@@ -27,11 +26,12 @@ from ..algorithm import (
 )
 from ..attention import FPSAttention
 from ..compile import compiled, materialize
-from ..engines import FLOAT8, Chosen
+from ..engines import Chosen
 from ..masks import pad_mask_mod, window_mask_mod
 from ..quant import channel_amax, scale_of, scales_at_slots, tile_amax
-from .collectives import Group, Lengths, all_max, all_to_all, gather
-from .halo_tiles import HaloTiles, Windows, halo_tiles
+from .collectives import Group, all_max, gather
+from .halo_exchange import Wire, receive
+from .halo_tiles import HaloTiles, halo_tiles
 from .sequence import Attend, Call
 
 if TYPE_CHECKING:
@@ -47,10 +47,9 @@ class Halo:
     def share(self, call: Call) -> HaloShare:
         """Raises ValueError for the engine flash, and as `deal_tiles`."""
         attention = without_flash(call.attention, call.plan.layout.device.type)
-        schedule, layout = attention.step_schedule, call.plan.layout
-        regimes = regimes_in_force(call)
-        tiles = halo_tiles(layout, tuple(schedule.windows(layout.tiles)), frozenset(regimes), self.group)
-        index = torch.tensor(regimes, device=layout.device)
+        layout = call.plan.layout
+        tiles = halo_tiles(layout, call.windows, frozenset(call.regimes), self.group)
+        index = torch.tensor(call.regimes).to(layout.device, non_blocking=True)
         lists = tiles.lists.pick(index)
         plan = replace(
             call.plan,
@@ -59,7 +58,7 @@ class Halo:
             ),
             kernel_block_mask=lists.block_mask(tiles.own, pad_mask_mod(tiles.held), tiles.held),
         )
-        wire = Wire(tiles.sent, tiles.received, self.group, tiles.moves, all_quantized(call))
+        wire = Wire(tiles.sent, tiles.received, self.group, tiles.moves, call.is_quantized)
         return HaloShare(partial(attend, attention=attention, plan=plan, tiles=tiles, wire=wire), tiles, self.group)
 
 
@@ -74,36 +73,6 @@ class HaloShare:
 
     def gather(self, x: Float[Tensor, "b s d"]) -> Float[Tensor, "b slots d"]:
         return gather(x, self.tiles.lengths, self.group).index_select(1, self.tiles.place)
-
-
-@dataclass(frozen=True)
-class Wire:
-    """How K and V travel.
-
-    sent, received: slots to and from each process. moves: whether any process gets any. as_bytes: they are codes, a
-    byte each.
-    """
-
-    sent: Lengths
-    received: Lengths
-    group: Group
-    moves: bool
-    as_bytes: bool
-
-
-def regimes_in_force(call: Call) -> list[int]:
-    """The index of each sample's regime. Waits for a GPU where sigma is on one."""
-    return call.attention.step_schedule.regime_index(call.sigma).tolist()
-
-
-def windows_in_force(call: Call) -> Windows:
-    windows = call.attention.step_schedule.windows(call.plan.layout.tiles)
-    return tuple(windows[i] for i in sorted(set(regimes_in_force(call))))
-
-
-def all_quantized(call: Call) -> bool:
-    regimes = call.attention.step_schedule.regimes
-    return all(regimes[i].granularity is not None for i in regimes_in_force(call))
 
 
 @lru_cache(maxsize=16)
@@ -165,46 +134,3 @@ def multiply(coded: Coded) -> KernelCall:
     pairs = ((coded.q, coded.q_scale), (coded.k, coded.k_scale), (coded.v, coded.v_scale))
     q, k, v = (codes * scale.to(codes.dtype) for codes, scale in pairs)
     return KernelCall(q, k, v)
-
-
-def receive(
-    k: Float[Tensor, "b h s d"], v: Float[Tensor, "b h s d"], sent_rows: Tensor, wire: Wire
-) -> tuple[Float[Tensor, "b h kv d"], Float[Tensor, "b h kv d"]]:
-    """K and V of the own slots, and behind them those of the others."""
-    return _Receive.apply(k, v, sent_rows, wire) if wire.moves else (k, v)
-
-
-class _Receive(torch.autograd.Function):
-    """What each process computes for the others' K and V goes back to these in the backward, and is added there."""
-
-    @staticmethod
-    def forward(ctx: Any, k: Tensor, v: Tensor, sent_rows: Tensor, wire: Wire) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(sent_rows)
-        ctx.wire, ctx.dtype = wire, k.dtype
-        own = _slots_first(*(x.to(FLOAT8).view(torch.uint8) if wire.as_bytes else x for x in (k, v)))
-        others = all_to_all(own.index_select(0, sent_rows), wire.received, wire.sent, wire.group)
-        k_held, v_held = _slots_last(torch.cat([own, others]))
-        if wire.as_bytes:
-            k_held, v_held = (x.view(FLOAT8).to(ctx.dtype) for x in (k_held, v_held))
-        return k_held, v_held
-
-    @staticmethod
-    def backward(ctx: Any, k_grad: Tensor, v_grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        (sent_rows,), wire = ctx.saved_tensors, ctx.wire
-        grad = _slots_first(k_grad, v_grad)
-        count = sum(wire.received)
-        own, others = grad.split([len(grad) - count, count])
-        parts = all_to_all(others, wire.sent, wire.received, wire.group).split(wire.sent)
-        total = own.to(torch.promote_types(ctx.dtype, torch.float32))
-        for rows, part in zip(sent_rows.split(wire.sent), parts, strict=True):  # no row is twice in one part
-            total = total.index_add(0, rows, part.to(total.dtype))
-        return *_slots_last(total.to(ctx.dtype)), None, None
-
-
-def _slots_first(k: Tensor, v: Tensor) -> Tensor:
-    return rearrange(torch.stack([k, v]), "two b h s d -> s two b h d")
-
-
-def _slots_last(kv: Tensor) -> tuple[Tensor, Tensor]:
-    k, v = rearrange(kv, "s two b h d -> two b h s d").unbind()
-    return k, v

@@ -16,7 +16,7 @@ from .collectives import Group, Lengths
 if TYPE_CHECKING:
     from jaxtyping import Bool, Int
 
-Windows = tuple[Triple, ...]  # in tiles, of each regime
+Windows = tuple[Triple, ...]  # in tiles, of several regimes
 CPU = torch.device("cpu")
 
 

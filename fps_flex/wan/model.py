@@ -157,8 +157,8 @@ class Wan(nn.Module):
         """
         _, _, frames, rows, columns = latents.shape
         grid = self.config.grid((frames, rows, columns))
-        sigma, timestep = timestep / 1000, timestep.to(latents.device)
-        plan = self.attention.plan(grid, sigma.to(latents.device))
+        sigma, timestep = timestep / 1000, timestep.to(latents.device, non_blocking=True)
+        plan = self.attention.plan(grid, sigma.to(latents.device, non_blocking=True))
         dtype = self.patch_embedding.weight.dtype
         time, modulation = self._embed_time(timestep)
         text = self.text_embedding(text.to(dtype))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..algorithm import Plan
 from ..attention import FPSAttention
+from ..tiles import Triple
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -36,6 +37,21 @@ class Call:
     heads: int
     head_dim: int
     dtype: torch.dtype
+
+    @cached_property
+    def regimes(self) -> tuple[int, ...]:
+        """The index of each sample's regime. Waits for a GPU where sigma is on one."""
+        return tuple(self.attention.step_schedule.regime_index(self.sigma).tolist())
+
+    @property
+    def windows(self) -> tuple[Triple, ...]:
+        """In tiles, of all regimes of the schedule."""
+        return tuple(self.attention.step_schedule.windows(self.plan.layout.tiles))
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether all samples are."""
+        return all(self.attention.step_schedule.regimes[i].granularity is not None for i in self.regimes)
 
 
 class Share(Protocol):

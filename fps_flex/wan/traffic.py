@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .collectives import Lengths
-from .halo import all_quantized, windows_in_force
 from .halo_tiles import deal_tiles
 from .sequence import Call
 from .ulysses import cut_slots
@@ -38,9 +37,13 @@ def ulysses_traffic(call: Call, processes: int) -> Traffic:
 
 
 def halo_traffic(call: Call, processes: int) -> Traffic:
-    """K and V of the others' tiles, and in the backward the gradients of the own ones. Raises ValueError as `Halo`."""
-    rows = deal_tiles(call.plan.layout, windows_in_force(call), processes).rows
+    """K and V of the others' tiles, and in the backward the gradients of the own ones.
+
+    Raises ValueError as `deal_tiles`.
+    """
+    windows = tuple(call.windows[i] for i in sorted(set(call.regimes)))
+    rows = deal_tiles(call.plan.layout, windows, processes).rows
     values = 2 * len(call.sigma) * call.heads * call.head_dim
-    size = 1 if all_quantized(call) else call.dtype.itemsize
+    size = 1 if call.is_quantized else call.dtype.itemsize
     forward = tuple(sum(row) * values * size for row in rows)
     return Traffic(forward, tuple(sum(column) * values * call.dtype.itemsize for column in zip(*rows, strict=True)))

@@ -1,0 +1,74 @@
+"""How K and V of tiles at the border of a process's share travel, and their gradients back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from ..engines import FLOAT8
+from .collectives import Group, Lengths, all_to_all
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+
+@dataclass(frozen=True)
+class Wire:
+    """How K and V travel.
+
+    sent, received: slots to and from each process. moves: whether any process gets any. as_bytes: they are codes, a
+    byte each.
+    """
+
+    sent: Lengths
+    received: Lengths
+    group: Group
+    moves: bool
+    as_bytes: bool
+
+
+def receive(
+    k: Float[Tensor, "b h s d"], v: Float[Tensor, "b h s d"], sent_rows: Tensor, wire: Wire
+) -> tuple[Float[Tensor, "b h kv d"], Float[Tensor, "b h kv d"]]:
+    """K and V of the own slots, and behind them those of the others."""
+    return _Receive.apply(k, v, sent_rows, wire) if wire.moves else (k, v)
+
+
+class _Receive(torch.autograd.Function):
+    """What each process computes for the others' K and V goes back to these in the backward, and is added there."""
+
+    @staticmethod
+    def forward(ctx: Any, k: Tensor, v: Tensor, sent_rows: Tensor, wire: Wire) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(sent_rows)
+        ctx.wire, ctx.dtype = wire, k.dtype
+        own = _slots_first(*(x.to(FLOAT8).view(torch.uint8) if wire.as_bytes else x for x in (k, v)))
+        others = all_to_all(own.index_select(0, sent_rows), wire.received, wire.sent, wire.group)
+        k_held, v_held = _slots_last(torch.cat([own, others]))
+        if wire.as_bytes:
+            k_held, v_held = (x.view(FLOAT8).to(ctx.dtype) for x in (k_held, v_held))
+        return k_held, v_held
+
+    @staticmethod
+    def backward(ctx: Any, k_grad: Tensor, v_grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        (sent_rows,), wire = ctx.saved_tensors, ctx.wire
+        grad = _slots_first(k_grad, v_grad)
+        count = sum(wire.received)
+        own, others = grad.split([len(grad) - count, count])
+        parts = all_to_all(others, wire.sent, wire.received, wire.group).split(wire.sent)
+        total = own.to(torch.promote_types(ctx.dtype, torch.float32))
+        for rows, part in zip(sent_rows.split(wire.sent), parts, strict=True):  # no row is twice in one part
+            total = total.index_add(0, rows, part.to(total.dtype))
+        return *_slots_last(total.to(ctx.dtype)), None, None
+
+
+def _slots_first(k: Tensor, v: Tensor) -> Tensor:
+    return rearrange(torch.stack([k, v]), "two b h s d -> s two b h d")
+
+
+def _slots_last(kv: Tensor) -> tuple[Tensor, Tensor]:
+    k, v = rearrange(kv, "s two b h d -> two b h s d").unbind()
+    return k, v
