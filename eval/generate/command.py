@@ -62,6 +62,7 @@ def main(
     jobs, model, settings = team.together(resolve, everyone=True)
     if make_videos(model, settings, jobs, out, team=team) and team.leads:
         draw_contacts(sheet, out, jobs[:8], settings.clip)
+    team.disband()
 
 
 def check_passes(parallel: Parallel, settings: Settings) -> None:

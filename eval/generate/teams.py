@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -85,6 +86,11 @@ class Team:
         dist.broadcast_object_list(values, group=self.members, group_src=0)
         return values[0]
 
+    def disband(self) -> None:
+        """Once all of the team are through. Threads of theirs that still ran would end a process with a fault."""
+        if self.members is not None:
+            _leave(self.members)
+
 
 def refuse_together(told: str | None, group: dist.ProcessGroup) -> None:
     """Ends all processes of a group with exit code 2 where any has been told something, which its first one says."""
@@ -94,8 +100,14 @@ def refuse_together(told: str | None, group: dist.ProcessGroup) -> None:
     if reasons:
         if group.rank() == 0:
             print(f"error: {reasons[0]}", file=sys.stderr, flush=True)
-        dist.barrier(group)  # torchrun stops the others as soon as one ends
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's to the others, as soon as one has ended
+        _leave(group)
         sys.exit(2)
+
+
+def _leave(group: dist.ProcessGroup) -> None:
+    dist.barrier(group)
+    dist.destroy_process_group()
 
 
 def form_team(parallel: Parallel) -> Team:
