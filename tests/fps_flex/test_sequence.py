@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from fps_flex import FPSAttention, TileLayout
+from fps_flex.masks import pad_mask_mod, sliding_tile_mask_mod, window_mask_mod
 from fps_flex.wan.auto import Auto
 from fps_flex.wan.collectives import Group
 from fps_flex.wan.halo import Halo
-from fps_flex.wan.halo_tiles import deal_tiles
+from fps_flex.wan.halo_tiles import deal_tiles, halo_tiles
 from fps_flex.wan.traffic import Traffic, halo_traffic, ulysses_traffic
 from fps_flex.wan.ulysses import Ulysses
 from tests.helpers import sequence_cases as cases
@@ -174,3 +175,30 @@ def test_compiled_and_checkpointed_blocks_take_the_same_step(tmp_path):
             for name, grad in one_grads.items():
                 if not name.endswith(".k.bias"):
                     assert relative_error(grads[name], grad) < 1e-2, (kind, name)
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"case{case.seed}")
+def test_block_lists_of_a_halo_are_the_whole_mask_to_its_queries(case, processes):
+    """Of each process: lists and pads, and the complete mask_mod, keep what the whole one does; no key is lacking."""
+    layout = TileLayout(case.grid, case.tile, case.block)
+    if prod(layout.tiles) < processes:
+        return
+    index = torch.arange(layout.slots)
+    rows, windows = torch.arange(len(case.windows)), torch.tensor(case.windows)
+    b, h = rows[:, None, None], torch.tensor(0)
+    whole = sliding_tile_mask_mod(layout, case.windows)(b, h, index[:, None], index).expand(len(rows), -1, -1)
+    every = []
+    for rank in range(processes):
+        tiles = halo_tiles(layout, case.windows, frozenset(rows.tolist()), Group("", rank, processes))
+        own, held = tiles.own.chosen, tiles.held.chosen
+        expected = whole[:, own][:, :, held]
+        assert expected.sum() == whole[:, own].sum() and len(set(held.tolist())) == len(held)
+        mask_mod = window_mask_mod(tiles.own, windows, tiles.held)
+        i, j = torch.arange(len(own))[:, None], torch.arange(len(held))
+        assert torch.equal(mask_mod(b, h, i, j).expand(len(rows), -1, -1), expected)
+        block_mask = tiles.lists.block_mask(tiles.own, pad_mask_mod(tiles.held), tiles.held)
+        kept = block_mask.to_dense()[:, 0].repeat_interleave(case.block, 1).repeat_interleave(case.block, 2) > 0
+        assert torch.equal(kept & (tiles.held.holds_token > 0), expected)
+        every.append(own)
+    assert torch.equal(torch.cat(every)[tiles.place], index)
