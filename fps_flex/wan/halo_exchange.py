@@ -45,30 +45,33 @@ class _Receive(torch.autograd.Function):
     def forward(ctx: Any, k: Tensor, v: Tensor, sent_rows: Tensor, wire: Wire) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(sent_rows)
         ctx.wire, ctx.dtype = wire, k.dtype
-        own = _slots_first(*(x.to(FLOAT8).view(torch.uint8) if wire.as_bytes else x for x in (k, v)))
-        others = all_to_all(own.index_select(0, sent_rows), wire.received, wire.sent, wire.group)
-        k_held, v_held = _slots_last(torch.cat([own, others]))
-        if wire.as_bytes:
-            k_held, v_held = (x.view(FLOAT8).to(ctx.dtype) for x in (k_held, v_held))
-        return k_held, v_held
+        own = [rearrange(x.to(FLOAT8).view(torch.uint8) if wire.as_bytes else x, _SLOTS_FIRST) for x in (k, v)]
+        sent = torch.stack([x.index_select(0, sent_rows) for x in own], dim=1)
+        others = all_to_all(sent, wire.received, wire.sent, wire.group).unbind(1)
+        held = (torch.cat(pair) for pair in zip(own, others, strict=True))
+        k, v = (rearrange(x.view(FLOAT8).to(ctx.dtype) if wire.as_bytes else x, _SLOTS_THIRD) for x in held)
+        return k, v
 
     @staticmethod
     def backward(ctx: Any, k_grad: Tensor, v_grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         (sent_rows,), wire = ctx.saved_tensors, ctx.wire
-        grad = _slots_first(k_grad, v_grad)
-        count = sum(wire.received)
-        own, others = grad.split([len(grad) - count, count])
-        parts = all_to_all(others, wire.sent, wire.received, wire.group).split(wire.sent)
-        total = own.to(torch.promote_types(ctx.dtype, torch.float32))
-        for rows, part in zip(sent_rows.split(wire.sent), parts, strict=True):  # no row is twice in one part
-            total = total.index_add(0, rows, part.to(total.dtype))
-        return *_slots_last(total.to(ctx.dtype)), None, None
+        lengths = [k_grad.shape[2] - sum(wire.received), sum(wire.received)]
+        grads = [rearrange(x, _SLOTS_FIRST).split(lengths) for x in (k_grad, v_grad)]
+        others = torch.stack([x for _, x in grads], dim=1)
+        back = all_to_all(others, wire.sent, wire.received, wire.group).unbind(1)
+        added = (_add(own, sent_rows, rows, wire.sent) for (own, _), rows in zip(grads, back, strict=True))
+        k, v = (rearrange(x, _SLOTS_THIRD) for x in added)
+        return k, v, None, None
 
 
-def _slots_first(k: Tensor, v: Tensor) -> Tensor:
-    return rearrange(torch.stack([k, v]), "two b h s d -> s two b h d")
+_SLOTS_FIRST, _SLOTS_THIRD = "b h s d -> s b h d", "s b h d -> b h s d"
 
 
-def _slots_last(kv: Tensor) -> tuple[Tensor, Tensor]:
-    k, v = rearrange(kv, "s two b h d -> two b h s d").unbind()
-    return k, v
+def _add(
+    own: Float[Tensor, "s b h d"], places: Tensor, rows: Float[Tensor, "r b h d"], lengths: Lengths
+) -> Float[Tensor, "s b h d"]:
+    """own, and to its rows at `places` those that came; in fp32 or finer. lengths: of the rows of each process."""
+    total = own.to(torch.promote_types(own.dtype, torch.float32))
+    for place, part in zip(places.split(lengths), rows.split(lengths), strict=True):  # each place once, so in one order
+        total = total.index_add(0, place, part.to(total.dtype))
+    return total.to(own.dtype)
