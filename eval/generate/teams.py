@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 import torch
@@ -45,7 +45,9 @@ class Parallel:
         return self.sequence * self.guidance
 
     def __str__(self) -> str:
-        return f"--parallel.sequence {self.sequence} and --parallel.guidance {self.guidance}"
+        """As it was asked for."""
+        pairs = ((x.name, getattr(self, x.name)) for x in fields(self) if getattr(self, x.name) != x.default)
+        return " ".join(f"--parallel.{name} {value}" for name, value in pairs)
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def form_team(parallel: Parallel) -> Team:
         return Team(rank, world)
     told = _obstacle(parallel, world)
     if world == 1:
-        raise ValueError(told or f"{parallel} are for several processes: leave them out")
+        raise ValueError(told or f"{parallel} is for several processes, and there is one: leave it out")
     find_device()
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     refuse_together(told, dist.group.WORLD)
@@ -143,7 +145,7 @@ def _obstacle(parallel: Parallel, world: int) -> str | None:
         return f"parallel.guidance is {parallel.guidance}, expected 1 or 2: guidance has two passes"
     if world % size or world < size:
         return (
-            f"{parallel} make a video on {size} processes, got {world}, expected {size} or a multiple of it: torchrun "
+            f"{parallel}: {size} processes make a video, got {world}, expected {size} or a multiple of it: torchrun "
             f"--nproc_per_node {size} -m -- eval.generate ..."
         )
     if gpus and here > gpus:

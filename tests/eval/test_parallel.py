@@ -97,8 +97,12 @@ def test_what_a_team_cannot_share_is_said_once_and_ends_all(wan_folder, tmp_path
 @pytest.mark.parametrize(
     ("parallel", "world", "told"),
     [
-        (Parallel(2, 1), 1, "2 processes, got 1, expected 2 or a multiple of it: torchrun --nproc_per_node 2 -m --"),
-        (Parallel(2, 2), 6, "4 processes, got 6, expected 4 or a multiple"),
+        (
+            Parallel(2, 1),
+            1,
+            "--parallel.sequence 2: 2 processes make a video, got 1, expected 2 or a multiple of it: torchrun",
+        ),
+        (Parallel(2, 2), 6, "--parallel.sequence 2 --parallel.guidance 2: 4 processes make a video, got 6, expected 4"),
         (Parallel(0), 2, "parallel.sequence is 0, expected a whole number of at least 1"),
         (Parallel(1, 3), 3, "parallel.guidance is 3, expected 1 or 2"),
         (Parallel(1, 0), 3, "parallel.guidance is 0, expected 1 or 2"),
@@ -123,7 +127,11 @@ def test_each_process_needs_a_gpu(monkeypatch):
 @pytest.mark.parametrize("option", ["--parallel.sequence=2", "--parallel.guidance=2", "--parallel.exchange=halo"])
 def test_one_process_refuses_to_be_several(wan_folder, tmp_path, capfd, option):
     line = refused(capfd, command, words(wan_folder, tmp_path / "out", option))
-    assert "torchrun --nproc_per_node 2" in line if "=2" in option else "for several processes: leave them out" in line
+    assert (
+        "torchrun --nproc_per_node 2" in line
+        if "=2" in option
+        else "--parallel.exchange halo is for several processes, and there is one: leave it out" in line
+    )
     assert not (tmp_path / "out").exists()
 
 
