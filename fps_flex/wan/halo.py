@@ -123,7 +123,7 @@ def find_scales(key: GraphKey, q: Tensor, k: Tensor, v: Tensor, plan: Plan, tile
     """`algorithm.find_scales` over all processes: Q's at the own slots, K's at all that this process holds."""
     amax = torch.cat([tile_amax(q, tiles.own), tile_amax(k, tiles.own), channel_amax(v, tiles.own).squeeze(2)], -1)
     count = plan.groups.shape[1]
-    of_q, of_k, of_v = all_max(amax.float(), group).split([count, count, v.shape[-1]], dim=-1)
+    of_q, of_k, of_v = all_max(amax, group).split([count, count, v.shape[-1]], dim=-1)
     q_scale = scales_at_slots(of_q, tiles.own, plan.groups, key.scale_format)
     k_scale = scales_at_slots(of_k, tiles.held, plan.groups, key.scale_format)
     return q_scale, k_scale, materialize(scale_of(of_v.unsqueeze(2), key.scale_format))
