@@ -20,6 +20,8 @@ from .tiles import TileLayout, Triple
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
 
+Scales = tuple[Tensor, Tensor, Tensor]  # of Q and K [B, H, S, 1], of V [B, H, 1, D]
+
 
 @dataclass(frozen=True)
 class GraphKey:
@@ -82,10 +84,10 @@ class Coded:
     """Codes of q, k and v, and their scales, fp32: of Q and K at every slot, of V per channel."""
 
     q: Float[Tensor, "b h s d"]
-    k: Float[Tensor, "b h s d"]
-    v: Float[Tensor, "b h s d"]
+    k: Float[Tensor, "b h kv d"]
+    v: Float[Tensor, "b h kv d"]
     q_scale: Float[Tensor, "b h s 1"]
-    k_scale: Float[Tensor, "b h s 1"]
+    k_scale: Float[Tensor, "b h kv 1"]
     v_scale: Float[Tensor, "b h 1 d"]
 
 
@@ -94,8 +96,8 @@ class KernelCall:
     """What an engine gets, and what is left to do to its output. softmax_scale: 1 / √d if None."""
 
     q: Float[Tensor, "b h s d"]
-    k: Float[Tensor, "b h s d"]
-    v: Float[Tensor, "b h s d"]
+    k: Float[Tensor, "b h kv d"]
+    v: Float[Tensor, "b h kv d"]
     score_mod: ScoreMod | None = None
     softmax_scale: float | None = None
     v_scale: Float[Tensor, "b h 1 d"] | None = None
@@ -110,12 +112,16 @@ def attend_slots(
     plan: Plan,
 ) -> Float[Tensor, "b h s d"]:
     """Attention over slots in tile order. Raises ValueError for gradients through an engine that has none."""
-    call = prepare(key, q, k, v, plan)
-    out = run(engine, call.q, call.k, call.v, plan.block_mask(engine), call.score_mod, call.softmax_scale)
+    return run_call(engine, prepare(key, q, k, v, plan), plan.block_mask(engine), q.dtype)
+
+
+def run_call(engine: Chosen, call: KernelCall, block_mask: BlockMask, dtype: torch.dtype) -> Float[Tensor, "b h s d"]:
+    """dtype: of the output, and of q before it was coded."""
+    out = run(engine, call.q, call.k, call.v, block_mask, call.score_mod, call.softmax_scale)
     if call.v_scale is None:
         return out
-    out = out.to(q.dtype)  # float8 does not multiply; every e4m3 value is exact in q's dtype
-    return (out * call.v_scale).to(q.dtype)
+    out = out.to(dtype)  # float8 does not multiply; every e4m3 value is exact in q's dtype
+    return (out * call.v_scale).to(dtype)
 
 
 def attend_tokens(
@@ -144,7 +150,10 @@ def prepare(
         return KernelCall(q, k, v)
     if not key.has_score_mod:
         return KernelCall(*fold(key, q, k, v, plan))
-    coded = encode(key, q, k, v, plan)
+    return call_with_codes(key, encode(key, q, k, v, plan, find_scales(key, q, k, v, plan)))
+
+
+def call_with_codes(key: GraphKey, coded: Coded) -> KernelCall:
     codes_of_v = slots_innermost(coded.v) if key.float8 else coded.v
     # the softmax's 1 / √d goes with K's scales, which saves the kernel a product per score
     return KernelCall(coded.q, coded.k, codes_of_v, score_mod_of(key, coded), 1.0, coded.v_scale)
@@ -156,17 +165,15 @@ def encode(
     k: Float[Tensor, "b h s d"],
     v: Float[Tensor, "b h s d"],
     plan: Plan,
+    scales: Scales,
 ) -> Coded:
     """Codes and scales of q, k and v. Samples in an unquantised regime keep their values, at scales of 1."""
-    q_scale, k_scale, v_scale = find_scales(key, q, k, v, plan)
     to_codes = partial(quantize, carrier=FLOAT8 if key.float8 else q.dtype)
     q_codes, k_codes, v_codes = (
         keep_unquantized(key, in_order_of_linears(to_codes, x, scale), x, plan)
-        for x, scale in ((q, q_scale), (k, k_scale), (v, v_scale))
+        for x, scale in zip((q, k, v), scales, strict=True)
     )
-    if key.some_unquantized:
-        quantized = plan.quantized[:, None, None, None]
-        q_scale, k_scale, v_scale = (torch.where(quantized, scale, 1.0) for scale in (q_scale, k_scale, v_scale))
+    q_scale, k_scale, v_scale = (one_if_unquantized(key, scale, plan) for scale in scales)
     return Coded(q_codes, k_codes, v_codes, q_scale, k_scale, v_scale)
 
 
@@ -184,7 +191,7 @@ def fold(
 
 def find_scales(
     key: GraphKey, q: Float[Tensor, "b h s d"], k: Float[Tensor, "b h s d"], v: Float[Tensor, "b h s d"], plan: Plan
-) -> tuple[Float[Tensor, "b h s 1"], Float[Tensor, "b h s 1"], Float[Tensor, "b h 1 d"]]:
+) -> Scales:
     """Of Q and K one per tile, or per group of tiles; of V one per channel."""
     q_scale, k_scale = (slot_scales(x, plan.layout, plan.groups, key.scale_format) for x in (q, k))
     return q_scale, k_scale, channel_scales(v, plan.layout, key.scale_format)
@@ -194,6 +201,10 @@ def keep_unquantized(
     key: GraphKey, rounded: Float[Tensor, "b h s d"], x: Float[Tensor, "b h s d"], plan: Plan
 ) -> Float[Tensor, "b h s d"]:
     return torch.where(plan.quantized[:, None, None, None], rounded, x) if key.some_unquantized else rounded
+
+
+def one_if_unquantized(key: GraphKey, scale: Float[Tensor, "b h ..."], plan: Plan) -> Float[Tensor, "b h ..."]:
+    return torch.where(plan.quantized[:, None, None, None], scale, 1.0) if key.some_unquantized else scale
 
 
 def score_mod_of(key: GraphKey, coded: Coded) -> ScoreMod:

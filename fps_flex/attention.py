@@ -133,7 +133,7 @@ class FPSAttention:
         """
         self._check_plan(plan)
         _check_inputs(q, k, v, plan, plan.layout.slots, "slots", ": order tokens with plan.layout.order")
-        attend = algorithm.attend_slots if self._runs_inline(q) else algorithm.compiled_attend_slots
+        attend = algorithm.attend_slots if self.runs_inline(q) else algorithm.compiled_attend_slots
         return attend(self.graph_key, self.engine_for(q), q, k, v, plan)
 
     def over_tokens(
@@ -145,7 +145,7 @@ class FPSAttention:
         """
         self._check_plan(plan)
         _check_inputs(q, k, v, plan, plan.layout.tokens, "tokens")
-        attend = algorithm.attend_tokens if self._runs_inline(q) else algorithm.compiled_attend_tokens
+        attend = algorithm.attend_tokens if self.runs_inline(q) else algorithm.compiled_attend_tokens
         return attend(self.graph_key, self.engine_for(q), q, k, v, plan)
 
     def _check_plan(self, plan: Plan) -> None:
@@ -159,7 +159,7 @@ class FPSAttention:
             "plan with the attention that runs it"
         )
 
-    def _runs_inline(self, q: Tensor) -> bool:
+    def runs_inline(self, q: Tensor) -> bool:
         """On a GPU everything around the kernel is compiled with it; on a CPU the kernel alone can be (compile.py)."""
         return torch.compiler.is_compiling() or self.engine == "eager" or not q.is_cuda
 

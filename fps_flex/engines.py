@@ -82,8 +82,8 @@ _compiled_flex_attention = compiled(flex_attention)
 def run(
     engine: Chosen,
     q: Float[Tensor, "b h s d"],
-    k: Float[Tensor, "b h s d"],
-    v: Float[Tensor, "b h s d"],
+    k: Float[Tensor, "b h kv d"],
+    v: Float[Tensor, "b h kv d"],
     block_mask: BlockMask,
     score_mod: ScoreMod | None = None,
     softmax_scale: float | None = None,

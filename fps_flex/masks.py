@@ -70,16 +70,21 @@ def sliding_tile_mask_mod(layout: TileLayout, windows: Tensor | Sequence) -> Mas
     return window_mask_mod(layout, as_windows(windows, layout))
 
 
-def window_mask_mod(layout: TileLayout, windows: Int[Tensor, "b 3"]) -> MaskMod:
-    """`sliding_tile_mask_mod` of windows that have been checked: it never waits for a GPU."""
-    coords, tiles, valid = layout.tile_coords_of_slot, layout.tile_counts, layout.valid
+def window_mask_mod(layout: TileLayout, windows: Int[Tensor, "b 3"], keys: TileLayout | None = None) -> MaskMod:
+    """`sliding_tile_mask_mod` of windows that have been checked: it never waits for a GPU.
+
+    keys: their layout where that isn't the queries': other tiles of the same grid.
+    """
+    keys = keys or layout
+    q_coords, kv_coords = layout.tile_coords_of_slot, keys.tile_coords_of_slot
+    tiles, valid = layout.tile_counts, keys.valid
     one_for_all = windows.shape[0] == 1
 
     def sliding_tile(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         keep = valid[kv_idx]
         for axis in range(3):
             window = windows[0, axis] if one_for_all else windows[b, axis]
-            keep = keep & in_window(coords[axis, q_idx], coords[axis, kv_idx], window, tiles[axis])
+            keep = keep & in_window(q_coords[axis, q_idx], kv_coords[axis, kv_idx], window, tiles[axis])
         return keep
 
     return sliding_tile
@@ -126,39 +131,39 @@ def density(layout: TileLayout, windows: Tensor | Sequence) -> Float[Tensor, " b
 class BlockLists:
     """The eight tensors of a BlockMask, a row per triple of windows, kept apart from it so that a batch can pick rows.
 
-    [R, 1, blocks] counts or [R, 1, blocks, blocks] indices, int32, named as BlockMask's. Partial and full lists have
-    the same shape and strides, which torch 2.11's kernels silently rely on.
+    [R, 1, blocks] counts or [R, 1, blocks, blocks] indices, int32, named as BlockMask's; q and kv are blocks of queries
+    and of keys. Partial and full lists have the same shape and strides, which torch 2.11's kernels silently rely on.
     """
 
-    kv_num_blocks: Int[Tensor, "r 1 blocks"]
-    kv_indices: Int[Tensor, "r 1 blocks blocks"]
-    full_kv_num_blocks: Int[Tensor, "r 1 blocks"]
-    full_kv_indices: Int[Tensor, "r 1 blocks blocks"]
-    q_num_blocks: Int[Tensor, "r 1 blocks"]
-    q_indices: Int[Tensor, "r 1 blocks blocks"]
-    full_q_num_blocks: Int[Tensor, "r 1 blocks"]
-    full_q_indices: Int[Tensor, "r 1 blocks blocks"]
+    kv_num_blocks: Int[Tensor, "r 1 q"]
+    kv_indices: Int[Tensor, "r 1 q kv"]
+    full_kv_num_blocks: Int[Tensor, "r 1 q"]
+    full_kv_indices: Int[Tensor, "r 1 q kv"]
+    q_num_blocks: Int[Tensor, "r 1 kv"]
+    q_indices: Int[Tensor, "r 1 kv q"]
+    full_q_num_blocks: Int[Tensor, "r 1 kv"]
+    full_q_indices: Int[Tensor, "r 1 kv q"]
 
     def pick(self, rows: Int[Tensor, " b"]) -> BlockLists:
         """The rows of a batch's samples."""
         return BlockLists(**{name: x.index_select(0, rows) for name, x in vars(self).items()})
 
-    def block_mask(self, layout: TileLayout, mask_mod: MaskMod) -> BlockMask:
-        """The BlockMask of all rows, each a sample's."""
-        slots, block = (layout.slots, layout.slots), (layout.block, layout.block)
+    def block_mask(self, layout: TileLayout, mask_mod: MaskMod, keys: TileLayout | None = None) -> BlockMask:
+        """The BlockMask of all rows, each a sample's. keys: as in `window_mask_mod`."""
+        slots, block = (layout.slots, (keys or layout).slots), (layout.block, layout.block)
         return BlockMask(slots, **vars(self), BLOCK_SIZE=block, mask_mod=mask_mod)
 
 
-def block_lists(layout: TileLayout, windows: Int[Tensor, "r 3"]) -> BlockLists:
+def block_lists(layout: TileLayout, windows: Int[Tensor, "r 3"], keys: TileLayout | None = None) -> BlockLists:
     """Block lists from tiles alone, without looking at any (query, key) pair.
 
-    All blocks of two tiles are either kept or dropped together. A kept block is full if all its keys are tokens.
-    Raises ValueError for a layout of too many blocks.
+    keys: as in `window_mask_mod`. All blocks of two tiles are either kept or dropped together. A kept block is full if
+    all its keys are tokens. Raises ValueError for a layout of too many blocks.
     """
     check_blocks(layout)
-    tile = layout.tile_of_block
-    kept = tile_mask(layout, windows)[:, tile][:, :, tile]
-    whole = rearrange(layout.valid, "(blocks slot) -> blocks slot", slot=layout.block).all(-1)
+    keys = keys or layout
+    kept = tile_mask(layout, windows)[:, layout.tile_of_block][:, :, keys.tile_of_block]
+    whole = rearrange(keys.valid, "(blocks slot) -> blocks slot", slot=keys.block).all(-1)
     partial, full = kept & ~whole, kept & whole
     return BlockLists(*_indices(partial), *_indices(full), *_indices(partial.mT), *_indices(full.mT))
 

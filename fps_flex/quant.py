@@ -144,14 +144,26 @@ def slot_scales(
     scale_format: ScaleFormat = "fp32",
 ) -> Float[Tensor, "b h s 1"]:
     """The scale of Q or K at every slot (paper, Algorithm 1): one per tile, shared in its group. fp32."""
-    scale = materialize(scale_of(pool_amax(tile_amax(x, layout), groups), scale_format))
+    return scales_at_slots(tile_amax(x, layout), layout, groups, scale_format)
+
+
+def scales_at_slots(
+    amax: Float[Tensor, "b h tiles"], layout: TileLayout, groups: Int[Tensor, "b tiles"], scale_format: ScaleFormat
+) -> Float[Tensor, "b h s 1"]:
+    """The same from each tile's amax."""
+    scale = materialize(scale_of(pool_amax(amax, groups), scale_format))
     return scale[..., layout.tile_of_slot].unsqueeze(-1)
+
+
+def channel_amax(x: Float[Tensor, "b h s d"], layout: TileLayout) -> Float[Tensor, "b h 1 d"]:
+    """amax of each channel; pads left out."""
+    tokens = x.detach().abs().masked_fill(~layout.valid[:, None], 0.0)
+    of_block = rearrange(tokens, "b h (blocks slot) d -> b blocks slot h d", slot=layout.block).amax(2)
+    return of_block.amax(1).unsqueeze(2)
 
 
 def channel_scales(
     x: Float[Tensor, "b h s d"], layout: TileLayout, scale_format: ScaleFormat = "fp32"
 ) -> Float[Tensor, "b h 1 d"]:
     """The scale of each channel of V, pads left out. fp32."""
-    tokens = x.detach().abs().masked_fill(~layout.valid[:, None], 0.0)
-    of_block = rearrange(tokens, "b h (blocks slot) d -> b blocks slot h d", slot=layout.block).amax(2)
-    return materialize(scale_of(of_block.amax(1).unsqueeze(2), scale_format))
+    return materialize(scale_of(channel_amax(x, layout), scale_format))

@@ -20,8 +20,8 @@ Precision = Literal["fp32", "e4m3", "e4m3x448"]
 
 def reference_attention(
     q: Float[Tensor, "b h s d"],
-    k: Float[Tensor, "b h s d"],
-    v: Float[Tensor, "b h s d"],
+    k: Float[Tensor, "b h kv d"],
+    v: Float[Tensor, "b h kv d"],
     mask_mod: MaskMod,
     score_mod: ScoreMod | None = None,
     softmax_scale: float | None = None,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
-def dequantize(q_scale: Float[Tensor, "b h s"], k_scale: Float[Tensor, "b h s"]) -> ScoreMod:
+def dequantize(q_scale: Float[Tensor, "b h s"], k_scale: Float[Tensor, "b h kv"]) -> ScoreMod:
     """Multiply each score by the scales of its query's and its key's tile (paper, Algorithm 1).
 
     q_scale, k_scale: fp32 at every slot. The score is widened first: with FP8 inputs it has their dtype, in which

@@ -2,6 +2,7 @@
 
 python -m eval.generate --config configs/generate.yaml --checkpoint CKPT --prompt "a red circle" --out videos
 torchrun --nproc-per-node 8 -m eval.generate --checkpoint CKPT --prompts FILE --out videos
+torchrun --nproc_per_node 4 -m -- eval.generate --parallel.sequence 2 --parallel.guidance 2 --checkpoint CKPT ...
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from .models import TextToVideo, open_model
 from .prompts import file_name, read_prompts
 from .sampling import MOST_GUIDANCE, build_scheduler
 from .sizes import check_size
+from .teams import Parallel, form_team
 from .videos import draw_contacts, make_videos
 
 MOST_VIDEOS = 100_000  # of a prompt
@@ -28,7 +30,13 @@ LEAST_FPS, MOST_FPS = 0.1, 1000  # that an mp4 can tell apart
 
 
 def main(
-    out: Path, prompt: str | None = None, prompts: Path | None = None, count: int = 1, seed: int = 0, **options: Any
+    out: Path,
+    prompt: str | None = None,
+    prompts: Path | None = None,
+    count: int = 1,
+    seed: int = 0,
+    parallel: Parallel = Parallel(),  # noqa: B008 - it can't change
+    **options: Any,
 ) -> None:
     """Generate videos from prompts; a run that was stopped goes on where it was.
 
@@ -38,15 +46,29 @@ def main(
         prompts: a text file with a prompt a line, in place of `prompt`; one that is there twice is made once.
         count: videos of each prompt.
         seed: of each prompt's first video; its next one has the next. Other prompts, and their order, change nothing.
+        parallel: processes that make each video together.
         options: of `Options`.
     """
     out, prompts = at_home(out), prompts and at_home(prompts)
-    jobs = plan_jobs(read_prompts(prompt, prompts), count, seed)
-    sheet = out / "contact.png"
-    check_ours(sheet)
-    model, settings = resolve_settings(Options(**options))
-    if make_videos(model, settings, jobs, out):
+    sheet, team = out / "contact.png", form_team(parallel)
+
+    def resolve() -> tuple[list[Job], TextToVideo, Settings]:
+        jobs = plan_jobs(read_prompts(prompt, prompts), count, seed)
+        check_ours(sheet)
+        model, settings = resolve_settings(Options(**options))
+        check_passes(parallel, settings)
+        return jobs, model, settings
+
+    jobs, model, settings = team.together(resolve, everyone=True)
+    if make_videos(model, settings, jobs, out, team=team) and team.leads:
         draw_contacts(sheet, out, jobs[:8], settings.clip)
+    team.disband()
+
+
+def check_passes(parallel: Parallel, settings: Settings) -> None:
+    """Raises ValueError where two processes would make one pass."""
+    if parallel.guidance > 1 and settings.guidance == 1 and settings.low_noise_guidance in (None, 1):
+        raise ValueError("guidance is 1, which takes one pass: leave parallel.guidance out")
 
 
 def resolve_settings(options: Options) -> tuple[TextToVideo, Settings]:

@@ -19,6 +19,7 @@ from train.left_out import speaks
 
 from .models import TextToVideo
 from .sampling import LowNoise, build_scheduler, sample_latents
+from .teams import Team
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -40,16 +41,24 @@ class Maker:
     device: torch.device
     wan: Wan
     low: LowNoise | None
+    team: Team
 
-    def make(self, job: Job, after_step: Callable[[], None]) -> Float[Tensor, "3 f h w"]:
-        """Pixels in -1 to 1. The noise depends on the seed alone, whatever the device. Raises ValueError for NaN."""
+    def sample(self, job: Job, after_step: Callable[[], None]) -> Float[Tensor, "1 c f h w"]:
+        """Latents, the same on all processes of the team. The noise depends on the seed alone, whatever the device.
+
+        Raises ValueError for NaN.
+        """
         settings, codec = self.settings, self.model.codec
         shape = (1, codec.channels, *codec.latent_size(settings.clip.size))
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(job.seed)).to(self.device)
         text, no_text = (self.states[prompt].to(self.device) for prompt in (job.prompt, settings.negative_prompt))
         scheduler = build_scheduler(settings.sampler, settings.steps, settings.shift)
-        latents = sample_latents(self.wan, scheduler, noise, text, no_text, settings.guidance, after_step, self.low)
-        video = codec.decode(latents)[0].clamp(-1, 1)
+        how = settings.guidance, after_step, self.low, self.team.passes
+        return sample_latents(self.wan, scheduler, noise, text, no_text, *how)
+
+    def decode(self, latents: Float[Tensor, "1 c f h w"]) -> Float[Tensor, "3 f h w"]:
+        """Pixels in -1 to 1. Raises ValueError for NaN."""
+        video = self.model.codec.decode(latents)[0].clamp(-1, 1)
         if video.isnan().any():
             raise ValueError(
                 "the codec gives pixels that aren't finite: look at its weights, and at guidance and shift"
@@ -57,12 +66,14 @@ class Maker:
         return video
 
 
-def load_maker(model: TextToVideo, settings: Settings, states: TextStates, device: torch.device) -> Maker:
+def load_maker(model: TextToVideo, settings: Settings, states: TextStates, device: torch.device, team: Team) -> Maker:
     """The transformer, or both of two experts, on the device. Raises ValueError where `linears` can't be had."""
     wan = model.load(device, settings.linears, settings.residual)
     second = model.load_low(device, settings.linears, settings.residual)
+    for one in filter(None, (wan, second)):
+        one.sequence = team.sequence
     low = second and LowNoise(second, settings.boundary, settings.low_noise_guidance)
-    return Maker(model, settings, states, device, wan, low)
+    return Maker(model, settings, states, device, wan, low, team)
 
 
 def encode_prompts(model: TextToVideo, prompts: list[str], device: torch.device, folder: Path) -> TextStates:

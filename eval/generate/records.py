@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .jobs import Job, Settings
 
 BEGINNING = '{"name":'  # of a record less its blanks, however short it was cut
-NOTED = {"density", "versions", "machine", "seconds", "peak_gb", "sha256"}  # and not compared
+NOTED = {"density", "versions", "machine", "seconds", "peak_gb", "processes", "sha256"}  # and not compared
 OF_WEIGHTS = {"fingerprints", "trained_steps", "low_noise_trained_steps"}
 
 
@@ -42,9 +42,13 @@ class Records:
     def say(self, job: Job) -> dict[str, Any]:
         return {**asdict(job), **self.shared}
 
-    def write(self, job: Job, video: Path, seconds: float, peak_gb: float) -> None:
-        """video: where it lies before it takes its place, which comes after: so none is ever without its record."""
-        made = {"seconds": round(seconds, 3), "peak_gb": round(peak_gb, 3), "sha256": digest_file(video)}
+    def write(self, job: Job, video: Path, seconds: float, peak_gb: float, processes: int) -> None:
+        """video: where it lies before it takes its place, which comes after: so none is ever without its record.
+
+        processes: that made it together. peak_gb: of one of them.
+        """
+        spent = {"seconds": round(seconds, 3), "peak_gb": round(peak_gb, 3), "processes": processes}
+        made = {**spent, "sha256": digest_file(video)}
         for path in (self.file(job), self.video(job)):
             if path.is_dir():
                 path.rmdir()

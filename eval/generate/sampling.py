@@ -13,7 +13,7 @@ from torch import Tensor
 from fps_flex import FPSAttention, density
 from fps_flex.checks import is_finite, require
 from fps_flex.wan import Wan
-from fps_flex.wan.flow import guided_velocity
+from fps_flex.wan.flow import Passes, guided_velocity, in_turn
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -79,18 +79,20 @@ def sample_latents(
     guidance: float,
     after_step: Callable[[], None] = lambda: None,
     low: LowNoise | None = None,
+    passes: Passes = in_turn,
 ) -> Float[Tensor, "b c f h w"]:
     """Latents in fp32. guidance: 1 follows the text alone, more leads away from `no_text`. low: takes over from `wan`.
+    passes: run the two of guidance.
 
     The regime of each step follows its noise level, timestep / 1000. Raises ValueError where they cease to be finite.
     """
     x = noise.float()
     for step, timestep in enumerate(scheduler.timesteps, start=1):
-        t = timestep.expand(len(x)).to(x.device, torch.float32)
+        t = timestep.expand(len(x)).float()  # on the CPU, where what shares tokens out reads it
         model, scale = wan, guidance
         if low and timestep < low.boundary * TIMESTEPS:
             model, scale = low.wan, low.guidance
-        velocity = guided_velocity(partial(_velocity, model, x, t), text, no_text, scale)
+        velocity = guided_velocity(partial(_velocity, model, x, t), text, no_text, scale, passes)
         x = scheduler.step(velocity, timestep, x, return_dict=False)[0]
         if not is_finite(x):
             raise ValueError(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import torch
 
 from fps_flex.checks import show
 from fps_flex.wan.linears import check_linears
+from fps_flex.wan.sequence import Call
 from train.common.console import one_line, writable
 from train.common.faults import ClipError
 from train.common.pictures import draw_contact_sheet
@@ -25,6 +26,7 @@ from .jobs import Job, Settings
 from .maker import Maker, encode_prompts, load_maker
 from .models import Clip, TextToVideo
 from .records import Records, open_records
+from .teams import Team
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -52,39 +54,70 @@ def memory_in_a_line() -> Iterator[None]:
 
 @memory_in_a_line()
 def make_videos(
-    model: TextToVideo, settings: Settings, jobs: list[Job], out: Path, records: Path | None = None
+    model: TextToVideo,
+    settings: Settings,
+    jobs: list[Job],
+    out: Path,
+    records: Path | None = None,
+    team: Team | None = None,
 ) -> bool:
     """Make what is missing of this process's share of the jobs; returns whether the videos of all jobs are there.
 
-    Under torchrun the jobs are dealt out to the processes, one to a GPU, which holds both of two experts. Files appear
-    whole or not at all.
-    records: folder of the JSON of each video's settings; None puts them beside the videos.
+    Under torchrun the jobs are dealt out to the processes, one to a GPU, which holds both of two experts, or to teams
+    of them. Files appear whole or not at all.
+    records: folder of the JSON of each video's settings; None puts them beside the videos. team: None is one process.
     Videos that are broken, or of weights that lay where others lie now, are made again. Raises ValueError when a folder
     can't be written, or holds videos made with other settings or what is no video of such a run, for encoders that
-    can't be loaded, and as `check_linears`; torch.OutOfMemoryError when the memory is full.
+    can't be loaded, as `check_linears`, and where a team can't share a video; torch.OutOfMemoryError when the memory is
+    full.
     """
-    device = find_device()
-    check_linears(settings.linears, device)
-    _check_attention(model, settings.clip, device)
-    rank, world = rank_and_world()
-    kept = open_records(model, settings, out, records)
-    for record in (kept.shared, *({"prompt": prompt} for prompt in {job.prompt for job in jobs})):
-        _check_text(record)
-    with writable(out, kept.folder):
-        todo = _find_todo(kept, jobs, jobs[rank::world])
+    device, team = find_device(), team or Team(*rank_and_world())
+    kept = team.together(lambda: _check(model, settings, jobs, device, team, out, records), everyone=True)
+    with ExitStack() as stack:
+        team.together(lambda: team.leads and stack.enter_context(writable(out, kept.folder)), everyone=True)
+        mine = jobs[team.number :: team.count]
+        todo = team.together(lambda: _find_todo(kept, jobs, mine) if team.leads else [], everyone=True)
+        todo = team.from_leader(todo)
         if todo:
-            model.codec.load()
-            prompts = sorted({job.prompt for job in todo} | {settings.negative_prompt})
-            states = encode_prompts(model, prompts, device, kept.folder)
-            _make_all(load_maker(model, settings, states, device), kept, todo, rank, world)
+            _make_all(team.together(lambda: _load(model, settings, todo, device, kept, team)), kept, todo)
     return kept.count_missing(jobs) == 0
 
 
-def _check_attention(model: TextToVideo, clip: Clip, device: torch.device) -> None:
-    """Raises ValueError for an attention that the device can't compute."""
+def _check(
+    model: TextToVideo,
+    settings: Settings,
+    jobs: list[Job],
+    device: torch.device,
+    team: Team,
+    out: Path,
+    records: Path | None,
+) -> Records:
+    """Raises ValueError as above, before anything is looked for or made."""
+    check_linears(settings.linears, device)
+    _check_attention(model, settings.clip, device, team)
+    kept = open_records(model, settings, out, records)
+    for record in (kept.shared, *({"prompt": prompt} for prompt in {job.prompt for job in jobs})):
+        _check_text(record)
+    return kept
+
+
+@torch.no_grad()
+def _check_attention(model: TextToVideo, clip: Clip, device: torch.device, team: Team) -> None:
+    """Raises ValueError for an attention that the device can't compute, or the team can't share."""
     config, dtype = model.weights.config, torch.bfloat16 if device.type == "cuda" else torch.float32
-    model.attention.plan(model.grid(clip.size), torch.zeros(1, device=device))
-    model.attention.engine_for(torch.empty(1, config.heads, 1, config.dim // config.heads, dtype=dtype, device=device))
+    plan = model.attention.plan(model.grid(clip.size), torch.zeros(1, device=device))
+    model.attention.engine_for(torch.empty(1, config.heads, 1, config.head_dim, dtype=dtype, device=device))
+    team.sequence.share(Call(model.attention, plan, torch.zeros(1), config.heads, config.head_dim, dtype))
+
+
+def _load(
+    model: TextToVideo, settings: Settings, todo: list[Job], device: torch.device, kept: Records, team: Team
+) -> Maker:
+    if team.leads:
+        model.codec.load()
+    prompts = sorted({job.prompt for job in todo} | {settings.negative_prompt})
+    states = encode_prompts(model, prompts, device, kept.folder)
+    return load_maker(model, settings, states, device, team)
 
 
 def _find_todo(kept: Records, jobs: list[Job], mine: list[Job]) -> list[Job]:
@@ -105,18 +138,27 @@ def _find_todo(kept: Records, jobs: list[Job], mine: list[Job]) -> list[Job]:
     return todo
 
 
-def _make_all(maker: Maker, kept: Records, todo: list[Job], rank: int, world: int) -> None:
+def _make_all(maker: Maker, kept: Records, todo: list[Job]) -> None:
+    team, (rank, world) = maker.team, rank_and_world()
     with progress_bar(rank == 0) as progress:
         bar = progress.add_task("steps", total=len(todo) * maker.settings.steps)
         for job in todo:
             started = time.perf_counter()
             if maker.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(maker.device)
-            _keep(kept, job, maker.make(job, lambda: progress.advance(bar)), maker, started)
-            progress.console.print(f"wrote {kept.video(job)}", soft_wrap=True, highlight=False, markup=False)
+            team.together(lambda: _make(maker, kept, job, lambda: progress.advance(bar), started))  # noqa: B023
+            if team.leads:
+                progress.console.print(f"wrote {kept.video(job)}", soft_wrap=True, highlight=False, markup=False)
             if job is todo[0] and len(todo) > 1 and rank == 0:
                 line = _say_what_is_left(time.perf_counter() - started, len(todo) - 1, world, maker.device)
                 progress.console.print(line, soft_wrap=True, highlight=False)
+
+
+def _make(maker: Maker, kept: Records, job: Job, after_step: Callable[[], None], started: float) -> None:
+    """By all processes of the team; its leader has the codec, and keeps the video."""
+    latents = maker.sample(job, after_step)
+    if maker.team.leads:
+        _keep(kept, job, maker.decode(latents), maker, started)
 
 
 def _keep(kept: Records, job: Job, video: Float[Tensor, "3 f h w"], maker: Maker, started: float) -> None:
@@ -128,14 +170,15 @@ def _keep(kept: Records, job: Job, video: Float[Tensor, "3 f h w"], maker: Maker
     try:
         with unfinished(path) as temporary:
             encode_video(temporary, video, settings.clip.fps, settings.lossless)
-            kept.write(job, temporary, time.perf_counter() - started, peak_gb(maker.device))
+            seconds = time.perf_counter() - started
+            kept.write(job, temporary, seconds, peak_gb(maker.device), maker.team.size)
             temporary.replace(path)
     except OSError as error:
         raise ValueError(f"{path} can't be written ({error.strerror or error}): make room") from None
 
 
 def _say_what_is_left(seconds: float, more: int, world: int, device: torch.device) -> str:
-    """more: videos of this process, of `world` that have about as many."""
+    """more: videos of this process or team, of `world` processes that have about as many."""
     hours, kind = seconds * more / 3600, "GPU" if device.type == "cuda" else "CPU"
     total = f"the first video took {seconds:.1f} s: about {hours * world:.2g} {kind}-hours to go"
     return total if world == 1 else f"{total}, {hours:.2g} h on {world} of them"

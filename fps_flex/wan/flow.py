@@ -16,6 +16,9 @@ from ..schedule import shift_noise, unshift_noise
 if TYPE_CHECKING:
     from jaxtyping import Float
 
+Velocity = Callable[[Tensor], Tensor]  # of text states
+Passes = Callable[[Velocity, Tensor, Tensor], tuple[Tensor, Tensor]]
+
 
 def draw_noise_levels(
     count: int,
@@ -85,20 +88,26 @@ def sampling_levels(steps: int, shift: float, device: torch.device | str = "cpu"
     return shift_noise(torch.linspace(1, 0, steps + 1, device=device), shift)
 
 
+def in_turn(velocity: Velocity, text: Tensor, no_text: Tensor) -> tuple[Tensor, Tensor]:
+    """The velocities with and without the text, one after the other."""
+    return velocity(text), velocity(no_text)
+
+
 def guided_velocity(
-    velocity: Callable[[Tensor], Float[Tensor, "b c f h w"]],
+    velocity: Velocity,
     text: Float[Tensor, "b l e"],
     no_text: Float[Tensor, "b l e"],
     guidance: float,
+    passes: Passes = in_turn,
 ) -> Float[Tensor, "b c f h w"]:
     """Classifier-free guidance, in the dtype that velocity(text states) returns.
 
-    guidance: 1 follows the text alone, in one pass; more leads away from `no_text`, and takes a second.
+    guidance: 1 follows the text alone, in one pass; more leads away from `no_text`, and takes a second. passes: run
+    both.
     """
-    with_text = velocity(text)
     if guidance == 1:
-        return with_text
-    without = velocity(no_text)
+        return velocity(text)
+    with_text, without = passes(velocity, text, no_text)
     return without + guidance * (with_text - without)
 
 

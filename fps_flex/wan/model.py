@@ -24,11 +24,11 @@ from ..checks import as_real, as_triple, as_whole
 from ..compile import compiled
 from ..tiles import Triple
 from .rope import Rope, ordered_rope, rotate
+from .sequence import Attend, Call, Sequence, Whole
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Residual = Literal["compute", "fp32"]
 
 
@@ -106,6 +106,7 @@ class Wan(nn.Module):
     graph for all of them; made for GPUs. residual: the dtype of what runs from block to block, and of the head:
     "compute", that in which the linear layers compute (autocast's or their weights'), or "fp32" as in the official
     model, which rounds less and keeps twice the bytes per block; None takes `default_residual`.
+    The attribute `sequence` says how processes share a video's tokens (sequence.py); at first they don't.
 
     Raises ValueError for an unknown residual.
     """
@@ -123,6 +124,7 @@ class Wan(nn.Module):
         self.config, self.attention = config, attention
         self.checkpointing, self.compiled, self.residual = checkpointing, compiled, residual
         self.offload = offload
+        self.sequence: Sequence = Whole()
         c = config
         self.patch_embedding = nn.Conv3d(c.channels, c.dim, c.patch, c.patch)
         self.text_embedding = nn.Sequential(nn.Linear(c.text_dim, c.dim), nn.GELU("tanh"), nn.Linear(c.dim, c.dim))
@@ -146,27 +148,34 @@ class Wan(nn.Module):
     def forward(
         self, latents: Float[Tensor, "b c f h w"], timestep: Float[Tensor, " b"], text: Float[Tensor, "b l e"]
     ) -> Float[Tensor, "b c f h w"]:
-        """timestep: 1000 sigma, in 0 to 1000. text: states of the text encoder, padded with zeros.
+        """timestep: 1000 sigma, in 0 to 1000, on the latents' device or the CPU. text: states of the text encoder,
+        padded with zeros.
 
         Computes in the dtype of the patch embedding's weights, or autocast's; returns in the residual stream's.
-        Raises ValueError when the latents don't divide into patches or the tile doesn't fit their grid.
+        Raises ValueError when the latents don't divide into patches or the tile doesn't fit their grid, and as
+        `sequence` does.
         """
         _, _, frames, rows, columns = latents.shape
         grid = self.config.grid((frames, rows, columns))
-        plan = self.attention.plan(grid, timestep / 1000)
-        attend = partial(self.attention, plan=plan)
-        rope = ordered_rope(plan.layout, self.config.head_dim)
-
+        sigma, timestep = timestep / 1000, timestep.to(latents.device, non_blocking=True)
+        plan = self.attention.plan(grid, sigma.to(latents.device, non_blocking=True))
         dtype = self.patch_embedding.weight.dtype
-        x = plan.layout.order(rearrange(self.patch_embedding(latents.to(dtype)), "b d t h w -> b (t h w) d"))
-        x = x.float() if self.residual == "fp32" else x
         time, modulation = self._embed_time(timestep)
         text = self.text_embedding(text.to(dtype))
+        share = self.sequence.share(
+            Call(self.attention, plan, sigma, self.config.heads, self.config.head_dim, text.dtype)
+        )
+        cos, sin = ordered_rope(plan.layout, self.config.head_dim)
+        rope = share.split(cos, 0), share.split(sin, 0)
+
+        x = rearrange(self.patch_embedding(latents.to(dtype)), "b d t h w -> b (t h w) d")
+        x = share.split(plan.layout.order(x))
+        x = x.float() if self.residual == "fp32" else x
         run = _compiled_run if self.compiled else _run
         for block in self.blocks:
-            forward = partial(run, block, modulation=modulation, text=text, rope=rope, attend=attend)
+            forward = partial(run, block, modulation=modulation, text=text, rope=rope, attend=share.attend)
             x = self._recomputed(forward, x) if self.checkpointing and torch.is_grad_enabled() else forward(x)
-        return self._unpatchify(plan.layout.unorder(self.head(x, time)), grid)
+        return self._unpatchify(plan.layout.unorder(share.gather(self.head(x, time))), grid)
 
     def _recomputed(self, forward: Callable[[Tensor], Tensor], x: Float[Tensor, "b s d"]) -> Float[Tensor, "b s d"]:
         with save_on_cpu(pin_memory=x.is_cuda) if self.offload else nullcontext():

@@ -51,6 +51,10 @@ BAD = {
              "['']", "[' ']", "[null]", "[{a: 1}]", "[[a]]", "{a: 1}", "nowhere.ckpt", "\udcff", "x\0", "hf:a/b"],
     "low_noise_lora": ["nowhere", "[]", "", "README.md"],
     "base": ["nowhere", "", "README.md"],
+    "parallel": ["7", "[]", "{sequenc: 2}"],
+    "parallel.sequence": [*WHOLE, "2"],
+    "parallel.guidance": [*WHOLE, "2", "3"],
+    "parallel.exchange": ["ring", "7", "null", "halo"],
 }  # fmt: skip
 
 # what a line may name in an option's place

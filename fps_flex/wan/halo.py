@@ -1,0 +1,136 @@
+"""The halo: each process has whole tiles, and gets the K and V of those of the others' that its windows reach.
+
+K and V travel as e4m3 codes, a byte each. Their scales don't: the largest magnitudes of each process's tiles are
+reduced first, so that every process knows all scales. Samples that aren't quantised make all travel in q's dtype.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..algorithm import (
+    Coded,
+    GraphKey,
+    KernelCall,
+    Plan,
+    Scales,
+    call_with_codes,
+    encode,
+    one_if_unquantized,
+    run_call,
+)
+from ..attention import FPSAttention
+from ..compile import compiled, materialize
+from ..engines import Chosen
+from ..masks import pad_mask_mod, window_mask_mod
+from ..quant import channel_amax, scale_of, scales_at_slots, tile_amax
+from .collectives import Group, all_max, gather
+from .halo_exchange import Wire, receive
+from .halo_tiles import HaloTiles, halo_tiles
+from .sequence import Attend, Call
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+
+@dataclass(frozen=True)
+class Halo:
+    """group: the processes that share each video. For the engines eager and triton."""
+
+    group: Group
+
+    def share(self, call: Call) -> HaloShare:
+        """Raises ValueError for the engine flash, and as `deal_tiles`."""
+        attention = without_flash(call.attention, call.plan.layout.device.type)
+        layout = call.plan.layout
+        tiles = halo_tiles(layout, call.windows, frozenset(call.regimes), self.group)
+        index = torch.tensor(call.regimes).to(layout.device, non_blocking=True)
+        lists = tiles.lists.pick(index)
+        plan = replace(
+            call.plan,
+            oracle_block_mask=lists.block_mask(
+                tiles.own, window_mask_mod(tiles.own, tiles.windows[index], tiles.held), tiles.held
+            ),
+            kernel_block_mask=lists.block_mask(tiles.own, pad_mask_mod(tiles.held), tiles.held),
+        )
+        wire = Wire(tiles.sent, tiles.received, self.group, tiles.moves, call.is_quantized)
+        return HaloShare(partial(attend, attention=attention, plan=plan, tiles=tiles, wire=wire), tiles, self.group)
+
+
+@dataclass(frozen=True)
+class HaloShare:
+    attend: Attend
+    tiles: HaloTiles
+    group: Group
+
+    def split(self, x: Float[Tensor, "..."], dim: int = 1) -> Float[Tensor, "..."]:
+        return x.index_select(dim, self.tiles.own.chosen)
+
+    def gather(self, x: Float[Tensor, "b s d"]) -> Float[Tensor, "b slots d"]:
+        return gather(x, self.tiles.lengths, self.group).index_select(1, self.tiles.place)
+
+
+@lru_cache(maxsize=16)
+def without_flash(attention: FPSAttention, device: str) -> FPSAttention:
+    """With auto, on a GPU, narrowed to triton. Raises ValueError for flash."""
+    if attention.engine == "flash":
+        raise ValueError(
+            "engine is flash, the halo's keys need eager or triton: take engine triton or auto, or ulysses"
+        )
+    return replace(attention, engine="triton") if attention.engine == "auto" and device == "cuda" else attention
+
+
+def attend(
+    q: Float[Tensor, "b h s d"],
+    k: Float[Tensor, "b h s d"],
+    v: Float[Tensor, "b h s d"],
+    attention: FPSAttention,
+    plan: Plan,
+    tiles: HaloTiles,
+    wire: Wire,
+) -> Float[Tensor, "b h s d"]:
+    """Attention of this process's slots to all that their windows reach. plan: with BlockMasks of these."""
+    run = _attend if attention.runs_inline(q) else _compiled_attend
+    return run(attention.graph_key, attention.engine_for(q), q, k, v, plan, tiles, wire)
+
+
+def _attend(
+    key: GraphKey, engine: Chosen, q: Tensor, k: Tensor, v: Tensor, plan: Plan, tiles: HaloTiles, wire: Wire
+) -> Float[Tensor, "b h s d"]:
+    return run_call(engine, _prepare(key, q, k, v, plan, tiles, wire), plan.block_mask(engine), q.dtype)
+
+
+_compiled_attend = compiled(_attend)
+
+
+def _prepare(key: GraphKey, q: Tensor, k: Tensor, v: Tensor, plan: Plan, tiles: HaloTiles, wire: Wire) -> KernelCall:
+    """`algorithm.prepare`, with the others' K and V behind the own ones."""
+    if not key.quantizes:
+        return KernelCall(q, *receive(k, v, tiles.sent_rows, wire))
+    q_scale, k_scale, v_scale = find_scales(key, q, k, v, plan, tiles, wire.group)
+    own = encode(key, q, k, v, plan, (q_scale, k_scale[:, :, : tiles.own.slots], v_scale))
+    k, v = receive(own.k, own.v, tiles.sent_rows, wire)
+    coded = Coded(own.q, k, v, own.q_scale, one_if_unquantized(key, k_scale, plan), own.v_scale)
+    return call_with_codes(key, coded) if key.has_score_mod else multiply(coded)
+
+
+def find_scales(key: GraphKey, q: Tensor, k: Tensor, v: Tensor, plan: Plan, tiles: HaloTiles, group: Group) -> Scales:
+    """`algorithm.find_scales` over all processes: Q's at the own slots, K's at all that this process holds."""
+    amax = torch.cat([tile_amax(q, tiles.own), tile_amax(k, tiles.own), channel_amax(v, tiles.own).squeeze(2)], -1)
+    count = plan.groups.shape[1]
+    of_q, of_k, of_v = all_max(amax, group).split([count, count, v.shape[-1]], dim=-1)
+    q_scale = scales_at_slots(of_q, tiles.own, plan.groups, key.scale_format)
+    k_scale = scales_at_slots(of_k, tiles.held, plan.groups, key.scale_format)
+    return q_scale, k_scale, materialize(scale_of(of_v.unsqueeze(2), key.scale_format))
+
+
+def multiply(coded: Coded) -> KernelCall:
+    """Codes times their scales, powers of two, which is exact; as `algorithm.fold` does before anything travels."""
+    pairs = ((coded.q, coded.q_scale), (coded.k, coded.k_scale), (coded.v, coded.v_scale))
+    q, k, v = (codes * scale.to(codes.dtype) for codes, scale in pairs)
+    return KernelCall(q, k, v)
