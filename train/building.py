@@ -14,10 +14,10 @@ from fps_flex.wan import Wan, WanConfig
 from fps_flex.wan.adapters import Adapter, read_adapter
 from fps_flex.wan.base import Base, build_base, check_frozen
 from fps_flex.wan.dense import dense_attention
-from fps_flex.wan.files import read_training_checkpoint
 from fps_flex.wan.linears import Linears, compute_in_fp8
 from fps_flex.wan.lora import ADAPTER, Lora, add_adapter, check_peft, load_adapter, without_adapter
 from fps_flex.wan.merging import merge
+from fps_flex.wan.trained import read_training_checkpoint
 from fps_flex.wan.weights import Weights, open_weights
 
 

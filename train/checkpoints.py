@@ -21,7 +21,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from fps_flex.checks import require
-from fps_flex.wan.files import read_training_checkpoint
+from fps_flex.wan.trained import read_training_checkpoint
 
 from .common.atomic import beside
 from .common.console import one_line

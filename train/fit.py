@@ -28,8 +28,8 @@ from lightning.pytorch.loggers import CSVLogger
 from fps_flex import density
 from fps_flex.wan import encoders  # noqa: F401 - so that --help and short class names know them
 from fps_flex.wan.base import check_base
-from fps_flex.wan.files import read_training_checkpoint
 from fps_flex.wan.lora import trained
+from fps_flex.wan.trained import read_training_checkpoint
 
 from .callbacks import AverageWeights, LogFirstValidation, LossCurve, Progress, SampleVideo, read_losses
 from .checkpoints import Checkpoints, SaveError

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from fps_flex.checks import as_path
-from fps_flex.wan.files import read_training_checkpoint
 from fps_flex.wan.lora import Lora
+from fps_flex.wan.trained import read_training_checkpoint
 
 from .building import describe_lora
 from .checkpoints import BEST, INTERRUPTED, LAST, RESUMABLE, checkpoint_folder, trained_steps

@@ -17,7 +17,7 @@ from .adapters import adapter_in
 from .casting import check_finite, keeps_fp32
 from .experts import Levels, as_levels, levels_of
 from .fields import check_record
-from .files import Shape, Spec, Which, open_files, read_training_checkpoint, weights_in
+from .files import Shape, Spec, Which, open_files
 from .fp8_files import FLOAT8, READABLE, without_scales
 from .hub import HUB, local
 from .keys import official_names, unwrap
@@ -26,6 +26,8 @@ from .model import Wan, WanConfig
 from .opened import Weights
 from .recognise import what_channels, what_names
 from .sizes import infer_config
+from .streamed import dtype_of, shape_of
+from .trained import read_training_checkpoint, weights_in
 
 SETTINGS = "fps_flex.json"  # beside exported weights: the attention and the noise levels that they are for
 RELEASED = {"noise_levels"}  # all that it says of an expert of a release
@@ -201,14 +203,15 @@ def _settings(
 
 
 def _open_trained(path: Path, loaded: dict[str, Any], which: Which) -> Weights:
-    state = {name.removeprefix("model."): tensor for name, tensor in weights_in(loaded, which).items()}
+    state = weights_in(loaded, which)
+    names = {name.removeprefix("model."): name for name in state}
+    specs = {official: Spec(shape_of(state, name), dtype_of(state, name)) for official, name in names.items()}
     config, settings, levels = _settings_in(path, loaded)
-    _check_shapes(path, {name: tuple(tensor.shape) for name, tensor in state.items()}, config)
-    specs = {name: Spec(tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
+    _check_shapes(path, {name: spec.shape for name, spec in specs.items()}, config)
     quantised = [f"{name} is of {spec.dtype}" for name, spec in specs.items() if spec.dtype not in READABLE]
     if quantised:
         raise ValueError(f"{path}: {quantised[0]}, expected floating-point weights, not quantised ones")
-    return Weights(config, specs, state.__getitem__, loaded["fps_flex"], settings, levels)
+    return Weights(config, specs, lambda name: state[names[name]], loaded["fps_flex"], settings, levels)
 
 
 def _settings_in(path: Path, loaded: dict[str, Any]) -> tuple[WanConfig, dict[str, Any], Levels]:
