@@ -21,12 +21,13 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from fps_flex.checks import require
-from fps_flex.wan.trained import read_training_checkpoint
+from fps_flex.wan.trained import STATES, read_training_checkpoint
 
-from .common.atomic import beside
+from .common.atomic import beside, put_in_place
 from .common.console import one_line
 from .module import NotFinite
 from .peers import Peers
+from .shares import reason_of
 from .stopping import Stopped, StopRequest
 
 if TYPE_CHECKING:
@@ -56,10 +57,17 @@ class WholeCheckpoints(TorchCheckpointIO):
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-        except (OSError, RuntimeError) as error:  # torch's writer makes the latter of a full disk
-            cause = error if isinstance(error, OSError) else error.__context__
-            reason = getattr(cause, "strerror", None) or str(error).splitlines()[0]
-            self.error = f"{path} can't be written ({reason})"
+        except (OSError, RuntimeError) as error:
+            self.error = f"{path} can't be written ({reason_of(error)})"
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Also of a folder that several processes wrote, all of it."""
+        if not Path(path).is_dir():
+            return super().load_checkpoint(path, *args, **kwargs)
+        loaded = read_training_checkpoint(Path(path))
+        for optimizer in loaded["optimizer_states"]:
+            optimizer["state"] = {index: dict(momentum) for index, momentum in optimizer["state"].items()}
+        return loaded | {name: dict(loaded[name]) for name in STATES}
 
 
 class SaveError(RuntimeError):
@@ -194,7 +202,7 @@ class Checkpoints(Checkpoint):
             path = self.folder / name
             if (step := trained_steps(path) or 0) > self._step:
                 temporary = path.with_name(f"{path.stem}-step{step}.ckpt")
-                path.replace(temporary)
+                put_in_place(path, temporary)
                 logger.warning(
                     "going on from step %d, so %s of step %d is now %s", self._step, name, step, temporary.name
                 )

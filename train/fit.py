@@ -39,10 +39,12 @@ from .common.work import find_device
 from .data import VideoData
 from .index import check_encoders
 from .module import FlowModule, NotFinite
+from .parallel import Parallel, check_parallel, count_processes, is_sharded
 from .peers import exit_code
 from .rehearsal import rehearse
 from .resumable import check_taken
 from .resume import check_checkpoint, compare_options, find_checkpoint, options_of
+from .sharding import Sharding
 from .stopping import Stopped
 from .trainer import Trainer
 
@@ -54,6 +56,10 @@ INSTEAD = {  # of options that Lightning's users know
     "trainer.limit_val_batches": "--data.val_clips is the length of a validation",
 }
 WANDB_ID = "wandb_id"
+PARALLEL = (
+    *("parallel.shard", "parallel.sequence", "trainer.strategy", "trainer.accelerator", "trainer.devices"),
+    *("trainer.num_nodes", "model.lora"),
+)
 Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
 
 
@@ -72,11 +78,17 @@ class FitCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run", type=str, default="runs/default", help="folder of this run")
-        parser.add_argument("--ckpt_path", type=str | None, help="checkpoint to go on from: a path, 'last' or 'best'")
+        parser.add_argument(
+            "--ckpt_path",
+            type=str | None,
+            help="checkpoint to go on from: a path, 'last', 'best', or 'last-if-any', which begins where there is none",
+        )
+        parser.add_class_arguments(Parallel, "parallel")
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.add_lightning_class_args(AverageWeights, "ema")
         parser.add_lightning_class_args(SampleVideo, "sample")
         parser.link_arguments("run", "trainer.default_root_dir")
+        parser.link_arguments(PARALLEL, "model.sharded", compute_fn=is_sharded)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str] | None) -> None:
         """Raises ValueError for parts of a schedule beside a preset's name: the parser would forget the preset."""
@@ -92,10 +104,21 @@ class FitCLI(LightningCLI):
         self.checkpoint = find_checkpoint(Path(self.config.run), self.config.ckpt_path)
         if self.checkpoint:
             self.record = read_training_checkpoint(self.checkpoint)["fps_flex"]
+        self.check_parallel()
         _check_start(self.config.model, self.config.trainer.accelerator)
         for logger in _wandb_loggers(self.config.trainer.logger):
             before = (self.record or {}).get("options", {}).get(WANDB_ID)
             self.wandb_id = logger.init_args.id = logger.init_args.id or before or secrets.token_hex(4)
+
+    def check_parallel(self) -> None:
+        """Raises ValueError for processes that can't be shared out as asked."""
+        asked, trainer = self.config.parallel, self.config.trainer
+        processes = count_processes(trainer.accelerator, trainer.devices, trainer.num_nodes)
+        check_parallel(self.config.model.sharded, asked.sequence, processes, trainer.strategy)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        strategy = {"strategy": Sharding(self.config.parallel.sequence)} if self.config.model.sharded else {}
+        return super().instantiate_trainer(**strategy, **kwargs)
 
     @property
     def checkpoints(self) -> Checkpoints:

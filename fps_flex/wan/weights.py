@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..attention import FPSAttention
 from ..checks import as_device, as_fields, as_instance, as_path, one_of, show, some
@@ -136,7 +137,8 @@ def build_empty(config: WanConfig, attention: FPSAttention) -> Wan:
 def fill(
     model: Wan, tensors: Iterable[tuple[str, Tensor]], device: torch.device | str, dtype: torch.dtype | None
 ) -> None:
-    """Put tensors, with their official names, in the place of a model's own; each is copied.
+    """Put tensors, with their official names, in the place of a model's own; each is copied. Where a model's parameters
+    are shared out to processes (FSDP2), each takes its own rows.
 
     dtype: as for `load_wan`. Raises ValueError for a tensor of whole numbers, since quantised weights are not
     the model's, and for values that are not finite in the dtype.
@@ -149,7 +151,16 @@ def fill(
         kept = torch.float32 if keeps_fp32(name) else dtype or own
         made = tensor.to(device, kept, copy=True)
         check_finite(name, made)
-        setattr(model.get_submodule(owner), leaf, nn.Parameter(made))
+        place = model.get_submodule(owner)
+        setattr(place, leaf, _as_own(made, getattr(place, leaf)))
+
+
+def _as_own(made: Tensor, own: nn.Parameter) -> nn.Parameter:
+    """A parameter of these values, shared out to processes as the one in its place is."""
+    if not isinstance(own, DTensor):
+        return nn.Parameter(made)
+    rows = distribute_tensor(made, own.device_mesh, own.placements, src_data_rank=None)  # each has all: none is sent
+    return nn.Parameter(rows, own.requires_grad)
 
 
 def _open_released(path: Path) -> Weights:
