@@ -27,6 +27,7 @@ from .common.atomic import beside, put_in_place
 from .common.console import one_line
 from .module import NotFinite
 from .peers import Peers
+from .sharding import Together
 from .shares import reason_of
 from .stopping import Stopped, StopRequest
 
@@ -155,7 +156,10 @@ class Checkpoints(Checkpoint):
         """Saves what is sound, unless nothing was trained or it is saved already."""
         if not isinstance(exception, TOGETHER):
             self.reason = self.peers.fail(one_line(exception))
-        if not pl_module.is_sound or self._step == 0 or isinstance(exception, SaveError) or not _can_save(trainer):
+        if not pl_module.is_sound or self._step == 0 or isinstance(exception, SaveError):
+            return
+        if not _can_save(trainer):
+            self._tell_where_to_go_on(trainer)
             return
         name = NOT_FINITE if isinstance(exception, NotFinite) else INTERRUPTED
         saved = [file for file, step in self._saved.items() if step == self._step and file in RESUMABLE]
@@ -169,6 +173,14 @@ class Checkpoints(Checkpoint):
         then = "its weights are in" if name == NOT_FINITE else "--ckpt_path last goes on from"
         if trainer.is_global_zero:
             print(f"stopped at step {self._step}; {then} {self.folder / saved[0]}", flush=True)
+
+    def _tell_where_to_go_on(self, trainer: L.Trainer) -> None:
+        """Of processes that share the model: one that failed took its share along."""
+        steps = {file: step for file, step in self._saved.items() if file in RESUMABLE}
+        if steps and trainer.is_global_zero:
+            file = max(steps, key=lambda file: steps[file])
+            print(f"stopped after step {self._step}; --ckpt_path last goes on from step {steps[file]}, "
+                  f"{self.folder / file}", flush=True)  # fmt: skip
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: FlowModule, checkpoint: dict[str, Any]) -> None:
         position = {"step": self._step, "taken": self._taken, "validated": self._validated}
@@ -208,7 +220,7 @@ class Checkpoints(Checkpoint):
                 )
 
 
-TOGETHER = (Stopped, NotFinite, SaveError)  # what all processes raise at the same point
+TOGETHER = (Stopped, NotFinite, SaveError, Together)  # what all processes raise at the same point
 
 
 def checkpoint_folder(run: str | Path) -> Path:

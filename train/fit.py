@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import yaml
@@ -32,13 +32,13 @@ from fps_flex.wan.lora import trained
 from fps_flex.wan.trained import read_training_checkpoint
 
 from .callbacks import AverageWeights, LogFirstValidation, LossCurve, Progress, SampleVideo, read_losses
-from .checkpoints import Checkpoints, SaveError
+from .checkpoints import TOGETHER, Checkpoints
 from .common.console import check_no_empty, check_schedule_parts, check_writable, one_line, stop
 from .common.lock import locked
-from .common.work import find_device
+from .common.work import find_device, wait_for_the_first
 from .data import VideoData
 from .index import check_encoders
-from .module import FlowModule, NotFinite
+from .module import FlowModule
 from .parallel import Parallel, check_parallel, count_processes, is_sharded
 from .peers import exit_code
 from .rehearsal import rehearse
@@ -48,7 +48,7 @@ from .sharding import Sharding
 from .stopping import Stopped
 from .trainer import Trainer
 
-EXPECTED = (ValueError, OSError, NotFinite, SaveError, torch.OutOfMemoryError, torch.distributed.DistError)
+EXPECTED = (ValueError, OSError, torch.OutOfMemoryError, torch.distributed.DistError)
 INSTEAD = {  # of options that Lightning's users know
     "trainer.max_epochs": "runs end by --trainer.max_steps or --trainer.max_time, resumed parts included",
     "trainer.gradient_clip_algorithm": "gradients are clipped by norm, with --trainer.gradient_clip_val",
@@ -112,7 +112,7 @@ class FitCLI(LightningCLI):
 
     def check_parallel(self) -> None:
         """Raises ValueError for processes that can't be shared out as asked."""
-        asked, trainer = self.config.parallel, self.config.trainer
+        asked, trainer = Parallel(**self.config.parallel.as_dict()), self.config.trainer
         processes = count_processes(trainer.accelerator, trainer.devices, trainer.num_nodes)
         check_parallel(self.config.model.sharded, asked.sequence, processes, trainer.strategy)
 
@@ -246,6 +246,7 @@ def main(args: list[str] | None = None) -> None:
         stop("stopped before training began", code=130)
     except Exception as error:
         line = one_line(error)
+        wait_for_the_first()
         hints = (hint for option, hint in INSTEAD.items() if option in line)
         stop("; ".join((line, *hints)), code=2)
     if cli.trainer.is_global_zero:
@@ -259,14 +260,23 @@ def _fit_or_stop(cli: FitCLI, run: Path) -> None:
     try:
         fit(cli)
     except Stopped as stopped:
-        code = exit_code(cli.trainer, stopped.exit_code)
-        stop(f"{stopped}; it took {stopped.seconds_since():.1f} s to get to a sound state and save it", code)
+        took = f"{stopped}; it took {stopped.seconds_since():.1f} s to get to a sound state and save it"
+        _stop_together(took, cli.trainer, stopped.exit_code)
+    except TOGETHER as error:
+        _stop_together(one_line(error), cli.trainer, 1)
     except Exception as error:
         reason = cli.checkpoints.reason or one_line(error)
         if not isinstance(error, EXPECTED) and reason == one_line(error):
             (run / "error.txt").write_text(traceback.format_exc())
             reason += f" (where it happened is in {run / 'error.txt'})"
         stop(reason, exit_code(cli.trainer, 1))
+
+
+def _stop_together(message: str, trainer: Trainer, code: int) -> NoReturn:
+    """What all processes know is said by the first."""
+    if not trainer.is_global_zero:
+        sys.exit(exit_code(trainer, code))
+    stop(message, code)
 
 
 if __name__ == "__main__":

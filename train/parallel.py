@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -56,6 +57,8 @@ def check_parallel(sharded: bool, sequence: int, processes: int, strategy: Any) 
             f"parallel.sequence is {sequence}, and there are {processes} processes: expected a multiple of it, by "
             "--trainer.devices or torchrun"
         )
+    if sequence > 1 and find_spec("fps_flex.wan.ulysses") is None:
+        raise ValueError(f"parallel.sequence is {sequence}, and this version trains on whole clips: leave it at 1")
 
 
 def launched_as(devices: Any, num_nodes: int) -> tuple[Any, int]:

@@ -43,7 +43,7 @@ class Start:
 
     def _adapter(self, model: Wan) -> dict[str, Tensor]:
         given = read_adapter_start(self.making, self.weights, model.config)
-        return given or dict(new_adapter(model.config, self.making))
+        return given or new_adapter(model.config, self.making)
 
 
 def share_out(start: Start, strategy: Sharding, model: Wan, average: Wan | None, teachers: Iterable[Wan]) -> None:
@@ -77,4 +77,4 @@ def new_adapter(config: WanConfig, making: Making) -> dict[str, Tensor]:
         number = torch.zeros((), dtype=DTYPES[making.base])
         setattr(model.get_submodule(owner), leaf, nn.Parameter(number.expand(parameter.shape), requires_grad=False))
     add_adapter(model, making.lora)
-    return trained(model)
+    return {name: parameter.detach() for name, parameter in trained(model).items()}
