@@ -58,13 +58,13 @@ class Streamed(Mapping[str, Tensor]):
     def rows(self, name: str, start: int, end: int) -> Tensor:
         """Those of a tensor from `start` to before `end`; of the files only these are read."""
         read: list[Tensor] = []
-        first = 0
+        first = 0  # of the part's own rows, among all
         for part in self._parts[name]:
             low, high = max(start - first, 0), min(end - first, part.count)
-            if low < high or not read:
-                read.append(part.read(min(low, part.count), max(high, min(low, part.count))))
+            if low < high:
+                read.append(part.read(low, high))
             first += part.count
-        return torch.cat(read) if len(read) > 1 else read[0]
+        return torch.cat(read) if read else self._parts[name][0].read(0, 0)
 
     def renamed(self, before: str, after: str) -> Streamed:
         """The same under names in which the first of `before` is `after`."""
