@@ -42,7 +42,7 @@ def run_together(folder, *lines, processes=2):
     """Runs of train.fit one after another, each by all processes."""
     file = folder / f"lines-{processes}.json"
     file.write_text(json.dumps([[str(word) for word in line] for line in lines]))
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node", processes, "tests/helpers/together.py", file]
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", processes, "tests/helpers/fit_in_turn.py", file]
     done = run_apart(*launch, timeout=240, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stdout + done.stderr
 
