@@ -57,7 +57,7 @@ def check_parallel(sharded: bool, sequence: int, processes: int, strategy: Any) 
             f"parallel.sequence is {sequence}, and there are {processes} processes: expected a multiple of it, by "
             "--trainer.devices or torchrun"
         )
-    if sequence > 1 and find_spec("fps_flex.wan.ulysses") is None:
+    if sequence > 1 and find_spec("fps_flex.wan.auto") is None:
         raise ValueError(f"parallel.sequence is {sequence}, and this version trains on whole clips: leave it at 1")
 
 

@@ -50,7 +50,9 @@ def share_out(start: Start, strategy: Sharding, model: Wan, average: Wan | None,
     """A model, its average and its teacher, which are on the meta device, to all processes."""
     for part in filter(None, (model, average, *teachers)):
         if strategy.sequence > 1:
-            part.sequence = strategy.sequence_group
+            from fps_flex.wan.auto import sequence_over
+
+            part.sequence = sequence_over(strategy.sequence_group)
         shard(part, strategy.mesh)
     start.fill(model, strategy.root_device)
     if average is not None:
