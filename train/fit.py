@@ -12,7 +12,7 @@ import secrets
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
@@ -39,7 +39,7 @@ from .common.work import find_device, wait_for_the_first
 from .data import VideoData
 from .index import check_encoders
 from .module import FlowModule
-from .parallel import Parallel, check_parallel, count_processes, is_sharded
+from .parallel import Parallel, check_parallel, count_processes, describe_processes, is_sharded
 from .peers import exit_code
 from .rehearsal import rehearse
 from .resumable import check_taken
@@ -66,12 +66,14 @@ Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
 class FitCLI(LightningCLI):
     """--run names the folder that holds all of a run: checkpoints, logs, the sample and the loss curve.
 
-    checkpoint: what the run goes on from; None for a new one. record: what that says of its run.
+    checkpoint: what the run goes on from; None for a new one. record: what that says of its run. processes: lines that
+    say how several share the work.
     """
 
     checkpoint: Path | None = None
     record: dict[str, Any] | None = None
     wandb_id: str | None = None
+    processes: Sequence[str] = ()
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--seed_everything", type=Seed, default=0, help="what all chance of the run follows from")
@@ -115,6 +117,7 @@ class FitCLI(LightningCLI):
         asked, trainer = Parallel(**self.config.parallel.as_dict()), self.config.trainer
         processes = count_processes(trainer.accelerator, trainer.devices, trainer.num_nodes)
         check_parallel(self.config.model.sharded, asked.sequence, processes, trainer.strategy)
+        self.processes = describe_processes(self.config.model.sharded, asked.sequence, processes)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         strategy = {"strategy": Sharding(self.config.parallel.sequence)} if self.config.model.sharded else {}
@@ -206,7 +209,7 @@ def prepare(args: list[str] | None) -> FitCLI:
     module.text.load()
     check_writable(Path(cli.config.run), "--run")
     if trainer.is_global_zero:
-        print("\n".join([description, *(f"changed    {change}" for change in changes)]))
+        print("\n".join([description, *cli.processes, *(f"changed    {change}" for change in changes)]))
     return cli
 
 

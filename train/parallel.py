@@ -46,6 +46,9 @@ def is_sharded(
 
 def check_parallel(sharded: bool, sequence: int, processes: int, strategy: Any) -> None:
     """Raises ValueError for what doesn't go together, and for processes that can't be shared out so."""
+    if not sharded and str(getattr(strategy, "class_path", "")).endswith("ModelParallelStrategy"):
+        raise ValueError("trainer.strategy is ModelParallelStrategy, which shares out nothing by itself: leave it at "
+                         "auto, with parallel.shard true")  # fmt: skip
     if sharded and strategy != "auto":
         raise ValueError(
             f"parallel.shard is true, which is a strategy, and trainer.strategy is {strategy}: leave it out"
@@ -59,6 +62,15 @@ def check_parallel(sharded: bool, sequence: int, processes: int, strategy: Any) 
         )
     if sequence > 1 and find_spec("fps_flex.wan.auto") is None:
         raise ValueError(f"parallel.sequence is {sequence}, and this version trains on whole clips: leave it at 1")
+
+
+def describe_processes(sharded: bool, sequence: int, processes: int) -> list[str]:
+    """In a line how they share the work; in none where there is one."""
+    if processes == 1:
+        return []
+    model = "a share of the model each" if sharded else "all of the model each"
+    clips = f", {sequence} of them on a clip" if sequence > 1 else ""
+    return [f"processes  {processes}, with {model}{clips}"]
 
 
 def launched_as(devices: Any, num_nodes: int) -> tuple[Any, int]:

@@ -45,6 +45,7 @@ def test_what_goes_wrong_on_one_ends_both(tmp_path, fault, line, saved, rank):
     done = fit(run, *TWO, fault=(fault, rank, "6"))
     assert done.returncode == 1 and f"error: {line}" in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert time.monotonic() - begun < 45 and nothing_is_left_of(run)
+    assert "processes  2, with a share of the model each" in done.stdout
     assert trained_steps(run / "checkpoints/last.ckpt") == 4
     if saved:
         loaded = read_training_checkpoint(run / "checkpoints" / saved)
