@@ -104,6 +104,7 @@ class Checkpoints(Checkpoint):
         self.io = trainer.strategy.checkpoint_io = WholeCheckpoints()
         pl_module.before_step = self.peers.check
         self.peers.watch()
+        self.stop.listen()
 
     def on_sanity_check_start(self, trainer: L.Trainer, pl_module: FlowModule) -> None:
         self.stop.listen()  # Lightning has set its own handlers since on_fit_start

@@ -226,7 +226,8 @@ def fit(cli: FitCLI) -> None:
     others = [callback for callback in trainer.callbacks if callback is not checkpoints]
     trainer.callbacks = [*others, LogFirstValidation(), LossCurve(), checkpoints]  # all is told before it is saved
     with checkpoints.stop.restored_after(), checkpoints.peers:
-        checkpoints.stop.listen()
+        if trainer.is_global_zero:  # others may yet wait for it in vain, which only a signal unheard ends
+            checkpoints.stop.listen()
         trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.checkpoint, weights_only=True)
 
 

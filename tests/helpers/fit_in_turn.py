@@ -1,4 +1,4 @@
-"""Command lines of train.fit one after another in the same processes: torchrun tests/helpers/fit_in_turn.py FILE.json"""
+"""Command lines of train.fit in turn, in the same processes: torchrun tests/helpers/fit_in_turn.py FILE.json"""
 
 import json
 import sys
