@@ -53,7 +53,7 @@ def find_checkpoint(run: Path, wanted: str | None) -> Path | None:
     if not path.exists():
         if wanted == "best":
             raise ValueError(f"no {BEST} in {folder}: leave out --ckpt_path to start a new run")
-        raise ValueError(f"no checkpoint {wanted}: expected a checkpoint's path, 'last' or 'best'")
+        raise ValueError(f"no checkpoint {wanted}: expected a path, 'last', 'last-if-any' or 'best'")
     if present and path.resolve().parent != folder.resolve():
         raise ValueError(f"{run} holds another run than {path}: choose another --run FOLDER to go on from that in")
     return path
