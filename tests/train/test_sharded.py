@@ -76,6 +76,8 @@ def runs(tmp_path_factory):
         words(folder / "two-half", *TWO, HALF),
         lora("two-lora", *TWO, "--parallel.shard=true"),
         lora("ddp-lora", *TWO),
+        lora("lora-to-ddp", *TWO, "--parallel.shard=true", "--trainer.max_steps=2"),
+        lora("lora-to-ddp", *TWO, "--ckpt_path=last"),
         [*distill, f"--run={folder / 'two-distilled'}", *TWO],
     )
     shutil.copytree(folder / "two-half", folder / "two-to-one")
@@ -107,6 +109,7 @@ def test_two_processes_train_as_one(runs, name):
 def test_a_lora_on_two_processes_is_as_on_one(runs):
     """Beside weights in bf16, whose products differ by the batch: sharing is exact, one clip or two are not."""
     assert far_apart(runs / "two-lora", runs / "ddp-lora")[1] < 1e-6
+    assert far_apart(runs / "two-lora", runs / "lora-to-ddp")[1] < 1e-6
     assert far_apart(runs / "two-lora", runs / "one-lora")[1] < 1e-3
     assert (runs / "two-lora/checkpoints/last.ckpt").is_dir() and (runs / "ddp-lora/checkpoints/last.ckpt").is_file()
     shared, whole = (read_adapter(runs / name / "checkpoints/last.ckpt").layers for name in ("two-lora", "ddp-lora"))

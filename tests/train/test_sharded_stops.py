@@ -9,6 +9,7 @@ import time
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from fps_flex.wan.trained import read_training_checkpoint, shard_name
 from tests.helpers.commands import ROOT, refused, run_apart
@@ -128,8 +129,6 @@ def folder(tmp_path):
 
 def split(loaded, folder):
     """Rows as FSDP2 shares them out: the first process has as many as any."""
-    from safetensors.torch import save_file
-
     states = {part: loaded.pop(part) for part in ("state_dict", "current_model_state")}
     states |= {f"optimizer/{i}": x for i, x in loaded["optimizer_states"][0]["state"].items()}
     loaded["optimizer_states"][0]["state"] = {}
@@ -164,6 +163,17 @@ def test_half_a_folder_is_refused_in_a_line(folder, capsys, damage, line):
     damage(folder)
     words = tiny_words(folder.parents[1], *SIZES, "--ckpt_path=last", "--trainer.max_steps=4")
     assert line in refused(capsys, main, words)
+
+
+@pytest.mark.slow
+def test_what_is_not_finite_in_one_share_is_refused_by_all(folder):
+    file = folder / shard_name(2, 2)
+    tensors = load_file(file)
+    tensors["current_model_state/model.blocks.0.ffn.0.weight"][-1, -1] = torch.nan
+    save_file(tensors, file)
+    done = fit(folder.parents[1], *TWO, "--ckpt_path=last", "--data.val_clips=1")
+    assert done.returncode == 1 and done.stderr.count("error: ") == 1 and "Traceback" not in done.stderr, done.stderr
+    assert "error: the checkpoint's model.blocks.0.ffn.0.weight holds a value of nan" in done.stderr
 
 
 def cut(file):
