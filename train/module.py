@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import lightning as L
 import torch
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
 from torchmetrics import MeanMetric
 
 from fps_flex import FPSAttention, Plan
@@ -91,7 +90,8 @@ class FlowModule(L.LightningModule):
 
     Raises ValueError for a value out of range or unknown, and when codec, text or checkpoint don't fit the transformer.
 
-    average: the averaged weights, where a callback keeps them; validation and sampling use them. before_step: called
+    average: the averaged weights, where a callback keeps them; validation and sampling use them. start: what
+    `configure_model` fills the shares with, where processes share the model. before_step: called
     when the gradients of an optimizer step are there. is_sound: whether weights, optimizer and average belong to one
     step, as they do but for a moment of each.
     """
@@ -158,7 +158,7 @@ class FlowModule(L.LightningModule):
         if objective == "distill" and weights is None:
             raise ValueError("model.objective distill learns from the weights it starts from: name model.checkpoint")
         self.noise_levels = as_levels("model.noise_levels", noise_levels or (weights.noise_levels if weights else ALL))
-        self.start = Start(weights, self.making, torch.get_rng_state())
+        self.start = Start(weights, self.making, torch.get_rng_state()) if sharded else None
         self.model = build_model(weights, wan, attention, self.making)
         self.model.checkpointing, self.model.compiled, self.model.offload = checkpointing, compiled, offload_activations
         self.model.residual = residual
@@ -188,8 +188,9 @@ class FlowModule(L.LightningModule):
 
     def configure_model(self) -> None:
         """Lightning calls it once the processes have found each other."""
-        if self.making.sharded and not isinstance(self.model, FSDPModule):
+        if self.start:
             share_out(self.start, self.trainer.strategy, self.model, self.average, self.teachers)
+            self.start = None
 
     def on_fit_start(self) -> None:
         for teacher in self.teachers:
@@ -378,7 +379,7 @@ class FlowModule(L.LightningModule):
             clips = [clip for part in everywhere for clip in part]
         bad = [(clip, loss) for clip, loss in clips if not isfinite(loss)]
         what = f"train/loss is {bad[0][1]}" if bad else "the gradient is not finite, though train/loss is,"
-        return f"{what} at step {self.global_step} on {', '.join(clip for clip, _ in bad or clips)}"
+        return f"{what} at step {self.global_step} on {', '.join(dict.fromkeys(clip for clip, _ in bad or clips))}"
 
     def _warm(self, step: int) -> float:
         """The share of the learning rate at a step of the warm-up."""

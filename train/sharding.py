@@ -24,7 +24,7 @@ from fps_flex.wan.model import Block
 from fps_flex.wan.streamed import rows_of
 from fps_flex.wan.trained import read_training_checkpoint
 
-from .common.atomic import part_of, put_in_place, remove
+from .common.atomic import part_of, put_in_place, recover, remove
 from .shares import reason_of, write_share
 
 _compiled_forward = compiled(Block.forward)
@@ -87,6 +87,7 @@ class Sharding(ModelParallelStrategy):
         except Together as error:
             self.checkpoint_io.error = f"{path} can't be written ({error})"
             if rank == 0:
+                recover(path)
                 remove(part)
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
@@ -162,7 +163,8 @@ def whole(tensor: Tensor) -> Tensor:
 
 def is_finite_everywhere(tensors: Iterable[Tensor]) -> bool:
     """Whether no process holds a NaN or an infinite value in its parts; all must ask."""
-    local = [x for x in map(local_part, tensors) if x.numel()]
+    parts = [local_part(x) for x in tensors]
+    local = [x for x in parts if x.numel()] or [torch.zeros(1, device=parts[0].device)]
     largest = torch.stack(torch._foreach_norm(local, torch.inf)).amax()
     bad = (~largest.isfinite()).int()
     if dist.is_available() and dist.is_initialized():

@@ -10,7 +10,6 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..attention import FPSAttention
 from ..checks import as_device, as_fields, as_instance, as_path, one_of, show, some
@@ -155,10 +154,12 @@ def fill(
         setattr(place, leaf, _as_own(made, getattr(place, leaf)))
 
 
-def _as_own(made: Tensor, own: nn.Parameter) -> nn.Parameter:
+def _as_own(made: Tensor, own: Any) -> nn.Parameter:
     """A parameter of these values, shared out to processes as the one in its place is."""
-    if not isinstance(own, DTensor):
+    if not hasattr(own, "placements"):
         return nn.Parameter(made)
+    from torch.distributed.tensor import distribute_tensor  # a second to import, of which one process has no use
+
     rows = distribute_tensor(made, own.device_mesh, own.placements, src_data_rank=None)  # each has all: none is sent
     return nn.Parameter(rows, own.requires_grad)
 
