@@ -3,6 +3,8 @@
 python -m train.fit --config configs/tiny.yaml
 python -m train.fit --config configs/tiny.yaml --ckpt_path last
 python -m train.fit --config configs/tiny.yaml --data.folder clips --run runs/clips
+python -m train.fit --config configs/tiny.yaml --trainer.devices 2
+torchrun --nproc_per_node 2 -m -- train.fit --config configs/tiny.yaml
 """
 
 from __future__ import annotations

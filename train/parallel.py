@@ -15,8 +15,7 @@ from fps_flex.checks import require
 
 @dataclass(frozen=True)
 class Parallel:
-    """How several processes share the work. Start them with --trainer.devices N, or `torchrun --nproc_per_node N -m --
-    train.fit ...`.
+    """How several processes, which --trainer.devices or torchrun starts, share the work.
 
     Args:
         shard: whether each holds a share of the weights, their average, gradients and momenta (FSDP2; checkpoints are

@@ -20,6 +20,7 @@ from tests.helpers.tiny_run import tiny_words
 from train.callbacks import read_losses
 from train.fit import main
 
+pytestmark = pytest.mark.slow
 SIZES = [
     "--model.wan.dim=66", "--model.wan.heads=3", "--model.wan.ffn_dim=99", "--model.wan.layers=2",
     "--data.height=24", "--data.width=20",
