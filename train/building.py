@@ -14,6 +14,7 @@ from fps_flex.wan import Wan, WanConfig
 from fps_flex.wan.adapters import Adapter, read_adapter
 from fps_flex.wan.base import Base, build_base, check_frozen
 from fps_flex.wan.dense import dense_attention
+from fps_flex.wan.fp8_ffn import fuse_feed_forwards
 from fps_flex.wan.linears import Linears, compute_in_fp8
 from fps_flex.wan.lora import ADAPTER, Lora, add_adapter, check_peft, load_adapter, without_adapter
 from fps_flex.wan.merging import merge
@@ -85,6 +86,8 @@ def build_model(weights: Weights | None, wan: WanConfig, attention: FPSAttention
         add_adapter(model, making.lora)
         if start:
             load_adapter(model, start)
+    elif making.linears != "bf16":
+        fuse_feed_forwards(model)
     return model
 
 
@@ -93,6 +96,8 @@ def _build_without_values(wan: WanConfig, attention: FPSAttention, making: Makin
     compute_in_fp8(model, making.linears)
     if making.lora:
         add_adapter(model, making.lora)
+    elif making.linears != "bf16":
+        fuse_feed_forwards(model)
     return model
 
 

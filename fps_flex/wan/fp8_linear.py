@@ -23,10 +23,17 @@ if TYPE_CHECKING:
 LEAST = 2.0**-110  # what an amax of zero counts as: far below gradients of a long clip's mean loss
 
 
-def quantize_rows(x: Float[Tensor, "rows n"]) -> tuple[Float[Tensor, "rows n"], Float[Tensor, "rows 1"]]:
-    """Codes in e4m3, and what each row's are times, in fp32."""
-    scale = x.abs().amax(dim=-1, keepdim=True).float().clamp_min(LEAST) / E4M3_MAX
-    return (x.float() / scale).clamp(-E4M3_MAX, E4M3_MAX).to(FLOAT8), scale
+Codes = tuple[Tensor, Tensor]  # in e4m3 [rows, n], and what each row's are times, in fp32 [rows, 1]
+
+
+def quantize_rows(x: Float[Tensor, "rows n"]) -> Codes:
+    return round_rows(x, x.abs().amax(dim=-1, keepdim=True))
+
+
+def round_rows(x: Float[Tensor, "rows n"], largest: Float[Tensor, "rows 1"]) -> Codes:
+    """largest: of a row's magnitudes, or a bound of them."""
+    scale = largest.float().clamp_min(LEAST) / E4M3_MAX
+    return (x.float() * (1 / scale)).clamp(-E4M3_MAX, E4M3_MAX).to(FLOAT8), scale
 
 
 class Fp8Linear(nn.Linear):
@@ -89,23 +96,23 @@ class _MultiplyCodes(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Float[Tensor, "m i"], codes: Tensor, scale: Tensor) -> Float[Tensor, "m o"]:
         ctx.save_for_backward(codes, scale)
-        return _multiply(*quantize_rows(x), codes.t(), scale.t(), x.dtype)
+        return multiply(quantize_rows(x), (codes, scale)).to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Float[Tensor, "m o"]) -> tuple[Tensor, None, None]:
         """The sum is over W's rows, so their scales go into the gradient before it is rounded, and the codes stay."""
         codes, scale = ctx.saved_tensors
-        rounded, of_rows = quantize_rows(gradient.float() * scale.t())
-        by_column = codes.t().contiguous().t()  # as the FP8 units take their second factor
-        ones = torch.ones(1, codes.shape[1], device=codes.device)
-        return _multiply(rounded, of_rows, by_column, ones, gradient.dtype), None, None
+        scaled = quantize_rows(gradient.float() * scale.t())
+        ones = torch.ones(codes.shape[1], 1, device=codes.device)
+        return multiply(scaled, (codes.t().contiguous(), ones)).to(gradient.dtype), None, None
 
 
 def restore(codes: Float[Tensor, "o i"], scale: Float[Tensor, "o 1"], dtype: torch.dtype) -> Float[Tensor, "o i"]:
     return (codes.float() * scale).to(dtype)
 
 
-def _multiply(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """(a_scale a) (b b_scale) in bf16, the only dtype that products with a scale per row have, then in dtype."""
-    return torch._scaled_mm(a, b, a_scale, b_scale, out_dtype=torch.bfloat16, use_fast_accum=True).to(dtype)
+def multiply(a: Codes, b: Codes, bias: Float[Tensor, " n"] | None = None) -> Float[Tensor, "m n"]:
+    """a b^T + bias, of rows of both, in bf16: the only dtype that products with a scale per row have."""
+    bias = None if bias is None else bias.bfloat16()
+    return torch._scaled_mm(a[0], b[0].t(), a[1], b[1].t(), bias=bias, out_dtype=torch.bfloat16, use_fast_accum=True)

@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from fps_flex.wan.fp8_ffn import Fp8FeedForward, fuse_feed_forwards
 from fps_flex.wan.fp8_linear import Fp8Linear, quantize_rows, restore
 from fps_flex.wan.lora import Lora, add_adapter, trained
 from tests.helpers.cases import relative_error
+from tests.helpers.fp8_feed_forward import expected, make_feed_forward
 
 pytestmark = pytest.mark.gpu
 
@@ -30,6 +32,18 @@ def test_both_products_are_those_of_the_codes(rows, inside, outside, compiled):
     assert relative_error(x.grad, scaled @ layer.weight.double()) < BF16
 
 
+@pytest.mark.parametrize("sizes", [(48, 64, 160), (4096, 1536, 8960)])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_feed_forward_network_is_that_of_the_codes(sizes, compiled):
+    """Sums in fp32 move what is rounded next: now and then to the neighbouring code, a sixteenth away."""
+    plain, x, gradient = make_feed_forward(1.0, 1e-6, *sizes, device="cuda")
+    module, leaf = Fp8FeedForward(*plain), x.clone().requires_grad_()
+    y = (torch.compile(module) if compiled else module)(leaf)
+    results = y, *torch.autograd.grad(y, [leaf, *module.parameters()], gradient)
+    for result, right in zip(results, expected(plain, x, gradient), strict=True):
+        assert relative_error(result, right) < 4 * BF16
+
+
 def test_rounding_costs_what_e4m3_rounds():
     """Of numbers with 3 bits behind the point: each factor by some 2^-4 / sqrt(3) at most, at random signs."""
     torch.manual_seed(0)
@@ -38,12 +52,8 @@ def test_rounding_costs_what_e4m3_rounds():
     assert 0.01 < relative_error(layer(x), x.double() @ weight.double().T) < 2**0.5 * 2**-4 / 3**0.5
 
 
-@pytest.mark.parametrize(
-    ("base", "linears", "bound"),
-    [("bf16", "bf16", 0.05), ("fp8", "bf16", 0.05), ("fp8", "fp8", 0.15), ("bf16", "fp8", 0.15)],
-)
-def test_adapters_beside_compiled_blocks_get_the_gradients_of_eager_ones(base, linears, bound):
-    """One graph for all blocks, checkpointed; in a Wan of 64 channels per head. Rounding flips where sums differ."""
+def tiny_model_of(base, linears):
+    """A Wan of 64 channels per head, checkpointed, that isn't zero anywhere."""
     from fps_flex import FPSAttention
     from fps_flex.wan import Wan, WanConfig
     from fps_flex.wan.base import build_base
@@ -54,11 +64,12 @@ def test_adapters_beside_compiled_blocks_get_the_gradients_of_eager_ones(base, l
     state = Wan(config, attention).state_dict()
     state["head.head.weight"].normal_(std=0.02)
     model = build_base(config, attention, state.items(), base, linears, "cuda")
-    add_adapter(model, Lora(8))
-    for name, parameter in trained(model).items():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.02)
     model.checkpointing = True
+    return model
+
+
+def compare_compiled_gradients(model, bound):
+    """One graph for all blocks against eager ones. Rounding flips where sums differ."""
     latents, text = torch.randn(1, 16, 8, 24, 24, device="cuda"), torch.randn(1, 16, 64, device="cuda")
     gradients = []
     for model.compiled in (False, True):
@@ -67,3 +78,23 @@ def test_adapters_beside_compiled_blocks_get_the_gradients_of_eager_ones(base, l
         gradients.append(torch.autograd.grad(loss, list(trained(model).values())))
     for name, eager, compiled in zip(trained(model), *gradients, strict=True):
         assert relative_error(compiled, eager) < bound, name
+
+
+@pytest.mark.parametrize(
+    ("base", "linears", "bound"),
+    [("bf16", "bf16", 0.05), ("fp8", "bf16", 0.05), ("fp8", "fp8", 0.15), ("bf16", "fp8", 0.15)],
+)
+def test_adapters_beside_compiled_blocks_get_the_gradients_of_eager_ones(base, linears, bound):
+    model = tiny_model_of(base, linears)
+    add_adapter(model, Lora(8))
+    for name, parameter in trained(model).items():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.02)
+    compare_compiled_gradients(model, bound)
+
+
+@pytest.mark.parametrize("linears", ["fp8-ffn", "fp8"])
+def test_weights_in_compiled_blocks_get_the_gradients_of_eager_ones(linears):
+    model = tiny_model_of("fp32", linears)
+    fuse_feed_forwards(model)
+    compare_compiled_gradients(model, 0.15)
