@@ -14,22 +14,26 @@ from fps_flex.wan import Wan, WanConfig
 from fps_flex.wan.adapters import Adapter, read_adapter
 from fps_flex.wan.base import Base, build_base, check_frozen
 from fps_flex.wan.dense import dense_attention
-from fps_flex.wan.files import read_training_checkpoint
 from fps_flex.wan.fp8_ffn import fuse_feed_forwards
 from fps_flex.wan.linears import Linears, compute_in_fp8
 from fps_flex.wan.lora import ADAPTER, Lora, add_adapter, check_peft, load_adapter, without_adapter
 from fps_flex.wan.merging import merge
-from fps_flex.wan.weights import Weights, open_weights
+from fps_flex.wan.trained import read_training_checkpoint
+from fps_flex.wan.weights import Weights, build_empty, open_weights
 
 
 @dataclass(frozen=True)
 class Making:
-    """How a transformer is made of weights. adapter: LoRA to start from, a file."""
+    """How a transformer is made of weights.
+
+    adapter: LoRA to start from, a file. sharded: on the meta device, until `shared_start` shares it out and fills it.
+    """
 
     base: Base = "fp32"
     linears: Linears = "bf16"
     lora: Lora | None = None
     adapter: str | None = None
+    sharded: bool = False
 
     def check(self, config: WanConfig) -> None:
         """Raises ValueError for what doesn't go together or isn't installed."""
@@ -41,6 +45,9 @@ class Making:
             raise ValueError("model.adapter is what a LoRA starts from, and none is trained: name --model.lora.rank")
         if self.adapter is not None and not self.adapter.strip():
             raise ValueError("model.adapter is empty, expected a LoRA to start from, or null for none")
+        if self.sharded and (self.base == "fp8" or (self.base == "bf16" and not self.lora)):
+            why = "codes can't be shared out" if self.lora else "norms would be fp32, and a share is of one dtype"
+            raise ValueError(f"parallel.shard is true, and model.base {self.base}: {why}; set parallel.shard false")
 
 
 def open_start(checkpoint: str | None, wan: WanConfig) -> Weights | None:
@@ -65,7 +72,9 @@ def open_start(checkpoint: str | None, wan: WanConfig) -> Weights | None:
 
 def build_model(weights: Weights | None, wan: WanConfig, attention: FPSAttention, making: Making) -> Wan:
     """weights: None for random ones. Raises ValueError for an adapter that can't be started from."""
-    start = _read_start(making.adapter, weights, wan, making.lora) if making.lora and making.adapter else None
+    start = read_adapter_start(making, weights, wan)
+    if making.sharded:
+        return _build_without_values(wan, attention, making)
     if weights is None and making.base == "fp32":
         model = Wan(wan, attention)
         compute_in_fp8(model, making.linears)
@@ -82,19 +91,39 @@ def build_model(weights: Weights | None, wan: WanConfig, attention: FPSAttention
     return model
 
 
+def _build_without_values(wan: WanConfig, attention: FPSAttention, making: Making) -> Wan:
+    model = build_empty(wan, attention)
+    compute_in_fp8(model, making.linears)
+    if making.lora:
+        add_adapter(model, making.lora)
+    elif making.linears != "bf16":
+        fuse_feed_forwards(model)
+    return model
+
+
 def build_teacher(model: Wan, weights: Weights, making: Making) -> Wan:
     """The dense, unquantised model: behind adapters on the same weights, else a frozen copy of the start in bf16."""
     dense = dense_attention(model.attention.block)
     if making.lora:
         return without_adapter(model, dense)
-    device = torch.get_default_device()
-    teacher = build_base(model.config, dense, weights.stream(), "bf16", "bf16", device).requires_grad_(False)
+    if making.sharded:
+        teacher = build_empty(model.config, dense)
+    else:
+        device = torch.get_default_device()
+        teacher = build_base(model.config, dense, weights.stream(), "bf16", "bf16", device)
+    teacher.requires_grad_(False)
     teacher.compiled, teacher.residual = model.compiled, model.residual
     return teacher
 
 
-def _read_start(path: str, weights: Weights | None, wan: WanConfig, lora: Lora) -> dict[str, Tensor]:
-    """A LoRA as a model's adapters are named. A factor alpha / rank other than this one's goes into `up`, in fp32."""
+def read_adapter_start(making: Making, weights: Weights | None, wan: WanConfig) -> dict[str, Tensor] | None:
+    """A LoRA as a model's adapters are named; None where none is started from.
+
+    A factor alpha / rank other than this one's goes into `up`, in fp32.
+    """
+    path, lora = making.adapter, making.lora
+    if not (path and lora):
+        return None
     adapter = read_adapter(path)
     if path.endswith(".ckpt") and weights is not None:
         made_for = read_training_checkpoint(path)["fps_flex"].get("base", {})

@@ -21,12 +21,14 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from fps_flex.checks import require
-from fps_flex.wan.files import read_training_checkpoint
+from fps_flex.wan.trained import STATES, read_training_checkpoint
 
-from .common.atomic import beside
+from .common.atomic import beside, put_in_place
 from .common.console import one_line
 from .module import NotFinite
 from .peers import Peers
+from .sharding import Together
+from .shares import reason_of
 from .stopping import Stopped, StopRequest
 
 if TYPE_CHECKING:
@@ -56,10 +58,17 @@ class WholeCheckpoints(TorchCheckpointIO):
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-        except (OSError, RuntimeError) as error:  # torch's writer makes the latter of a full disk
-            cause = error if isinstance(error, OSError) else error.__context__
-            reason = getattr(cause, "strerror", None) or str(error).splitlines()[0]
-            self.error = f"{path} can't be written ({reason})"
+        except (OSError, RuntimeError) as error:
+            self.error = f"{path} can't be written ({reason_of(error)})"
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Also of a folder that several processes wrote, all of it."""
+        if not Path(path).is_dir():
+            return super().load_checkpoint(path, *args, **kwargs)
+        loaded = read_training_checkpoint(Path(path))
+        for optimizer in loaded["optimizer_states"]:
+            optimizer["state"] = {index: dict(momentum) for index, momentum in optimizer["state"].items()}
+        return loaded | {name: dict(loaded[name]) for name in STATES}
 
 
 class SaveError(RuntimeError):
@@ -95,6 +104,7 @@ class Checkpoints(Checkpoint):
         self.io = trainer.strategy.checkpoint_io = WholeCheckpoints()
         pl_module.before_step = self.peers.check
         self.peers.watch()
+        self.stop.listen()
 
     def on_sanity_check_start(self, trainer: L.Trainer, pl_module: FlowModule) -> None:
         self.stop.listen()  # Lightning has set its own handlers since on_fit_start
@@ -147,7 +157,10 @@ class Checkpoints(Checkpoint):
         """Saves what is sound, unless nothing was trained or it is saved already."""
         if not isinstance(exception, TOGETHER):
             self.reason = self.peers.fail(one_line(exception))
-        if not pl_module.is_sound or self._step == 0 or isinstance(exception, SaveError) or not _can_save(trainer):
+        if not pl_module.is_sound or self._step == 0 or isinstance(exception, SaveError):
+            return
+        if not _can_save(trainer):
+            self._tell_where_to_go_on(trainer)
             return
         name = NOT_FINITE if isinstance(exception, NotFinite) else INTERRUPTED
         saved = [file for file, step in self._saved.items() if step == self._step and file in RESUMABLE]
@@ -161,6 +174,14 @@ class Checkpoints(Checkpoint):
         then = "its weights are in" if name == NOT_FINITE else "--ckpt_path last goes on from"
         if trainer.is_global_zero:
             print(f"stopped at step {self._step}; {then} {self.folder / saved[0]}", flush=True)
+
+    def _tell_where_to_go_on(self, trainer: L.Trainer) -> None:
+        """Of processes that share the model: one that failed took its share along."""
+        steps = {file: step for file, step in self._saved.items() if file in RESUMABLE}
+        if steps and trainer.is_global_zero:
+            file = max(steps, key=lambda file: steps[file])
+            print(f"stopped after step {self._step}; --ckpt_path last goes on from step {steps[file]}, "
+                  f"{self.folder / file}", flush=True)  # fmt: skip
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: FlowModule, checkpoint: dict[str, Any]) -> None:
         position = {"step": self._step, "taken": self._taken, "validated": self._validated}
@@ -194,13 +215,13 @@ class Checkpoints(Checkpoint):
             path = self.folder / name
             if (step := trained_steps(path) or 0) > self._step:
                 temporary = path.with_name(f"{path.stem}-step{step}.ckpt")
-                path.replace(temporary)
+                put_in_place(path, temporary)
                 logger.warning(
                     "going on from step %d, so %s of step %d is now %s", self._step, name, step, temporary.name
                 )
 
 
-TOGETHER = (Stopped, NotFinite, SaveError)  # what all processes raise at the same point
+TOGETHER = (Stopped, NotFinite, SaveError, Together)  # what all processes raise at the same point
 
 
 def checkpoint_folder(run: str | Path) -> Path:

@@ -21,6 +21,7 @@ from .folder import VideoFolder, scan_folder
 from .index import Index, is_prepared, read_index
 from .order import HeldOut, Passes, Pick
 from .shapes import MovingShapes
+from .sharding import place
 from .split import hold_out
 from .stopping import obey_parent_alone, signals_blocked
 
@@ -159,8 +160,8 @@ class VideoData(L.LightningDataModule):
         return self._loader(self.val_set, HeldOut(len(self.val_set), batch_size, rank, world))
 
     def _place(self) -> tuple[int, int]:
-        """This process's rank and how many there are."""
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        """This process's rank among those that take clips of their own, and how many there are."""
+        return place(self.trainer) if self.trainer else (0, 1)
 
     def _loader(self, dataset: Dataset, batches: Sampler[list[Pick]]) -> DataLoader:
         return Loader(

@@ -3,6 +3,8 @@
 python -m train.fit --config configs/tiny.yaml
 python -m train.fit --config configs/tiny.yaml --ckpt_path last
 python -m train.fit --config configs/tiny.yaml --data.folder clips --run runs/clips
+python -m train.fit --config configs/tiny.yaml --trainer.devices 2
+torchrun --nproc_per_node 2 -m -- train.fit --config configs/tiny.yaml
 """
 
 from __future__ import annotations
@@ -12,10 +14,10 @@ import secrets
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import yaml
@@ -28,25 +30,27 @@ from lightning.pytorch.loggers import CSVLogger
 from fps_flex import density
 from fps_flex.wan import encoders  # noqa: F401 - so that --help and short class names know them
 from fps_flex.wan.base import check_base
-from fps_flex.wan.files import read_training_checkpoint
 from fps_flex.wan.lora import trained
+from fps_flex.wan.trained import read_training_checkpoint
 
 from .callbacks import AverageWeights, LogFirstValidation, LossCurve, Progress, SampleVideo, read_losses
-from .checkpoints import Checkpoints, SaveError
+from .checkpoints import TOGETHER, Checkpoints
 from .common.console import check_no_empty, check_schedule_parts, check_writable, one_line, stop
 from .common.lock import locked
-from .common.work import find_device
+from .common.work import find_device, wait_for_the_first
 from .data import VideoData
 from .index import check_encoders
-from .module import FlowModule, NotFinite
+from .module import FlowModule
+from .parallel import Parallel, check_parallel, count_processes, describe_processes, is_sharded
 from .peers import exit_code
 from .rehearsal import rehearse
 from .resumable import check_taken
 from .resume import check_checkpoint, compare_options, find_checkpoint, options_of
+from .sharding import Sharding
 from .stopping import Stopped
 from .trainer import Trainer
 
-EXPECTED = (ValueError, OSError, NotFinite, SaveError, torch.OutOfMemoryError, torch.distributed.DistError)
+EXPECTED = (ValueError, OSError, torch.OutOfMemoryError, torch.distributed.DistError)
 INSTEAD = {  # of options that Lightning's users know
     "trainer.max_epochs": "runs end by --trainer.max_steps or --trainer.max_time, resumed parts included",
     "trainer.gradient_clip_algorithm": "gradients are clipped by norm, with --trainer.gradient_clip_val",
@@ -54,29 +58,41 @@ INSTEAD = {  # of options that Lightning's users know
     "trainer.limit_val_batches": "--data.val_clips is the length of a validation",
 }
 WANDB_ID = "wandb_id"
+PARALLEL = (
+    *("parallel.shard", "parallel.sequence", "trainer.strategy", "trainer.accelerator", "trainer.devices"),
+    *("trainer.num_nodes", "model.lora"),
+)
 Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
 
 
 class FitCLI(LightningCLI):
     """--run names the folder that holds all of a run: checkpoints, logs, the sample and the loss curve.
 
-    checkpoint: what the run goes on from; None for a new one. record: what that says of its run.
+    checkpoint: what the run goes on from; None for a new one. record: what that says of its run. processes: lines that
+    say how several share the work.
     """
 
     checkpoint: Path | None = None
     record: dict[str, Any] | None = None
     wandb_id: str | None = None
+    processes: Sequence[str] = ()
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--seed_everything", type=Seed, default=0, help="what all chance of the run follows from")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run", type=str, default="runs/default", help="folder of this run")
-        parser.add_argument("--ckpt_path", type=str | None, help="checkpoint to go on from: a path, 'last' or 'best'")
+        parser.add_argument(
+            "--ckpt_path",
+            type=str | None,
+            help="checkpoint to go on from: a path, 'last', 'best', or 'last-if-any', which begins where there is none",
+        )
+        parser.add_class_arguments(Parallel, "parallel")
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.add_lightning_class_args(AverageWeights, "ema")
         parser.add_lightning_class_args(SampleVideo, "sample")
         parser.link_arguments("run", "trainer.default_root_dir")
+        parser.link_arguments(PARALLEL, "model.sharded", compute_fn=is_sharded)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str] | None) -> None:
         """Raises ValueError for parts of a schedule beside a preset's name: the parser would forget the preset."""
@@ -92,10 +108,22 @@ class FitCLI(LightningCLI):
         self.checkpoint = find_checkpoint(Path(self.config.run), self.config.ckpt_path)
         if self.checkpoint:
             self.record = read_training_checkpoint(self.checkpoint)["fps_flex"]
+        self.check_parallel()
         _check_start(self.config.model, self.config.trainer.accelerator)
         for logger in _wandb_loggers(self.config.trainer.logger):
             before = (self.record or {}).get("options", {}).get(WANDB_ID)
             self.wandb_id = logger.init_args.id = logger.init_args.id or before or secrets.token_hex(4)
+
+    def check_parallel(self) -> None:
+        """Raises ValueError for processes that can't be shared out as asked."""
+        asked, trainer = Parallel(**self.config.parallel.as_dict()), self.config.trainer
+        processes = count_processes(trainer.accelerator, trainer.devices, trainer.num_nodes)
+        check_parallel(self.config.model.sharded, asked.sequence, processes, trainer.strategy)
+        self.processes = describe_processes(self.config.model.sharded, asked.sequence, processes)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        strategy = {"strategy": Sharding(self.config.parallel.sequence)} if self.config.model.sharded else {}
+        return super().instantiate_trainer(**strategy, **kwargs)
 
     @property
     def checkpoints(self) -> Checkpoints:
@@ -183,7 +211,7 @@ def prepare(args: list[str] | None) -> FitCLI:
     module.text.load()
     check_writable(Path(cli.config.run), "--run")
     if trainer.is_global_zero:
-        print("\n".join([description, *(f"changed    {change}" for change in changes)]))
+        print("\n".join([description, *cli.processes, *(f"changed    {change}" for change in changes)]))
     return cli
 
 
@@ -200,7 +228,8 @@ def fit(cli: FitCLI) -> None:
     others = [callback for callback in trainer.callbacks if callback is not checkpoints]
     trainer.callbacks = [*others, LogFirstValidation(), LossCurve(), checkpoints]  # all is told before it is saved
     with checkpoints.stop.restored_after(), checkpoints.peers:
-        checkpoints.stop.listen()
+        if trainer.is_global_zero:  # others may yet wait for it in vain, which only a signal unheard ends
+            checkpoints.stop.listen()
         trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.checkpoint, weights_only=True)
 
 
@@ -223,6 +252,7 @@ def main(args: list[str] | None = None) -> None:
         stop("stopped before training began", code=130)
     except Exception as error:
         line = one_line(error)
+        wait_for_the_first()
         hints = (hint for option, hint in INSTEAD.items() if option in line)
         stop("; ".join((line, *hints)), code=2)
     if cli.trainer.is_global_zero:
@@ -236,14 +266,23 @@ def _fit_or_stop(cli: FitCLI, run: Path) -> None:
     try:
         fit(cli)
     except Stopped as stopped:
-        code = exit_code(cli.trainer, stopped.exit_code)
-        stop(f"{stopped}; it took {stopped.seconds_since():.1f} s to get to a sound state and save it", code)
+        took = f"{stopped}; it took {stopped.seconds_since():.1f} s to get to a sound state and save it"
+        _stop_together(took, cli.trainer, stopped.exit_code)
+    except TOGETHER as error:
+        _stop_together(one_line(error), cli.trainer, 1)
     except Exception as error:
         reason = cli.checkpoints.reason or one_line(error)
         if not isinstance(error, EXPECTED) and reason == one_line(error):
             (run / "error.txt").write_text(traceback.format_exc())
             reason += f" (where it happened is in {run / 'error.txt'})"
         stop(reason, exit_code(cli.trainer, 1))
+
+
+def _stop_together(message: str, trainer: Trainer, code: int) -> NoReturn:
+    """What all processes know is said by the first."""
+    if not trainer.is_global_zero:
+        sys.exit(exit_code(trainer, code))
+    stop(message, code)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable
 from dataclasses import asdict
 from math import isfinite
@@ -31,10 +32,13 @@ from fps_flex.wan.flow import (
 from fps_flex.wan.linears import Linears
 from fps_flex.wan.lora import Lora, trained
 from fps_flex.wan.model import Residual
+from fps_flex.wan.streamed import renamed
 
 from .building import Making, build_model, build_teacher, open_start, record_of
 from .optimizers import OptimizerName, build_optimizer, check_optimizer, pack, unpack
 from .order import PADDING, generator_of
+from .sharding import is_finite_everywhere, whole
+from .shared_start import Start, share_out
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -79,13 +83,15 @@ class FlowModule(L.LightningModule):
         flow_weight: of the flow loss beside distillation.
         optimizer: adamw, or adamw8bit, whose momenta take a quarter of the memory.
         offload_activations: what blocks are recomputed from waits in the host's memory.
+        sharded: set by --parallel.
         residual: what runs from block to block, and the head: in the dtype of the computation (compute: bf16 under
             bf16-mixed), or in fp32 as in the official model, which rounds less and keeps twice the bytes per block;
             none takes fp32 up to the size of 1.3B, else compute (eval.bench residual says what each costs).
 
     Raises ValueError for a value out of range or unknown, and when codec, text or checkpoint don't fit the transformer.
 
-    average: the averaged weights, where a callback keeps them; validation and sampling use them. before_step: called
+    average: the averaged weights, where a callback keeps them; validation and sampling use them. start: what
+    `configure_model` fills the shares with, where processes share the model. before_step: called
     when the gradients of an optimizer step are there. is_sound: whether weights, optimizer and average belong to one
     step, as they do but for a moment of each.
     """
@@ -119,6 +125,7 @@ class FlowModule(L.LightningModule):
         flow_weight: float = 0.0,
         optimizer: OptimizerName = "adamw",
         offload_activations: bool = False,
+        sharded: bool = False,
     ) -> None:
         super().__init__()
         for name, value, bounds in (
@@ -141,23 +148,24 @@ class FlowModule(L.LightningModule):
                 raise ValueError(
                     f"the {type(part).__name__} gives {given}, expected the transformer's {name} = {getattr(wan, name)}"
                 )
-        check_optimizer(optimizer, eps)
+        check_optimizer(optimizer, eps, sharded)
         check_objective(objective, flow_weight, attention.step_schedule.is_dense and linears == "bf16")
         if offload_activations and not checkpointing:
             raise ValueError("model.offload_activations is of recomputed blocks: set model.checkpointing true too")
-        self.making = Making(base, linears, lora, adapter)
+        self.making = Making(base, linears, lora, adapter, sharded)
         self.making.check(wan)
         weights = self.open_start(checkpoint, wan)
         if objective == "distill" and weights is None:
             raise ValueError("model.objective distill learns from the weights it starts from: name model.checkpoint")
         self.noise_levels = as_levels("model.noise_levels", noise_levels or (weights.noise_levels if weights else ALL))
+        self.start = Start(weights, self.making, torch.get_rng_state()) if sharded else None
         self.model = build_model(weights, wan, attention, self.making)
         self.model.checkpointing, self.model.compiled, self.model.offload = checkpointing, compiled, offload_activations
         self.model.residual = residual
         self.base_record = record_of(checkpoint, weights, self.making, objective == "distill")
         self.strict_loading = lora is None  # a checkpoint of adapters holds these alone
         # in a tuple, out of what Lightning saves and counts
-        self._teacher = (build_teacher(self.model, weights, self.making),) if objective == "distill" else ()
+        self.teachers = (build_teacher(self.model, weights, self.making),) if objective == "distill" else ()
         self.objective, self.flow_weight, self.optimizer_name = objective, flow_weight, optimizer
         self.codec, self.text = codec, text
         self.lr, self.warmup_steps, self.weight_decay, self.betas, self.eps = lr, warmup_steps, weight_decay, betas, eps
@@ -178,8 +186,14 @@ class FlowModule(L.LightningModule):
         """What of the transformer a checkpoint holds: all, or of a LoRA the adapter."""
         return list(trained(self.model) if self.making.lora else self.model.state_dict())
 
+    def configure_model(self) -> None:
+        """Lightning calls it once the processes have found each other."""
+        if self.start:
+            share_out(self.start, self.trainer.strategy, self.model, self.average, self.teachers)
+            self.start = None
+
     def on_fit_start(self) -> None:
-        for teacher in self._teacher:
+        for teacher in self.teachers:
             teacher.to(self.device)
 
     @property
@@ -219,7 +233,7 @@ class FlowModule(L.LightningModule):
             if errors is not None:
                 self.val_error.update(errors[counts])
         self.log("val/loss", self.val_loss, prog_bar=True, batch_size=len(latents))
-        if self._teacher:
+        if self.teachers:
             self.log("val/error", self.val_error, prog_bar=True, batch_size=len(latents))
 
     @property
@@ -265,7 +279,7 @@ class FlowModule(L.LightningModule):
         """
         parameters = [x for x in self.model.parameters() if x.grad is not None]
         norm = torch.nn.utils.get_total_norm([x.grad for x in parameters])
-        finite = bool(norm.isfinite())  # waits for all gradients, of all processes
+        finite = bool(whole(norm).isfinite())  # waits for all gradients, of all processes
         self.before_step()
         if not finite:
             raise NotFinite(self._what_is_not_finite())
@@ -276,9 +290,8 @@ class FlowModule(L.LightningModule):
         self.is_sound = False
 
     def check_weights(self) -> None:
-        """Raises NotFinite where a step left them so; all processes hold the same."""
-        largest = torch.stack(torch._foreach_norm(list(trained(self.model).values()), torch.inf)).amax()
-        if not largest.isfinite():
+        """Raises NotFinite, on all processes, where a step left them so."""
+        if not is_finite_everywhere(trained(self.model).values()):
             raise NotFinite(f"the weights are not finite after step {self.global_step}: lower model.lr")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -304,7 +317,7 @@ class FlowModule(L.LightningModule):
         kept = self.saved_names()
         live, average = ({x: state[x] for x in (part + name for name in kept) if x in state} for part in PARTS)
         checkpoint["current_model_state"] = live
-        checkpoint["state_dict"] = {x.replace("average.", "model.", 1): y for x, y in average.items()} or live
+        checkpoint["state_dict"] = renamed(average, "average.", "model.") or live
         for optimizer in checkpoint["optimizer_states"]:
             optimizer["state"] = pack(optimizer["state"])
 
@@ -312,7 +325,7 @@ class FlowModule(L.LightningModule):
         """The inverse; and the optimizer takes its settings from this configuration, its state from the checkpoint."""
         average, live = checkpoint["state_dict"], checkpoint["current_model_state"]
         if self.average is not None:
-            live = live | {x.replace("model.", "average.", 1): tensor for x, tensor in average.items()}
+            live = ChainMap(renamed(average, "model.", "average."), live)
         checkpoint["state_dict"] = live
         step = checkpoint["global_step"]
         (optimizer,) = checkpoint["optimizer_states"]
@@ -343,7 +356,7 @@ class FlowModule(L.LightningModule):
         """Of each clip; and how far its velocity is from the teacher's, where there is one."""
         noisy, timestep = add_noise(latents, noise, sigma), 1000 * sigma
         with torch.no_grad():  # first, while the model keeps nothing for its backward yet
-            targets = [teacher(noisy, timestep, text) for teacher in self._teacher]
+            targets = [teacher(noisy, timestep, text) for teacher in self.teachers]
         velocity = model(noisy, timestep, text)
         flow = flow_loss(velocity, latents, noise)
         if not targets:
@@ -366,7 +379,7 @@ class FlowModule(L.LightningModule):
             clips = [clip for part in everywhere for clip in part]
         bad = [(clip, loss) for clip, loss in clips if not isfinite(loss)]
         what = f"train/loss is {bad[0][1]}" if bad else "the gradient is not finite, though train/loss is,"
-        return f"{what} at step {self.global_step} on {', '.join(clip for clip, _ in bad or clips)}"
+        return f"{what} at step {self.global_step} on {', '.join(dict.fromkeys(clip for clip, _ in bad or clips))}"
 
     def _warm(self, step: int) -> float:
         """The share of the learning rate at a step of the warm-up."""

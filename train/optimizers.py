@@ -10,17 +10,24 @@ import torch
 from torch import Tensor, nn
 
 from fps_flex.checks import one_of
+from fps_flex.wan.streamed import Streamed
 
 OptimizerName = Literal["adamw", "adamw8bit"]
 LEAST_EPS = 1e-8  # of 8 bits, in which small squares of gradients become 0
 PACKED = "packed"  # of a packed momentum: what it is besides tensors
 
 
-def check_optimizer(name: OptimizerName, eps: float) -> None:
-    """Raises ValueError for an unknown one, one that isn't installed, and an eps that would make its steps explode."""
+def check_optimizer(name: OptimizerName, eps: float, sharded: bool = False) -> None:
+    """sharded: whether processes share it.
+
+    Raises ValueError for an unknown one, one that isn't installed or can't be shared, and an eps that would make its
+    steps explode.
+    """
     one_of("model.optimizer", name, get_args(OptimizerName))
     if name == "adamw":
         return
+    if sharded:
+        raise ValueError("model.optimizer adamw8bit can't be shared out: use adamw, or parallel.shard false")
     if find_spec("torchao") is None:
         raise ValueError("model.optimizer adamw8bit needs torchao: pip install torchao, or use adamw")
     if eps < LEAST_EPS:
@@ -51,8 +58,11 @@ def pack(momenta: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
 
 
 def unpack(momenta: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
-    """The inverse of `pack`."""
-    return {index: {name: _unpack(x) for name, x in momentum.items()} for index, momentum in momenta.items()}
+    """The inverse of `pack`. What processes wrote together never was packed."""
+    return {
+        index: momentum if isinstance(momentum, Streamed) else {name: _unpack(x) for name, x in momentum.items()}
+        for index, momentum in momenta.items()
+    }
 
 
 def _pack(value: Tensor) -> Tensor | dict[str, Any]:
@@ -72,7 +82,7 @@ def _unpack(value: Tensor | dict[str, Any]) -> Tensor:
     return OptimState8bit(value["codes"], value["scale"], value["qmap"], about["signed"], dtype)
 
 
-def shape_of(value: Any) -> tuple[int, ...] | None:
+def shape_of_momentum(value: Any) -> tuple[int, ...] | None:
     """Of a momentum, packed or not; None for what is none."""
     if isinstance(value, dict):
         value = value.get("codes") if value.keys() == {"codes", "scale", "qmap", PACKED} else None

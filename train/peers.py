@@ -62,7 +62,7 @@ class Peers:
         except RuntimeError:
             reason = ELSEWHERE  # it held the store
         if dist.get_backend() == "nccl":
-            dist.group.WORLD.abort()
+            dist.distributed_c10d._abort_process_group()  # all of them: those of a sequence too
         dist.destroy_process_group()  # so that a save waits for nobody
         return reason
 
@@ -76,7 +76,7 @@ class Peers:
                 pass  # gone with the process that held it
             self._failed = True
             if dist.is_initialized() and dist.get_backend() == "nccl":
-                dist.group.WORLD.abort()
+                dist.distributed_c10d._abort_process_group()  # all of them: those of a sequence too
             if not self._over.wait(GRACE):
                 print("error: another process of this run failed, and this one doesn't end", file=sys.stderr)
                 os._exit(1)

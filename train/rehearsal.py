@@ -40,4 +40,4 @@ def rehearse(module: FlowModule, trainer: L.Trainer, grid: Triple) -> None:
 def narrow(making: Making, config: WanConfig) -> Making:
     """The same for one head: an adapter from nothing, no wider than it."""
     lora = making.lora and replace(making.lora, rank=min(making.lora.rank, config.dim))
-    return replace(making, lora=lora, adapter=None)
+    return replace(making, lora=lora, adapter=None, sharded=False)

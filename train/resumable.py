@@ -6,6 +6,7 @@ Lightning takes what it finds: without its loops, or with callbacks of another t
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,9 @@ from torch import Tensor
 
 from fps_flex.checks import is_whole, show
 from fps_flex.wan.casting import check_finite
+from fps_flex.wan.streamed import Streamed, dtype_of, shape_of
 
-from .optimizers import shape_of
+from .optimizers import shape_of_momentum
 
 if TYPE_CHECKING:
     from .data import VideoData
@@ -43,13 +45,15 @@ SET_ANEW = (
 
 
 def check_resumable(checkpoint: dict[str, Any], module: FlowModule) -> None:
-    """held: as read_training_checkpoint gives it. Raises ValueError with what is missing or wrong."""
+    """checkpoint: as read_training_checkpoint gives it. Where processes share the model, each looks at the values of
+    its own rows when it takes them. Raises ValueError with what is missing or wrong.
+    """
     record = checkpoint["fps_flex"]
     lacking = [name for name in NEEDED if name not in checkpoint] + [name for name in TOLD if name not in record]
     if lacking:
         raise ValueError(f"it lacks {', '.join(lacking)}")
     for name, kind in NEEDED.items():
-        if not isinstance(checkpoint[name], kind) or isinstance(checkpoint[name], bool):
+        if not isinstance(checkpoint[name], (kind, Streamed)) or isinstance(checkpoint[name], bool):
             raise ValueError(f"its {name} is {show(checkpoint[name])}, expected a {kind.__name__}")
     if not re.match(r"\d+\.\d+", checkpoint["pytorch-lightning_version"]):
         raise ValueError(f"its pytorch-lightning_version is {show(checkpoint['pytorch-lightning_version'])}")
@@ -81,20 +85,21 @@ def _check_counts(checkpoint: dict[str, Any], step: int) -> None:
         raise ValueError(f"its epoch is {checkpoint['epoch']}, expected 0: a run has one")
 
 
-def _check_state(part: str, state: dict[str, Tensor], module: FlowModule) -> None:
+def _check_state(part: str, state: Mapping[str, Tensor], module: FlowModule) -> None:
     state_now = module.model.state_dict()
     shapes = {f"model.{name}": tuple(state_now[name].shape) for name in module.saved_names()}
     for name in dict.fromkeys((*shapes, *state)):
-        shape = tuple(state[name].shape) if name in state else None
+        shape = shape_of(state, name) if name in state else None
         if shape != shapes.get(name):
             raise ValueError(
                 f"its {part} holds {name} of shape {shape}, this configuration expects {shapes.get(name)}: "
                 "use the configuration it was trained with"
             )
-    for name, tensor in state.items():
-        if not tensor.is_floating_point():
-            raise ValueError(f"its {part}'s {name} is of {tensor.dtype}, expected floating-point weights")
-        check_finite(f"its {part}'s {name}", tensor)
+    for name in state:
+        if not (dtype := dtype_of(state, name)).is_floating_point:
+            raise ValueError(f"its {part}'s {name} is of {dtype}, expected floating-point weights")
+        if not module.making.sharded:
+            check_finite(f"its {part}'s {name}", state[name])
 
 
 def _check_optimizer(states: list[Any], module: FlowModule, trained: bool) -> None:
@@ -118,16 +123,20 @@ def _check_optimizer(states: list[Any], module: FlowModule, trained: bool) -> No
             raise ValueError(
                 f"its optimizer's state of parameter {show(index)} is not one of shape {shapes.get(index)}"
             )
-        for name, mean in momentum.items():
+        for name, mean in () if module.making.sharded else momentum.items():
             if isinstance(mean, Tensor):
                 check_finite(f"its optimizer's {name} of parameter {index}", mean)
 
 
 def _is_momentum(momentum: object, shape: tuple[int, ...] | None) -> bool:
     """As AdamW keeps it: how often it stepped, and two means of gradients."""
-    if not isinstance(momentum, dict) or not all(_has_values(x) or isinstance(x, dict) for x in momentum.values()):
+    if isinstance(momentum, Streamed):
+        shapes = {name: momentum.shape(name) for name in momentum}
+    elif isinstance(momentum, dict) and all(_has_values(x) or isinstance(x, dict) for x in momentum.values()):
+        shapes = {name: shape_of_momentum(x) for name, x in momentum.items()}
+    else:
         return False
-    return {name: shape_of(x) for name, x in momentum.items()} == {"step": (), "exp_avg": shape, "exp_avg_sq": shape}
+    return shapes == {"step": (), "exp_avg": shape, "exp_avg_sq": shape}
 
 
 def _has_values(x: object) -> bool:

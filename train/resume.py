@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from fps_flex.checks import as_path
-from fps_flex.wan.files import read_training_checkpoint
 from fps_flex.wan.lora import Lora
+from fps_flex.wan.trained import read_training_checkpoint
 
 from .building import describe_lora
 from .checkpoints import BEST, INTERRUPTED, LAST, RESUMABLE, checkpoint_folder, trained_steps
+from .common.atomic import recover
 from .data import VideoData
 from .module import FlowModule
 from .resumable import check_resumable
@@ -29,6 +30,7 @@ FIXED = (
 FIXED_PARTS = ("model.wan.", "model.codec.", "model.text.", "model.lora.")
 BASE = "model.checkpoint"  # of a LoRA known by its weights, wherever they lie
 ELSEWHERE = (".path", ".dtype")  # of an encoder: where it lies and how it is loaded, not what it is
+LAST_IF_ANY = "last-if-any"  # of --ckpt_path
 UNSAID = ("run", "ckpt_path", "config", "data.folder")
 
 
@@ -38,18 +40,20 @@ def find_checkpoint(run: Path, wanted: str | None) -> Path | None:
     Raises ValueError when there is none, and when a run would overwrite another.
     """
     folder = checkpoint_folder(run)
-    present = [folder / name for name in RESUMABLE if (folder / name).is_file()]
-    if wanted is None:
+    for name in RESUMABLE if wanted else ():
+        recover(folder / name)
+    present = [folder / name for name in RESUMABLE if (folder / name).exists()]
+    if wanted is None or (wanted == LAST_IF_ANY and not present):
         if present:
             raise ValueError(f"{run} holds a run already: go on with --ckpt_path last, or choose another --run FOLDER")
         return None
-    if wanted == "last":
+    if wanted in ("last", LAST_IF_ANY):
         return _most_trained(folder, present)
     path = folder / BEST if wanted == "best" else as_path("--ckpt_path", wanted)
-    if not path.is_file():
+    if not path.exists():
         if wanted == "best":
             raise ValueError(f"no {BEST} in {folder}: leave out --ckpt_path to start a new run")
-        raise ValueError(f"no checkpoint {wanted}: expected a file, 'last' or 'best'")
+        raise ValueError(f"no checkpoint {wanted}: expected a path, 'last', 'last-if-any' or 'best'")
     if present and path.resolve().parent != folder.resolve():
         raise ValueError(f"{run} holds another run than {path}: choose another --run FOLDER to go on from that in")
     return path

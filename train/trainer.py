@@ -17,6 +17,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from fps_flex.checks import require
 
+from .parallel import launched_as
+
 Precision = Literal["32-true", "bf16-mixed"]
 STRATEGIES = ("auto", "ddp")
 PROFILERS = ("simple", "advanced", "pytorch")
@@ -27,8 +29,9 @@ class Trainer(L.Trainer):
 
     Args:
         accelerator: cpu, gpu or auto.
-        strategy: how several processes train together: auto, ddp, or a class of Lightning's with its options.
-        devices: how many, or a list of which, or auto.
+        strategy: how several processes train together: auto (as --parallel says), ddp, or a class of Lightning's with
+            its options.
+        devices: how many, or a list of which, or auto; under torchrun all of its processes.
         num_nodes: machines.
         precision: 32-true, or bf16-mixed: weights, gradients and optimizer in fp32, the computation in bf16.
         logger: beside the CSV that every run keeps; none has no other.
@@ -85,6 +88,7 @@ class Trainer(L.Trainer):
             raise ValueError(f"trainer.strategy is {strategy!r}, expected {', '.join(STRATEGIES)} or a class's path")
         if profiler is not None and profiler not in PROFILERS:
             raise ValueError(f"trainer.profiler is {profiler!r}, expected one of {', '.join(PROFILERS)}")
+        devices, num_nodes = launched_as(devices, num_nodes)
         try:
             super().__init__(
                 accelerator=accelerator,

@@ -17,8 +17,8 @@ from eval.timing import Row, report
 from fps_flex.wan import Wan
 from fps_flex.wan.codecs import Codec, TextEncoder
 from fps_flex.wan.dense import dense_attention
-from fps_flex.wan.files import read_training_checkpoint
 from fps_flex.wan.flow import add_noise, velocity_error
+from fps_flex.wan.trained import read_training_checkpoint
 from fps_flex.wan.weights import load_wan, read_settings
 from train.order import generator_of
 from train.shapes import MovingShapes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +16,10 @@ from ..checks import as_fields, as_path, is_real, show
 from .adapter_alpha import Alpha, find_alpha
 from .adapter_names import Key, describe_others, parse
 from .casting import check_finite
-from .files import Which, open_files, read_training_checkpoint, weights_in
+from .files import Which, open_files
 from .fingerprint import digest_held, held_in_memory
 from .recognise import LORA, what_names
+from .trained import read_training_checkpoint, weights_in
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -127,7 +129,7 @@ def adapter_in(path: Path, loaded: dict[str, Any], which: Which) -> Adapter:
     return adapter
 
 
-def _collect(path: Path, tensors: dict[str, Tensor], alpha: Alpha) -> Adapter:
+def _collect(path: Path, tensors: Mapping[str, Tensor], alpha: Alpha) -> Adapter:
     """The layers and differences that tensors, by the file's names, make up."""
     keys = {name: parse(name) for name in tensors}
     if others := [name for name, key in keys.items() if key is None]:

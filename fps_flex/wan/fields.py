@@ -14,6 +14,7 @@ from torch import Tensor
 from ..checks import as_bool, as_fields, as_real, as_tuple, as_whole, one_of, show
 from .experts import as_levels
 from .model import WanConfig
+from .streamed import Streamed
 
 NEEDED = ("wan", "attention", "noise_levels")
 FRAMES, SIDE, RATE = 100_000, 65_536, 1000  # more frames, pixels per side and frames a second no clip here has
@@ -37,13 +38,16 @@ def check_checkpoint(loaded: object) -> None:
 
 
 def _check_state(name: str, state: object) -> None:
-    if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
+    tensors = {} if isinstance(state, Streamed) else state  # whose tensors are plain, and not read yet
+    if not isinstance(tensors, dict) or not all(isinstance(x, Tensor) for x in tensors.values()):
         raise ValueError(f"{name} is no dict of tensors")
+    assert isinstance(state, (dict, Streamed))
     if not all(isinstance(key, str) and key.isprintable() for key in state):
         raise ValueError(f"{name} has a key that is no name")
-    for key, tensor in state.items():
+    for key, tensor in tensors.items():
         if tensor.layout != torch.strided or tensor.is_meta:
             raise ValueError(f"{name} holds {key} without its values, or sparse: expected plain tensors")
+    for key in state:
         if (twin := key.removeprefix("model.")) != key and twin in state:
             raise ValueError(f"{name} holds {key} and {twin}, which are both {twin}: save one model in a file")
 

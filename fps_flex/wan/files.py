@@ -1,4 +1,4 @@
-"""Tensors in files: safetensors, single or in shards, and the checkpoints of training."""
+"""Tensors in files: safetensors, single or in shards."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ from itertools import islice
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
-from zipfile import is_zipfile
 
 import torch
 from torch import Tensor
 
 from ..checks import as_path, show, some
 from .experts import find_experts
-from .fields import check_checkpoint
 from .recognise import Shape, what_file
 
 Which = Literal["average", "live"]
@@ -68,7 +66,7 @@ class TensorFiles:
 
         An open file keeps the pages that were read in memory: so only one tensor's are, whatever the size of a shard.
         """
-        with _open(self.where[name]) as tensors:
+        with open_safetensors(self.where[name]) as tensors:
             return tensors.get_tensor(name)
 
 
@@ -97,7 +95,7 @@ def read_specs(file: Path) -> dict[str, Spec]:
 
     Raises ValueError for another file, one that is not whole, and names that no line could say.
     """
-    with _open(file) as tensors:
+    with open_safetensors(file) as tensors:
         if unsayable := next((name for name in tensors.keys() if not name.isprintable()), None):  # noqa: SIM118
             raise ValueError(f"{file} holds a tensor called {show(unsayable)}, expected printable names: save it again")
         parts = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118 - not a mapping
@@ -109,7 +107,7 @@ def read_specs(file: Path) -> dict[str, Spec]:
 
 def read_metadata(file: Path) -> dict[str, str]:
     """What a safetensors file's header says beside its tensors. Raises ValueError as `read_specs`."""
-    with _open(file) as tensors:
+    with open_safetensors(file) as tensors:
         return tensors.metadata() or {}
 
 
@@ -219,7 +217,8 @@ def _weight_map(index: Path) -> dict[str, str]:
     return weight_map
 
 
-def _open(file: Path) -> Any:
+def open_safetensors(file: Path) -> Any:
+    """As safetensors' own `safe_open`. Raises ValueError for another file, and one that is not whole."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -229,40 +228,3 @@ def _open(file: Path) -> Any:
     except (SafetensorError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{file} can't be read as safetensors ({reason}): fetch or save it again") from None
-
-
-def read_training_checkpoint(path: Path) -> dict[str, Any]:
-    """What train.fit saved: `state_dict` with the averaged weights, `current_model_state` with the live ones where they
-    were averaged, and under `fps_flex` plain data that says which model they are, its `wan` and `attention` among it.
-
-    Raises ValueError for another file, and where one of these is missing or of another type; only plain data and
-    tensors are read from it.
-    """
-    path = as_path("path", path)
-    try:
-        loaded = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        check_checkpoint(loaded)
-    except FileNotFoundError:
-        raise ValueError(f"no checkpoint {path}") from None
-    except Exception as error:
-        if damage := _damage(path):
-            raise ValueError(f"{path} is {damage}: copy it again") from None
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path} is no checkpoint of this project ({reason})") from None
-    return loaded
-
-
-def weights_in(loaded: dict[str, Any], which: Which) -> dict[str, Tensor]:
-    """Those of a checkpoint of train.fit; where they were not averaged, both are the live ones."""
-    return loaded.get("current_model_state", loaded["state_dict"]) if which == "live" else loaded["state_dict"]
-
-
-def _damage(path: Path) -> str | None:
-    """What a copy that broke off left of a checkpoint, which is a zip file whose list of contents comes last."""
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        beginning = file.read(4)
-    if not beginning:
-        return "empty"
-    return "cut short" if beginning == b"PK\3\4" and not is_zipfile(path) else None

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -54,8 +55,18 @@ def held_in_file(file: Path) -> dict[str, Held]:
 
 def held_in_memory(tensor: Tensor) -> Held:
     """Also of a tensor that is mapped from a file, of which only what is asked for is read."""
-    read, read_rows = partial(_read_tensor, tensor), partial(_read_rows_of_tensor, tensor)
-    return Held(str(tensor.dtype), tuple(tensor.shape), tensor.nbytes, read, read_rows)
+    return held_when_read(tensor.dtype, tuple(tensor.shape), lambda: tensor)
+
+
+def held_when_read(dtype: torch.dtype, shape: Shape, read: Callable[[], Tensor]) -> Held:
+    """A tensor that is in memory only while it is looked at."""
+    return Held(
+        str(dtype),
+        shape,
+        prod(shape) * dtype.itemsize,
+        lambda spans: _read_tensor(read(), spans),
+        lambda rows, count: _read_rows_of_tensor(read(), rows, count),
+    )
 
 
 def digest_held(tensors: Mapping[str, Held]) -> str:

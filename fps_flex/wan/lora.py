@@ -131,6 +131,12 @@ def _base_layer(module: nn.Module) -> nn.Module:
     return dict(module.named_children()).get("base_layer", module)
 
 
+def below_adapter(model: nn.Module, name: str) -> str:
+    """What a parameter is called in a model that may have adapters, in which a layer's own lie one level deeper."""
+    owner, _, leaf = name.rpartition(".")
+    return f"{owner}.base_layer.{leaf}" if hasattr(model.get_submodule(owner), "base_layer") else name
+
+
 def load_adapter(model: Wan, tensors: dict[str, Tensor]) -> None:
     """Put values into a model's adapters. tensors: as `trained` names them.
 

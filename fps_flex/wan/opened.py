@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from .experts import ALL, Levels
 from .files import Spec, TensorFiles
-from .fingerprint import digest_held, held_in_file, held_in_memory
+from .fingerprint import digest_held, held_in_file, held_when_read
 from .model import WanConfig
 
 
@@ -57,7 +58,9 @@ class Weights:
         if self.files:
             tensors = {name: x for file in set(self.files.where.values()) for name, x in held_in_file(file).items()}
         else:
-            tensors = {name: held_in_memory(tensor) for name, tensor in self.stream()}
+            tensors = {
+                name: held_when_read(x.dtype, x.shape, partial(self.read, name)) for name, x in self.specs.items()
+            }
         return f"{of_run}weights {digest_held(tensors)}"
 
     def stream(self) -> Iterator[tuple[str, Tensor]]:

@@ -17,7 +17,7 @@ from .adapters import adapter_in
 from .casting import check_finite, keeps_fp32
 from .experts import Levels, as_levels, levels_of
 from .fields import check_record
-from .files import Shape, Spec, Which, open_files, read_training_checkpoint, weights_in
+from .files import Shape, Spec, Which, open_files
 from .fp8_files import FLOAT8, READABLE, without_scales
 from .hub import HUB, local
 from .keys import official_names, unwrap
@@ -26,6 +26,8 @@ from .model import Wan, WanConfig
 from .opened import Weights
 from .recognise import what_channels, what_names
 from .sizes import infer_config
+from .streamed import dtype_of, shape_of
+from .trained import read_training_checkpoint, weights_in
 
 SETTINGS = "fps_flex.json"  # beside exported weights: the attention and the noise levels that they are for
 RELEASED = {"noise_levels"}  # all that it says of an expert of a release
@@ -134,7 +136,8 @@ def build_empty(config: WanConfig, attention: FPSAttention) -> Wan:
 def fill(
     model: Wan, tensors: Iterable[tuple[str, Tensor]], device: torch.device | str, dtype: torch.dtype | None
 ) -> None:
-    """Put tensors, with their official names, in the place of a model's own; each is copied.
+    """Put tensors, with their official names, in the place of a model's own; each is copied. Where a model's parameters
+    are shared out to processes (FSDP2), each takes its own rows.
 
     dtype: as for `load_wan`. Raises ValueError for a tensor of whole numbers, since quantised weights are not
     the model's, and for values that are not finite in the dtype.
@@ -147,7 +150,18 @@ def fill(
         kept = torch.float32 if keeps_fp32(name) else dtype or own
         made = tensor.to(device, kept, copy=True)
         check_finite(name, made)
-        setattr(model.get_submodule(owner), leaf, nn.Parameter(made))
+        place = model.get_submodule(owner)
+        setattr(place, leaf, _as_own(made, getattr(place, leaf)))
+
+
+def _as_own(made: Tensor, own: Any) -> nn.Parameter:
+    """A parameter of these values, shared out to processes as the one in its place is."""
+    if not hasattr(own, "placements"):
+        return nn.Parameter(made)
+    from torch.distributed.tensor import distribute_tensor  # a second to import, of which one process has no use
+
+    rows = distribute_tensor(made, own.device_mesh, own.placements, src_data_rank=None)  # each has all: none is sent
+    return nn.Parameter(rows, own.requires_grad)
 
 
 def _open_released(path: Path) -> Weights:
@@ -201,14 +215,15 @@ def _settings(
 
 
 def _open_trained(path: Path, loaded: dict[str, Any], which: Which) -> Weights:
-    state = {name.removeprefix("model."): tensor for name, tensor in weights_in(loaded, which).items()}
+    state = weights_in(loaded, which)
+    names = {name.removeprefix("model."): name for name in state}
+    specs = {official: Spec(shape_of(state, name), dtype_of(state, name)) for official, name in names.items()}
     config, settings, levels = _settings_in(path, loaded)
-    _check_shapes(path, {name: tuple(tensor.shape) for name, tensor in state.items()}, config)
-    specs = {name: Spec(tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
+    _check_shapes(path, {name: spec.shape for name, spec in specs.items()}, config)
     quantised = [f"{name} is of {spec.dtype}" for name, spec in specs.items() if spec.dtype not in READABLE]
     if quantised:
         raise ValueError(f"{path}: {quantised[0]}, expected floating-point weights, not quantised ones")
-    return Weights(config, specs, state.__getitem__, loaded["fps_flex"], settings, levels)
+    return Weights(config, specs, lambda name: state[names[name]], loaded["fps_flex"], settings, levels)
 
 
 def _settings_in(path: Path, loaded: dict[str, Any]) -> tuple[WanConfig, dict[str, Any], Levels]:

@@ -27,7 +27,8 @@ from fps_flex.masks import as_windows
 from fps_flex.quant import check_granularity, tile_groups
 from fps_flex.wan import WanConfig
 from fps_flex.wan.export import export
-from fps_flex.wan.files import open_files, read_training_checkpoint
+from fps_flex.wan.files import open_files
+from fps_flex.wan.trained import read_training_checkpoint
 from fps_flex.wan.weights import SETTINGS, load_wan, open_weights, read_settings
 
 GRID, SMALL = (4, 4, 6), {"tile": (2, 2, 2), "block": 8}

@@ -10,7 +10,7 @@ import warnings  # noqa: E402
 
 import torch  # noqa: E402
 
-from train import callbacks, fit  # noqa: E402
+from train import callbacks, fit, shares  # noqa: E402
 from train.module import FlowModule  # noqa: E402
 from train.shapes import MovingShapes  # noqa: E402
 
@@ -79,6 +79,19 @@ if fault == "data" and here:
 
     fetched = []
     MovingShapes.__getitem__ = broken
+if fault in ("disk", "kill-save") and here:
+    write, written = shares.write_file, []
+
+    def broken_write(*args):
+        """Of the so-manieth checkpoint a part alone."""
+        written.append(args[0].write_bytes(b"half"))
+        if len(written) < batch:
+            return write(*args)
+        if fault == "kill-save":
+            os.kill(os.getpid(), 9)
+        raise OSError(28, "No space left on device")
+
+    shares.write_file = broken_write
 if fault == "sheet":
     callbacks.draw_contact_sheet = callbacks.draw_loss_curve = lambda *_: 1 / 0
 if fault == "sample":

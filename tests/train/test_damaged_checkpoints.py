@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fps_flex.wan.codecs import ByteText, PixelCodec
-from fps_flex.wan.files import read_training_checkpoint
+from fps_flex.wan.trained import read_training_checkpoint
 from fps_flex.wan.weights import open_weights, read_settings
 from tests.helpers.commands import refused
 from tests.helpers.tiny_run import read_checkpoint, tiny_words, train_tiny

@@ -176,7 +176,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_a_checkpoint_and_names_the
         (["--model.wan.channels=16"], "the PixelCodec gives 24, expected the transformer's channels = 16"),
         (["--data.height=33"], "don't divide into boxes"),
         (["--data.folder=nowhere"], "no folder nowhere: expected a folder of clips with metadata.csv"),
-        (["--ckpt_path=nowhere.ckpt"], "no checkpoint nowhere.ckpt: expected a file, 'last' or 'best'"),
+        (["--ckpt_path=nowhere.ckpt"], "no checkpoint nowhere.ckpt: expected a path, 'last', 'last-if-any' or 'best'"),
         (["--ckpt_path=last"], "no last.ckpt or interrupted.ckpt in"),
         (["--ckpt_path=README.md"], "README.md is no checkpoint of this project"),
         (["--config=nowhere.yaml"], "nowhere.yaml"),

@@ -94,6 +94,8 @@ BAD = {
     "data.train_clips": INTEGER,
     "data.val_clips": INTEGER,
     "data.seed": ["-1", "1.5", "4294967296"],
+    "parallel.shard": SWITCH,
+    "parallel.sequence": [*INTEGER, "2"],
     "checkpoint.every_n_train_steps": INTEGER,
     "ema.decay": ["1", *SHARE[:2]],
     "sample.prompts": ["[]", "[7]", "['']"],

@@ -115,7 +115,7 @@ def test_the_base_stays_as_it_is(distilled, base):
         name.replace(".base_layer", ""): x for name, x in module.model.state_dict().items() if "lora_" not in name
     }
     assert same_tensors(frozen, dense.state_dict())
-    (teacher,) = module._teacher
+    (teacher,) = module.teachers
     assert same_tensors(teacher.state_dict(), dense.state_dict())
     assert_same_velocity(teacher, dense)
 
@@ -150,7 +150,7 @@ def test_val_error_is_how_far_the_velocity_is_from_the_teachers(base, distilled,
         module = train_words(tiny_words(run, f"--model.checkpoint={base}", "--model.objective=distill"))
         assert not [name for name in read_checkpoint(run)["state_dict"] if "teacher" in name]
     teacher = load_wan(base, FPSAttention("dense", tile=None, block=16, engine="eager"), dtype=dtype)
-    assert same_tensors(module._teacher[0].state_dict(), teacher.state_dict())
+    assert same_tensors(module.teachers[0].state_dict(), teacher.state_dict())
     assert not same_tensors(
         module.model.state_dict(), teacher.state_dict() if not lora else module.average.state_dict()
     )
@@ -199,7 +199,7 @@ def test_a_run_starts_from_an_adapter_with_the_velocity_that_it_had(distilled, b
         start = tmp_path / form
     still = ("--model.lr=0", "--trainer.max_steps=1", f"--model.adapter={start}", f"--model.lora.alpha={alpha}")
     begun = train_lora(tmp_path / "run", base, *still)
-    assert velocity(begun.model).ne(velocity(begun._teacher[0])).any()
+    assert velocity(begun.model).ne(velocity(begun.teachers[0])).any()
     assert_same_velocity(begun.model, module.average)
     assert_same_velocity(load_wan(tmp_path / "run/checkpoints/last.ckpt", module.model.attention), module.average)
 

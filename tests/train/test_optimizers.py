@@ -8,7 +8,7 @@ from tests.helpers.lora_run import lora_words, train_lora, write_base
 from tests.helpers.tiny_run import read_checkpoint, tiny_words, train_tiny
 from tests.train.stops import differences, end_of
 from train.fit import main
-from train.optimizers import build_optimizer, check_optimizer, pack, shape_of, unpack
+from train.optimizers import build_optimizer, check_optimizer, pack, shape_of_momentum, unpack
 
 EIGHT = ("--model.optimizer=adamw8bit", "--model.eps=1e-8")
 WIDE = ("--model.lora.rank=32",)  # of tensors below 4096 numbers torchao keeps fp32
@@ -49,7 +49,7 @@ def test_what_is_in_8_bits_is_packed_as_plain_tensors_and_unpacked_to_the_same_b
     assert isinstance(packed[0]["exp_avg"], dict) and type(packed[1]["exp_avg"]) is torch.Tensor
     assert all(type(packed[0]["exp_avg"][name]) is torch.Tensor for name in ("codes", "scale", "qmap"))
     assert packed[0]["exp_avg"]["codes"].dtype == torch.uint8
-    assert shape_of(packed[0]["exp_avg"]) == shape_of(momenta[0]["exp_avg"]) == (64, 128)
+    assert shape_of_momentum(packed[0]["exp_avg"]) == shape_of_momentum(momenta[0]["exp_avg"]) == (64, 128)
     back = unpack(packed)
     for i, momentum in momenta.items():
         for name, value in momentum.items():
@@ -60,7 +60,7 @@ def test_what_is_in_8_bits_is_packed_as_plain_tensors_and_unpacked_to_the_same_b
 
 @pytest.mark.parametrize("value", [None, 7, {}, {"codes": torch.ones(3)}, "codes"])
 def test_what_is_no_momentum_has_no_shape(value):
-    assert shape_of(value) is None
+    assert shape_of_momentum(value) is None
 
 
 def test_an_unknown_one_and_an_eps_that_is_too_small_are_one_line(tmp_path, capsys, monkeypatch):

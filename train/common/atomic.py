@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from hashlib import file_digest, sha256
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 BEGINNING = 4096  # bytes of a file by which its kind is told
@@ -21,13 +22,53 @@ def beside(path: Path) -> Iterator[Path]:
 
     Always the same name, so that the next try writes over what a kill left behind.
     """
-    temporary = path.with_name(f".{path.name}.part")
+    temporary = part_of(path)
+    if temporary.is_dir():  # of a folder of that name that was killed
+        remove(temporary)
     try:
         yield temporary
-        temporary.replace(path)
+        put_in_place(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def part_of(path: Path) -> Path:
+    """What a file or folder is called while it is written."""
+    return path.with_name(f".{path.name}.part")
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """In place of what is there, file or folder. Where a folder is one of them, a kill between two renames leaves the
+    old one under another name, from which `recover` brings it back.
+    """
+    if not (path.exists() and (path.is_dir() or temporary.is_dir())):
+        temporary.replace(path)
+        return
+    old = _old(path)
+    remove(old)
+    path.rename(old)
+    temporary.rename(path)
+    remove(old)
+
+
+def recover(path: Path) -> None:
+    """Bring back what a kill in `put_in_place` left without its name; other processes may do the same."""
+    if not path.exists():
+        with suppress(FileNotFoundError):
+            _old(path).rename(path)
+
+
+def remove(path: Path) -> None:
+    """A file, or a folder with all that is in it, where there is one."""
+    if path.is_dir() and not path.is_symlink():
+        rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _old(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TypeVar
@@ -15,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 Item = TypeVar("Item")
 PATIENCE = timedelta(days=365)
+FIRST_SAYS = 5.0  # seconds
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -26,6 +28,12 @@ def speaks() -> bool:
     """Whether this process is the one of a run that speaks to its user."""
     ranks = [os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if os.environ.get(name)]
     return not ranks or ranks[0] == "0"
+
+
+def wait_for_the_first() -> None:
+    """Before a refusal is said: the first process mostly says the same, and its end ends this one before it does."""
+    if not speaks():
+        time.sleep(FIRST_SAYS)
 
 
 def find_device() -> torch.device:

@@ -1,0 +1,104 @@
+"""How several processes train together, as a user asks for it: with all of the model each, or with a share."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch.distributed import is_torchelastic_launched
+
+from fps_flex.checks import require
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """How several processes, which --trainer.devices or torchrun starts, share the work.
+
+    Args:
+        shard: whether each holds a share of the weights, their average, gradients and momenta (FSDP2; checkpoints are
+            folders), or all of them (DDP); none shards where there are several processes, trainer.strategy is auto and
+            all weights are trained, not a LoRA.
+        sequence: processes that train on a clip together, each on a part of its tokens; needs sharding.
+
+    Raises ValueError for a sequence below 1.
+    """
+
+    shard: bool | None = None
+    sequence: int = 1
+
+    def __post_init__(self) -> None:
+        require("parallel.sequence", self.sequence, least=1)
+
+
+def is_sharded(
+    shard: bool | None, sequence: int, strategy: Any, accelerator: str, devices: Any, num_nodes: int, lora: Any
+) -> bool:
+    """lora: None where all weights are trained. Other arguments: as of `Parallel` and the trainer's."""
+    if shard is not None:
+        return shard
+    several = lora is None and count_processes(accelerator, devices, num_nodes) > 1
+    return strategy == "auto" and (sequence > 1 or several)
+
+
+def check_parallel(sharded: bool, sequence: int, processes: int, strategy: Any) -> None:
+    """Raises ValueError for what doesn't go together, and for processes that can't be shared out so."""
+    if not sharded and str(getattr(strategy, "class_path", "")).endswith("ModelParallelStrategy"):
+        raise ValueError("trainer.strategy is ModelParallelStrategy, which shares out nothing by itself: leave it at "
+                         "auto, with parallel.shard true")  # fmt: skip
+    if sharded and strategy != "auto":
+        raise ValueError(
+            f"parallel.shard is true, which is a strategy, and trainer.strategy is {strategy}: leave it out"
+        )
+    if sequence > 1 and not sharded:
+        raise ValueError(f"parallel.sequence is {sequence}, which needs parallel.shard true and trainer.strategy auto")
+    if processes % sequence:
+        raise ValueError(
+            f"parallel.sequence is {sequence}, and there are {processes} processes: expected a multiple of it, by "
+            "--trainer.devices or torchrun"
+        )
+    if sequence > 1 and find_spec("fps_flex.wan.auto") is None:
+        raise ValueError(f"parallel.sequence is {sequence}, and this version trains on whole clips: leave it at 1")
+
+
+def describe_processes(sharded: bool, sequence: int, processes: int) -> list[str]:
+    """In a line how they share the work; in none where there is one."""
+    if processes == 1:
+        return []
+    model = "a share of the model each" if sharded else "all of the model each"
+    clips = f", {sequence} of them on a clip" if sequence > 1 else ""
+    return [f"processes  {processes}, with {model}{clips}"]
+
+
+def launched_as(devices: Any, num_nodes: int) -> tuple[Any, int]:
+    """Devices on a machine, and machines: where torchrun started this process, as many as it says, unless told."""
+    if not is_torchelastic_launched():
+        return devices, num_nodes
+    here, everywhere = (int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+    devices, num_nodes = here if devices == "auto" else devices, everywhere // here if num_nodes == 1 else num_nodes
+    if (asked := _count(devices, "auto") * num_nodes) != everywhere:
+        raise ValueError(
+            f"torchrun started {everywhere} processes, and trainer.devices {devices} on trainer.num_nodes {num_nodes} "
+            f"are {asked}: leave both out"
+        )
+    return devices, num_nodes
+
+
+def count_processes(accelerator: str, devices: Any, num_nodes: int) -> int:
+    if is_torchelastic_launched():
+        return int(os.environ["WORLD_SIZE"])
+    return _count(devices, accelerator) * num_nodes
+
+
+def _count(devices: Any, accelerator: str) -> int:
+    """What makes no sense counts as one: Lightning says what is wrong with it."""
+    if isinstance(devices, list):
+        return len(devices)
+    text = str(devices).strip()
+    if text in ("auto", "-1"):
+        return torch.cuda.device_count() if accelerator != "cpu" and torch.cuda.is_available() else 1
+    if "," in text:
+        return len([x for x in text.split(",") if x.strip()])
+    return int(text) if text.isdigit() and int(text) else 1
