@@ -18,6 +18,7 @@ from fps_flex.checks import one_of, require
 from fps_flex.wan import Wan, WanConfig
 from fps_flex.wan.base import Base
 from fps_flex.wan.codecs import Codec, TextEncoder
+from fps_flex.wan.config import Residual
 from fps_flex.wan.experts import ALL, as_levels
 from fps_flex.wan.flow import (
     add_noise,
@@ -31,7 +32,6 @@ from fps_flex.wan.flow import (
 )
 from fps_flex.wan.linears import Linears
 from fps_flex.wan.lora import Lora, trained
-from fps_flex.wan.model import Residual
 from fps_flex.wan.streamed import renamed
 
 from .building import Making, build_model, build_teacher, open_start, record_of

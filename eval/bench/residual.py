@@ -16,8 +16,8 @@ from fps_flex import FPSAttention
 from fps_flex.checks import as_whole
 from fps_flex.quant import ScaleFormat
 from fps_flex.wan import Wan, WanConfig
+from fps_flex.wan.config import Residual
 from fps_flex.wan.keys import to_diffusers
-from fps_flex.wan.model import Residual
 from fps_flex.wan.weights import build_empty, fill
 from train.common.work import find_device
 

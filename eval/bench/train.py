@@ -21,11 +21,11 @@ from fps_flex.quant import ScaleFormat
 from fps_flex.wan import WanConfig
 from fps_flex.wan.base import Base, check_base
 from fps_flex.wan.codecs import Codec, TextEncoder
+from fps_flex.wan.config import Residual
 from fps_flex.wan.files import Spec
 from fps_flex.wan.flow import spread_noise_levels
 from fps_flex.wan.linears import Linears
 from fps_flex.wan.lora import Lora
-from fps_flex.wan.model import Residual
 from fps_flex.wan.opened import Weights
 from fps_flex.wan.weights import build_empty
 from train.callbacks import AverageWeights

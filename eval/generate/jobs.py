@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fps_flex.wan.config import Residual
 from fps_flex.wan.linears import Linears
-from fps_flex.wan.model import Residual
 from fps_flex.wan.weights import Which
 
 from .attention import AttentionChanges

@@ -13,11 +13,11 @@ from fps_flex import FPSAttention
 from fps_flex.checks import as_fields, as_whole, at_home, require
 from fps_flex.wan import Wan
 from fps_flex.wan.codecs import ByteText, Codec, Fixed, PixelCodec, TextEncoder
+from fps_flex.wan.config import Residual
 from fps_flex.wan.encoders import UMT5Text, WanVAE
 from fps_flex.wan.experts import ALL, levels_of
 from fps_flex.wan.hub import HUB, release_of
 from fps_flex.wan.linears import Linears, quantize_linears
-from fps_flex.wan.model import Residual
 from fps_flex.wan.release import PartError
 from fps_flex.wan.weights import Weights, Which, build_empty, fill
 

@@ -12,10 +12,11 @@ from ..attention import FPSAttention
 from ..checks import one_of
 from ..engines import FLOAT8
 from .casting import check_finite
+from .config import WanConfig
 from .fp8_linear import Fp8Linear, quantize_rows
 from .linears import PARTS, Linears, check_linears, compute_in_fp8, has_float8
 from .lora import LAYERS
-from .model import Wan, WanConfig
+from .model import Wan
 from .weights import build_empty, fill
 
 Base = Literal["fp32", "bf16", "fp8"]

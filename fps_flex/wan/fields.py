@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..checks import as_bool, as_fields, as_real, as_tuple, as_whole, one_of, show
+from .config import WanConfig
 from .experts import as_levels
-from .model import WanConfig
 from .streamed import Streamed
 
 NEEDED = ("wan", "attention", "noise_levels")

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from ..attention import FPSAttention
 from ..checks import as_real, as_tuple, as_whole, show
+from .config import WanConfig
 from .fp8_linear import Fp8Linear
-from .model import Wan, WanConfig
+from .model import Wan
 from .weights import build_empty
 
 ATTENTIONS = ("self_attn", "cross_attn")

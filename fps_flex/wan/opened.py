@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
+from .config import WanConfig
 from .experts import ALL, Levels
 from .files import Spec, TensorFiles
 from .fingerprint import digest_held, held_in_file, held_when_read
-from .model import WanConfig
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import as_instance, as_whole, show, some
-from .model import WanConfig
+from .config import WanConfig
 from .recognise import Shape
 
 HEAD_DIM = 128  # of every Wan2.1, where no config.json says otherwise

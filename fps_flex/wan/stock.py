@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .model import WanConfig
+from .config import WanConfig
 
 
 def official_config(config: WanConfig) -> dict[str, Any]:

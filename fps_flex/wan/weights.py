@@ -15,6 +15,7 @@ from ..attention import FPSAttention
 from ..checks import as_device, as_fields, as_instance, as_path, one_of, show, some
 from .adapters import adapter_in
 from .casting import check_finite, keeps_fp32
+from .config import WanConfig
 from .experts import Levels, as_levels, levels_of
 from .fields import check_record
 from .files import Shape, Spec, Which, open_files
@@ -22,7 +23,7 @@ from .fp8_files import FLOAT8, READABLE, without_scales
 from .hub import HUB, local
 from .keys import official_names, unwrap
 from .merging import merge
-from .model import Wan, WanConfig
+from .model import Wan
 from .opened import Weights
 from .recognise import what_channels, what_names
 from .sizes import infer_config

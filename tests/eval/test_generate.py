@@ -18,10 +18,10 @@ from eval.generate.models import open_model
 from eval.generate.sampling import build_scheduler, list_regimes, sample_latents
 from fps_flex import FPSAttention, preset
 from fps_flex.wan import WAN_TINY, Wan, WanConfig
+from fps_flex.wan.config import default_residual
 from fps_flex.wan.convert import main
 from fps_flex.wan.encoders import UMT5Text
 from fps_flex.wan.flow import euler_sample, sampling_levels
-from fps_flex.wan.model import default_residual
 from fps_flex.wan.weights import load_wan, open_weights
 from tests.helpers.commands import ROOT, refused, run_apart
 from tests.helpers.tiny_run import tiny_checkpoint

@@ -9,7 +9,7 @@ from diffusers import WanTransformer3DModel
 from eval.bench.residual import in_bf16, lively_wan, under_autocast
 from fps_flex import FPSAttention, TileLayout
 from fps_flex.wan import WAN_1_3B, WAN_14B, WAN_TINY, Wan, WanConfig
-from fps_flex.wan.model import default_residual
+from fps_flex.wan.config import default_residual
 from fps_flex.wan.rope import ordered_rope
 from fps_flex.wan.weights import build_empty, fill
 from tests.helpers.cases import relative_error

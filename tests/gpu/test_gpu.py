@@ -16,8 +16,8 @@ from fps_flex.compile import compiled
 from fps_flex.engines import flash_is_installed, run
 from fps_flex.quant import channel_scales, fake_quantize, quantize, slot_scales
 from fps_flex.wan import WAN_1_3B, Wan, WanConfig
+from fps_flex.wan.config import Residual
 from fps_flex.wan.linears import quantize_linears
-from fps_flex.wan.model import Residual
 from tests.helpers.cases import Case, plain_errors, relative_error
 from tests.helpers.compare import TOLERATED, compare_with_loop
 
