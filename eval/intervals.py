@@ -93,7 +93,7 @@ def combine(samples: Mapping[str, Sample], weights: Mapping[str, float], constan
     prompts, which is on the safe side.
     """
     mean = constant + sum(weights[name] * sample.mean for name, sample in samples.items())
-    prompts = {prompt for sample in samples.values() for prompt in sample.values}
+    prompts = dict.fromkeys(prompt for sample in samples.values() for prompt in sample.values)  # in order: sums round
     values = sum(sample.count for sample in samples.values())
     fewest = min(len(sample.values) for sample in samples.values())
     if fewest < 2:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -75,9 +76,7 @@ def forget_peak() -> None:
 
 def peak_gb(device: torch.device) -> float:
     """Of the GPU's memory, or on a CPU of the whole process's since it started."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e9
-    return host_peak_gb()
+    return torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else host_peak_gb()
 
 
 def host_peak_gb() -> float:
@@ -151,20 +150,12 @@ def line_of(row: Row, columns: tuple[str, ...]) -> str:
 
 
 def describe_machine() -> dict[str, str]:
-    versions = {name: _version(name) for name in PACKAGES}
-    return {
-        "command": "python " + shlex.join(sys.orig_argv[1:]),
-        "device": name_device(),
-        "torch": torch.__version__,
-        **{name: version for name, version in versions.items() if version},
-    }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+    command = "python " + shlex.join(sys.orig_argv[1:])
+    facts = {"command": command, "device": name_device(), "torch": torch.__version__}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            facts[name] = version(name)
+    return facts
 
 
 def name_device() -> str:

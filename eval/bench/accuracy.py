@@ -1,4 +1,4 @@
-"""What FP8 costs in accuracy: relative error of attention's output against exact attention, no sparsity."""
+"""How far outputs are from exact attention: what FP8 costs in accuracy, and any output on a few query tiles."""
 
 from __future__ import annotations
 
@@ -6,20 +6,23 @@ from collections.abc import Iterator
 from itertools import product
 from math import prod
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import torch
 from torch import Tensor
 
-from fps_flex import FPSAttention, Regime, StepSchedule
+from fps_flex import FPSAttention, Regime, StepSchedule, TileLayout
 from fps_flex.algorithm import prepare
+from fps_flex.masks import as_windows, tile_mask
 from fps_flex.quant import ScaleFormat
 from fps_flex.reference import Precision, reference_attention
 from train.common.work import find_device
 
 from ..timing import Row, report
-from .exact import relative_error
 from .sizes import Triple
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 COLUMNS = ("inputs", "k_mean", "granularity", "scales", "p", "error")
 
@@ -95,3 +98,28 @@ def _smooth(x: Tensor, grid: Triple) -> Tensor:
     coarse = torch.nn.functional.interpolate(coarse, size=grid, mode="trilinear")
     mixed = coarse + 0.5 * volume
     return (mixed / mixed.std()).reshape(x.mT.shape).mT
+
+
+def exact_rows(
+    q: Float[Tensor, "b h n d"],
+    k: Float[Tensor, "b h n d"],
+    v: Float[Tensor, "b h n d"],
+    layout: TileLayout,
+    window: tuple[int, int, int],
+    queries: list[int],
+) -> tuple[Tensor, Float[Tensor, "b h rows d"]]:
+    """The tokens of the given query tiles, and their attention over the tokens in their windows, in fp32."""
+    seen = tile_mask(layout, as_windows(window, layout))[0]
+    tile_of_token = layout.tile_of_slot[layout.slot_of_token]
+    rows, outs = [], []
+    for query in queries:
+        mine, keys = (tile_of_token == query).nonzero()[:, 0], seen[query][tile_of_token].nonzero()[:, 0]
+        mine = mine[:128]
+        scores = q[:, :, mine].float() @ k[:, :, keys].float().mT * q.shape[-1] ** -0.5
+        rows.append(mine)
+        outs.append(scores.softmax(-1) @ v[:, :, keys].float())
+    return torch.cat(rows), torch.cat(outs, dim=2)
+
+
+def relative_error(got: Tensor, expected: Tensor) -> float:
+    return ((got.float() - expected).norm() / expected.norm()).item()

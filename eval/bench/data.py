@@ -41,13 +41,8 @@ def data(size: Size = "1.3B", clips: int = 32, seconds: float = 10.0, out: Path 
         while time.perf_counter() - started < seconds:
             read += len(next(batches)["latents"])
         taken = (time.perf_counter() - started) / read
-    row = {
-        "model": size,
-        "clips_read": read,
-        "step_seconds": taken,
-        "tokens_per_second": prod(grid) / taken,
-    }
-    report(compare([row]), out, ("model", "clips_read", "step_seconds", "tokens_per_second"))
+    row = {"model": size, "clips_read": read, "step_seconds": taken, "tokens_per_second": prod(grid) / taken}
+    report(compare([row]), out, (*row,))
 
 
 def _write_random_set(folder: Path, clips: int, latents: tuple[int, ...], text_dim: int) -> None:

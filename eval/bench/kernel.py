@@ -23,7 +23,7 @@ from train.common.work import find_device
 
 from ..markdown import head_of
 from ..timing import Row, check_out, clock, forget_peak, line_of, peak_gb, write_report
-from .exact import exact_rows, relative_error
+from .accuracy import exact_rows, relative_error
 from .rivals import dense_rivals
 from .sizes import CONFIGS, GRIDS, TILES, Size, Triple, block_of, compute_dtype
 
@@ -76,10 +76,11 @@ def kernel(
         measure(cases, repeats, first=finished == 1)
         rows = summarise(cases)
         write_report(out, rows, **bench.facts, backward=backward, rounds=finished, repeats=repeats)
+        table = "\n".join([head_of(COLUMNS), *(line_of(row, COLUMNS) for row in rows)])
         if out:
-            write_text(out.with_suffix(".md"), table_of(rows) + "\n")
+            write_text(out.with_suffix(".md"), table + "\n")
             draw_speed(rows, out.with_suffix(".png"), f"Wan2.1 {size}, {bench.tokens:,} tokens, tile {bench.tile}")
-    print("\n" + table_of(rows))
+    print("\n" + table)
 
 
 @dataclass
@@ -234,10 +235,6 @@ def summarise(cases: list[Case]) -> list[Row]:
             if seconds and dense:
                 case.results[f"{name}_speedup"] = min(dense) / median(seconds)
     return [case.row() for case in cases]
-
-
-def table_of(rows: list[Row]) -> str:
-    return "\n".join([head_of(COLUMNS), *(line_of(row, COLUMNS) for row in rows)])
 
 
 def draw_speed(rows: list[dict[str, Any]], out: Path, title: str) -> None:

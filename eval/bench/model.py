@@ -78,20 +78,19 @@ class _Bench:
     ) -> Iterator[Row]:
         for schedule in schedules:
             if schedule in STOCK:
-                forward = self._stock(schedule == "stock compiled")
-                yield self._measure(schedule, Level("all", SIGMAS["middle"], 0, 1.0), forward)
-                del forward  # before the next model comes
+                yield self._stock(schedule)
                 continue
             for kind in linears:
                 attention = attention_of(self.size, schedule, scale_format=scale_format)
                 yield from self._ours(f"{schedule}, {kind}", attention, kind, compiled)
 
-    def _stock(self, compiled: bool) -> Forward:
-        """diffusers' own transformer, with its blocks compiled as its documentation does it."""
+    def _stock(self, name: str) -> Row:
+        """diffusers' own transformer; "stock compiled" has its blocks compiled as its documentation does it."""
         stock = random_stock(self.config, self.device)
-        if compiled:
+        if name == "stock compiled":
             stock.compile_repeated_blocks(fullgraph=True)
-        return lambda timestep: stock(self.latents, timestep, self.text, return_dict=False)[0]
+        level = Level("all", SIGMAS["middle"], 0, 1.0)
+        return self._measure(name, level, lambda t: stock(self.latents, t, self.text, return_dict=False)[0])
 
     def _ours(self, name: str, attention: FPSAttention, linears: Linears, compiled: bool) -> Iterator[Row]:
         """Each regime, and from them a whole video."""

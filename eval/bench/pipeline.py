@@ -92,10 +92,9 @@ class _Run:
             install(self.pipe.transformer, **options)
             row = self._measure(preset_of(self.attention.schedule) or "own schedule", blocks) | self._describe()
             uninstall(self.pipe.transformer)
-            by_regime: dict[int, list[float]] = {}
-            for regime, seconds in zip(row["regimes"], row["all_step_seconds"], strict=True):
-                by_regime.setdefault(regime, []).append(seconds)
-            row["step_seconds_by_regime"] = {regime: mean(seconds) for regime, seconds in by_regime.items()}
+            steps = [*zip(row["regimes"], row["all_step_seconds"], strict=True)]
+            means = {regime: mean(x for other, x in steps if other == regime) for regime, _ in steps}
+            row["step_seconds_by_regime"] = means
             yield {**row, "over_stock": stock["step_seconds"] / row["step_seconds"]}
 
     def _measure(self, attention: str, blocks: str) -> Row:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as torch_profile
 
 from fps_flex.checks import as_whole
 
-from ..timing import Row, check_out, report, wait, write_report
+from ..timing import check_out, report, wait, write_report
 from .kernel import Bench
 from .sizes import Size, Triple
 
@@ -48,18 +47,11 @@ def profile(
     with torch_profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as record:
         work()
         wait()
-    rows = _rows(record, on_gpu)
+    averages = [(x.self_device_time_total if on_gpu else x.self_cpu_time_total, x) for x in record.key_averages()]
+    total = sum(microseconds for microseconds, _ in averages)
+    rows = [
+        {"ms": microseconds / 1000, "share": microseconds / total, "calls": x.count, "kernel": x.key[:100]}
+        for microseconds, x in sorted(averages, key=lambda pair: pair[0], reverse=True)
+    ]
     report(rows[:top], None, COLUMNS)
     write_report(out, rows, size=size, window=window, method=method, backward=backward)
-
-
-def _rows(record: Any, on_gpu: bool) -> list[Row]:
-    taken = [
-        (event.self_device_time_total if on_gpu else event.self_cpu_time_total, event.count, event.key)
-        for event in record.key_averages()
-    ]
-    total = sum(microseconds for microseconds, _, _ in taken)
-    return [
-        {"ms": microseconds / 1000, "share": microseconds / total, "calls": calls, "kernel": name[:100]}
-        for microseconds, calls, name in sorted(taken, reverse=True)
-    ]

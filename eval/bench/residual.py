@@ -22,7 +22,7 @@ from fps_flex.wan.weights import build_empty, fill
 from train.common.work import find_device
 
 from ..timing import Row, check_some, clock, forget_peak, peak_gb, report
-from .exact import relative_error
+from .accuracy import relative_error
 from .rivals import build_stock, to_bf16
 from .sizes import SIGMAS, attention_of, compute_dtype, draw_inputs, random_wan
 from .train import Case, Training

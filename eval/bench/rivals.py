@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import flex_attention
 
 from fps_flex.compile import compiled
 from fps_flex.engines import flash_is_installed
@@ -32,18 +33,14 @@ def dense_rivals(device: torch.device, backward: bool) -> dict[str, Dense]:
     }
     if flash_is_installed():
         rivals["FlashAttention-4"] = _flash_attention_4
-    rivals["FlexAttention, Triton"] = _flex
+    rivals["FlexAttention, Triton"] = compiled(flex_attention)
     if find_spec("sageattention") and not backward:
         rivals["SageAttention (int8)"] = _sage
     return rivals
 
 
 def _sdpa(backend: SDPBackend) -> Dense:
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        with sdpa_kernel(backend):
-            return F.scaled_dot_product_attention(q, k, v)
-
-    return attend
+    return sdpa_kernel(backend)(F.scaled_dot_product_attention)
 
 
 def _flash_attention_4(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -57,15 +54,6 @@ def _sage(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     from sageattention import sageattn
 
     return sageattn(q, k, v, tensor_layout="HND", is_causal=False)
-
-
-def _flex_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    from torch.nn.attention.flex_attention import flex_attention
-
-    return flex_attention(q, k, v)
-
-
-_flex = compiled(_flex_attention)
 
 
 def random_stock(config: WanConfig, device: torch.device) -> WanTransformer3DModel:

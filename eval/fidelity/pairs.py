@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from fps_flex.checks import some
 from train.common.faults import ClipError
 from train.common.streams import open_video
 from train.common.videos import probe
 
 from .similarity import read_frames
 
-SAME_RATE = 0.002  # relative; 24 and 24/1.001 frames a second are the same pictures
 NAMED = 5  # of many
+SAME_RATE = 0.002  # relative; 24 and 24/1.001 frames a second are the same pictures
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,10 @@ def pair_folders(reference: Path, candidate: Path) -> list[str]:
             raise ValueError(f"{folder} holds no .mp4")
     both = names[reference] & names[candidate]
     alone = {folder: [f"{name}.mp4" for name in sorted(those - both)] for folder, those in names.items()}
-    if which := "; ".join(f"only {folder} has {some(those)}" for folder, those in alone.items() if those):
+    if which := "; ".join(f"only {folder} has {some(those, NAMED)}" for folder, those in alone.items() if those):
         raise ValueError(f"the folders don't pair: {which}; expected the same names in both")
     if odd := [ascii(name) for name in both if name.encode(errors="replace").decode() != name]:
-        raise ValueError(f"{reference} and {candidate} have names that aren't UTF-8: {some(odd)}; rename them")
+        raise ValueError(f"{reference} and {candidate} have names that aren't UTF-8: {some(odd, NAMED)}; rename them")
     return sorted(both)
 
 
@@ -82,7 +83,7 @@ def look_at(rows: list[Row], videos: list[Video]) -> tuple[dict[Video, Look], di
         except ClipError as error:
             left_out[video.name] = str(error)
     if misfits:
-        raise ValueError(f"{some(misfits, '; ')}: expected the same size, rate and number of frames")
+        raise ValueError(f"{some(misfits, NAMED, '; ')}: expected the same size, rate and number of frames")
     if not looks:
         raise nothing_left(left_out)
     return looks, left_out
@@ -114,10 +115,5 @@ def _list_misfits(ours: Look, theirs: Look) -> list[str]:
     return misfits
 
 
-def some(things: list[str], between: str = ", ") -> str:
-    more = len(things) - NAMED
-    return between.join(things[:NAMED]) + (f" and {more} more" if more > 0 else "")
-
-
 def nothing_left(left_out: dict[str, str]) -> ValueError:
-    return ValueError(f"no video can be compared: {some([*left_out.values()], '; ')}")
+    return ValueError(f"no video can be compared: {some([*left_out.values()], NAMED, '; ')}")

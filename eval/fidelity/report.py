@@ -11,13 +11,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from fps_flex.checks import some
 from train.common.atomic import MARK, check_ours, write_json, write_text
 
 from ..intervals import CONFIDENCE
 from ..making import Making, describe_making
 from ..markdown import table
-from .pairs import Row, Video, some
-from .scores import check_replaceable, measure
+from .pairs import NAMED, Row, Video
+from .scores import MARK as SCORES_MARK
+from .scores import find_file, measure
 from .sheet import AMPLIFIED, draw_side_by_side
 from .similarity import NAMES
 from .summary import EQUAL, summarise
@@ -49,9 +51,10 @@ OURS = {"fidelity.json": '"command": "python -m eval.fidelity', "fidelity.md": T
 
 def check_report(out: Path, rows: list[Row], videos: list[Video]) -> None:
     """Before any work. Raises ValueError where something that isn't ours lies where a report and its scores will."""
-    for name, mark in OURS.items():
-        check_ours(out / name, mark)
-    check_replaceable(out, rows, videos)
+    files = {out / name: mark for name, mark in OURS.items()}
+    files |= {find_file(out, row, video): SCORES_MARK for row in rows[1:] for video in videos}
+    for file, mark in files.items():
+        check_ours(file, mark)
 
 
 def write_report(out: Path, rows: list[Row], videos: list[Video], facts: dict[str, Any], notes: list[str]) -> None:
@@ -150,7 +153,7 @@ def _explain(record: dict[str, Any]) -> Iterator[str]:
     if left_out := len(record["left_out"]):
         yield f"Left out of all rows, since they can't be read in one: {left_out}, named below."
     if stale := [f"{name} of {row['name']}" for row in rows for name in row["of_other_files"]]:
-        yield f"Records that are of other bytes than the video beside them, and not counted: {some(stale)}."
+        yield f"Records that are of other bytes than the video beside them, and not counted: {some(stale, NAMED)}."
     if missing := "; ".join(f"{NAMES[name]} ({why})" for name, why in record["not_measured"].items()):
         yield f"Not measured: {missing}."
 

@@ -10,11 +10,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from train.common.atomic import check_ours, digest_content, digest_file, write_text
+from train.common.atomic import digest_content, digest_file, write_text
 from train.common.faults import ClipError
 from train.common.work import find_device
 
-from ..vbench.reading import read_json
+from ..reading import read_json
 from .pairs import Row, Video, look_at, nothing_left
 from .similarity import Metric, compare, find_metrics
 
@@ -60,7 +60,7 @@ def measure(out: Path, rows: list[Row], videos: list[Video]) -> Scores:
 def _measure(out: Path, row: Row, reference: Row, video: Video, metrics: dict[str, Metric]) -> Frames:
     """Raises ClipError for what can't be decoded, and numbers that aren't finite."""
     ours, theirs = row.file(video), reference.file(video)
-    file = _file(out, row, video)
+    file = find_file(out, row, video)
     key = {"candidate": digest_file(ours), "reference": digest_file(theirs), "metrics": list(metrics)}
     frames = _read(file, key)
     if frames is None:
@@ -70,19 +70,13 @@ def _measure(out: Path, row: Row, reference: Row, video: Video, metrics: dict[st
     return frames
 
 
-def check_replaceable(out: Path, rows: list[Row], videos: list[Video]) -> None:
-    """Raises ValueError where something that isn't ours lies where the scores will."""
-    for row in rows[1:]:
-        for video in videos:
-            check_ours(_file(out, row, video), MARK)
-
-
 def list_folders(out: Path, rows: list[Row]) -> list[Path]:
     """Where the scores of rows are kept."""
     return [out / "scores" / row.name for row in rows[1:]]
 
 
-def _file(out: Path, row: Row, video: Video) -> Path:
+def find_file(out: Path, row: Row, video: Video) -> Path:
+    """Where a video's scores are kept."""
     name = video.name.encode()
     short = f"{name[:SHORT].decode(errors='ignore')}-{digest_content(name)[:16]}"
     return out / "scores" / row.name / f"{video.name if len(name) <= MOST else short}.json"

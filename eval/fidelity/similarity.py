@@ -118,7 +118,8 @@ def compare(
     together = None if "vmaf" in metrics else TOGETHER
     while several := tuple(islice(pairs, together)):
         _check_alike(candidate, reference, several)
-        ours, theirs = (_as_batch(frames, device) for frames in zip(*several, strict=True))
+        batches = (torch.from_numpy(np.stack(frames)).to(device) for frames in zip(*several, strict=True))
+        ours, theirs = (frames.permute(0, 3, 1, 2).float() / 255 for frames in batches)
         for name, metric in metrics.items():
             numbers = metric(ours, theirs).double().cpu()
             if not numbers.isfinite().all():
@@ -148,7 +149,3 @@ def read_frames(path: Path) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
             if frame.is_corrupt:
                 raise Fault(f"is damaged at frame {i}")
             yield render(frame, *upright_size(frame))
-
-
-def _as_batch(frames: tuple[UInt8[np.ndarray, "h w 3"], ...], device: torch.device) -> Float[Tensor, "f 3 h w"]:
-    return torch.from_numpy(np.stack(frames)).to(device).permute(0, 3, 1, 2).float() / 255

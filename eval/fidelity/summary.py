@@ -11,7 +11,7 @@ from train.common.atomic import digest_file
 
 from ..intervals import Sample, estimate
 from ..making import summarise as summarise_records
-from ..vbench.reading import read_json
+from ..reading import read_json
 from .pairs import Row, Video
 from .scores import Frames
 from .similarity import BOUNDS

@@ -95,17 +95,11 @@ COMMANDS = {
     "setup-scorer": setup_command,
     "weights": weights_command,
 }
-POSITIONAL: dict[str, tuple[str, dict[str, Any]]] = {  # their names, and how they are parsed
-    "aggregate": (
-        "results", {"type": Path, "help": "a run's folder, one of *_eval_results.json, such a file, or a zip."},
-    ),
-    "compare": (
-        "runs",
-        {"nargs": "+", "help": "2 to 5 folders, files or zips, or label=PATH; the first is compared with. Five without "
-         f"labels are called after the paper's rows: {', '.join(PAPER_ROWS)}."},
-    ),
-    "setup-scorer": ("folder", {"type": Path, "help": "where the environment goes."}),
-}  # fmt: skip
+POSITIONAL = ("aggregate", "setup-scorer")  # of which what is needed is no option
+RUNS = (
+    "2 to 5 folders, files or zips, or label=PATH; the first is compared with. Five without labels are called after "
+    f"the paper's rows: {', '.join(PAPER_ROWS)}."
+)
 
 
 def build_parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
@@ -116,11 +110,10 @@ def build_parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     for name, function in COMMANDS.items():
         parts[name] = part = ArgumentParser(exit_on_error=False, description=inspect.getdoc(function).splitlines()[0])
         part.add_argument("--config", action="config", help="YAML file of options.")
-        positional, how = POSITIONAL.get(name, ("", {}))
-        if positional:
-            part.add_argument(positional, **how)
+        if name == "compare":
+            part.add_argument("runs", nargs="+", help=RUNS)
         groups = find_groups(function)
-        part.add_function_arguments(function, as_positional=False, skip={"planned", positional, *groups})
+        part.add_function_arguments(function, as_positional=name in POSITIONAL, skip={"planned", "runs", *groups})
         for group in groups.values():
             part.add_class_arguments(group, as_group=False, as_positional=False)
         commands.add_subcommand(name, part, help=part.description)

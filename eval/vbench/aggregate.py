@@ -11,7 +11,7 @@ from ..intervals import Estimate, Sample
 from .check import Findings
 from .results import Results
 from .suite import DIMENSIONS, SEEDS, Plan
-from .values import Result, agrees, by_prompt
+from .values import Result, agrees, by_prompt, group
 
 GROUP_SHARES = {"quality": 0.8, "semantic": 0.2}  # of the total
 GROUPS = {
@@ -30,13 +30,9 @@ class Totals:
     warnings: tuple[str, ...] = ()
 
 
-def _share(group: str) -> dict[str, float]:
-    """Of each dimension in its group's mean."""
-    whole = sum(DIMENSIONS[name].weight for name in GROUPS[group])
-    return {name: DIMENSIONS[name].weight / whole for name in GROUPS[group]}
-
-
-SHARES = {group: _share(group) for group in GROUPS}
+WEIGHTS = {group: sum(DIMENSIONS[name].weight for name in names) for group, names in GROUPS.items()}
+# of each dimension in its group's mean, and in the total
+SHARES = {group: {x: DIMENSIONS[x].weight / WEIGHTS[group] for x in names} for group, names in GROUPS.items()}
 SHARES["total"] = {x: GROUP_SHARES[group] * share for group in GROUPS for x, share in SHARES[group].items()}
 
 
@@ -60,12 +56,12 @@ def find_intervals(results: Results) -> dict[str, Estimate]:
     Over prompts, for those of one model's videos. Left out is what has no values by video, or whose score isn't the
     mean of these; a group and the total are there where all their dimensions are, and are complete.
     """
-    samples = {name: _take_sample(result) for name, result in results.scores.items() if agrees(result)}
+    samples = {name: take_sample(result) for name, result in results.scores.items() if agrees(result)}
     estimates = {name: intervals.estimate(sample) for name, sample in samples.items()}
     return estimates | combine_samples({name: x for name, x in samples.items() if results.scores[name].complete})
 
 
-def _take_sample(result: Result) -> Sample:
+def take_sample(result: Result) -> Sample:
     """A dimension's values by prompt, in the score's unit."""
     weights = {name: result.weights[name] for name in result.videos} if result.weights else {}
     return Sample(by_prompt(result.per_video()), DIMENSIONS[result.dimension].least, 1.0, by_prompt(weights))
@@ -86,9 +82,7 @@ def combine_samples(samples: Mapping[str, Sample], differences: bool = False) ->
 
 def _list_reasons(reasons: Mapping[str, str]) -> tuple[str, ...]:
     """What is the same for several dimensions is said once."""
-    names: dict[str, list[str]] = {}
-    for name, why in reasons.items():
-        names.setdefault(why, []).append(name)
+    names = group((why, name) for name, why in reasons.items())
     return tuple(f"{', '.join(those)}: {why}" for why, those in names.items())
 
 

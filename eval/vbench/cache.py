@@ -10,7 +10,7 @@ from typing import Any
 
 from train.common.atomic import digest_content
 
-from .reading import NoFile, parse, read_bytes, write_plainly
+from ..reading import NoFile, parse, read_bytes, write_plainly
 from .values import to_value, to_weight
 
 log = logging.getLogger("fps_flex")

@@ -12,13 +12,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fps_flex.checks import some
 from train.common.atomic import digest_file
 from train.common.videos import ClipError, open_video
 from train.common.work import progress_bar
 
 from ..generate.models import Clip
+from ..reading import NoFile, read_json, shape, write_json
 from .plan import fold
-from .reading import NoFile, first_of, read_json, shape, write_json
 from .suite import FLICKER, SEEDS, Plan
 
 log = logging.getLogger("fps_flex")
@@ -140,7 +141,7 @@ def find_usable(folder: Path, names: Iterable[str], out: Path) -> tuple[dict[str
 def warn_of_strays(folder: Path, plan: Plan) -> None:
     stray = sorted({x.name for x in folder.iterdir() if x.suffix.lower() in PICTURES} - {x.name for x in plan.videos})
     if stray:
-        log.warning("videos that are not in the plan, and are left alone: %s (%s)", len(stray), first_of(stray))
+        log.warning("videos that are not in the plan, and are left alone: %s (%s)", len(stray), some(stray))
 
 
 def see_all(folder: Path, names: list[str], cache: Path) -> dict[str, Seen]:

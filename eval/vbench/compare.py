@@ -12,10 +12,10 @@ from numpy import sign
 from fps_flex.checks import at_home
 
 from ..intervals import FEWEST
+from ..reading import write_json, write_plainly
 from .aggregate import GROUPS
 from .chart import draw_differences
 from .paired import ALPHA, SAME, Difference, compare, find_both
-from .reading import write_json, write_plainly
 from .report import TOTALS, Report, collect
 from .suite import DIMENSIONS
 from .tables import Column, Table, count, percent, percents, points, span
@@ -56,11 +56,11 @@ def open_runs(given: list[str]) -> list[Report]:
 
 def compare_runs(runs: list[Report]) -> Differences:
     """By the name of each run but the first: its differences from the first."""
-    first, *others = runs
-    whole = {other.name: tuple(x for x in GROUPS if x in first.figures() and x in other.figures()) for other in others}
-    return {
-        x.name: compare(first.results.scores, x.results.scores, whole[x.name], first.quick or x.quick) for x in others
-    }
+    first, differences = runs[0], {}
+    for run in runs[1:]:
+        whole = tuple(name for name in GROUPS if name in first.figures() and name in run.figures())
+        differences[run.name] = compare(first.results.scores, run.results.scores, whole, first.quick or run.quick)
+    return differences
 
 
 def list_mismatches(first: Report, other: Report) -> list[str]:
@@ -90,12 +90,10 @@ def list_contradictions(first: Report, other: Report, differences: dict[str, Dif
 
 def list_notes(first: Report, other: Report) -> list[str]:
     """What one run's scores of a dimension are told with, and the other's aren't."""
-    both = find_both(first.results.scores, other.results.scores)
-    notes = [(f"{name} of {first.name}: {ours.note}", ours.note, theirs.note) for name, (ours, theirs) in both.items()]
-    notes += [
-        (f"{name} of {other.name}: {theirs.note}", theirs.note, ours.note) for name, (ours, theirs) in both.items()
-    ]
-    return [text for text, note, its in notes if note and note != its]
+    both = find_both(first.results.scores, other.results.scores).items()
+    different = [(name, ours.note, theirs.note) for name, (ours, theirs) in both if ours.note != theirs.note]
+    notes = [f"{name} of {first.name}: {note}" for name, note, _ in different if note]
+    return notes + [f"{name} of {other.name}: {note}" for name, _, note in different if note]
 
 
 def tabulate_totals(runs: list[Report]) -> Table:

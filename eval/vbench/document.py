@@ -14,9 +14,9 @@ from urllib.parse import quote
 
 from PIL import Image
 
+from fps_flex.checks import some
 from train.common.videos import ClipError, probe, sample_frames
 
-from .reading import first_of
 from .suite import Plan, Planned
 
 STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
@@ -44,10 +44,6 @@ def to_url(data: bytes, kind: str) -> str:
 
 def list_items(texts: Iterable[str]) -> str:
     return f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in texts)}</ul>"
-
-
-def list_facts(facts: dict[str, str]) -> str:
-    return f"<dl>{''.join(f'<dt>{escape(what)}</dt><dd>{escape(value)}</dd>' for what, value in facts.items())}</dl>"
 
 
 def isolate(text: str) -> str:
@@ -84,7 +80,7 @@ def draw_strips(folder: Path, plan: Plan) -> tuple[list[tuple[Planned, Strip]], 
             except ClipError as error:
                 left_out[video.name] = f"{video.name} ({str(error).removeprefix(f'{file}: ')})"
     what = "1 video" if len(left_out) == 1 else f"{len(left_out):,} videos"
-    return strips, f"{what} can't be shown and are left out: {first_of([*left_out.values()])}" if left_out else ""
+    return strips, f"{what} can't be shown and are left out: {some([*left_out.values()])}" if left_out else ""
 
 
 def draw_strip(path: Path) -> Strip:

@@ -6,8 +6,8 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+from ..reading import parse, read_bytes, write_json
 from .document import draw_strips
-from .reading import parse, read_bytes, write_json
 from .report import TOTALS, Report
 from .suite import DIMENSIONS
 

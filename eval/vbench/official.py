@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from fps_flex.checks import show
 
-from .reading import parse, parse_json, read_json, write_plainly
+from ..reading import parse, parse_json, read_json, shape, write_plainly
 
 RUNNER = Path(__file__).with_name("scorer_runner.py")
 Device = Literal["auto", "cpu", "cuda"]
@@ -43,8 +43,8 @@ class ScorerOptions:
 
 
 @dataclass(frozen=True)
-class Described:
-    """What scorer_runner.py says of its environment.
+class Scorer:
+    """An environment of the official package, as scorer_runner.py describes it, and VBench's folder of weights.
 
     packages: whether each can be imported. suite: the package's VBench_full_info.json, None without the package.
     device: cpu or cuda, where videos will be scored.
@@ -54,12 +54,6 @@ class Described:
     packages: dict[str, bool]
     suite: str | None
     device: str
-
-
-@dataclass(frozen=True)
-class Scorer(Described):
-    """An environment of the official package, and VBench's folder of weights."""
-
     python: Path
     weights: Path
 
@@ -79,11 +73,7 @@ class Outcome:
 
 
 class ScorerFailed(RuntimeError):
-    """The subprocess ended early. name: of the video that it was at, if any."""
-
-    def __init__(self, message: str, name: str | None):
-        super().__init__(message)
-        self.name = name
+    """The subprocess ended early. Its arguments: why, and the name of the video that it was at, or None."""
 
 
 def find_weights(weights: Path | None) -> Path:
@@ -103,15 +93,14 @@ def open_scorer(python: Path, device: Device, weights: Path) -> Scorer:
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
         if done.returncode:
             raise ValueError((done.stderr.strip().splitlines() or [f"code {done.returncode}"])[-1])
-        described = parse(Described, done.stdout.encode(), "what it says")
+        described = parse(dict[str, Any], done.stdout.encode(), "what it says")
+        scorer = shape("what it says", Scorer, {**described, "python": python, "weights": weights})
     except (OSError, subprocess.TimeoutExpired, ValueError) as error:
         wanted = "expected the Python of an environment with vbench"
         raise ValueError(f"--scorer_python {python} can't be used ({error}): {wanted}") from None
-    if device == "cuda" != described.device:
-        raise ValueError(
-            f"--scorer_device is cuda, but the torch of {python} sees no GPU: choose cpu, or another torch"
-        )
-    return Scorer(**vars(described), python=python, weights=weights)
+    if device == "cuda" != scorer.device:
+        raise ValueError(f"--scorer_device is cuda, but the torch of {python} sees no GPU: choose cpu or another torch")
+    return scorer
 
 
 def score_official(
@@ -143,11 +132,12 @@ def score_official(
                     outcome.errors[entry["name"]] = f"the official score is {error}"
             break
         except ScorerFailed as failed:
+            why, name = failed.args
             crashes = 1 if len(outcome.results) > before else crashes + 1
-            if failed.name is None or crashes == CRASHES:
-                outcome.failure = str(failed)
+            if name is None or crashes == CRASHES:
+                outcome.failure = why
                 break
-            outcome.errors[failed.name] = str(failed)
+            outcome.errors[name] = why
         done = outcome.errors.keys() | outcome.results.keys()
         left = [item for item in items if item["name"] not in done]
     return outcome

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from train.common.atomic import digest_file
 
-from .reading import NoFile, parse, read_bytes, write_json
+from ..reading import NoFile, parse, read_bytes, write_json
 
 WRITTEN = ".vbench-written.json"  # beside the files: sha256 by name; null where a kill may have left anything
 

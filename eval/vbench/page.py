@@ -14,7 +14,7 @@ from ..making import describe_cost, describe_making
 from .chart import describe_chart
 from .check import describe_findings
 from .compare import TOTALS_CAPTION, Differences, explain_pair, explain_totals, tabulate_differences, tabulate_totals
-from .document import draw_strip, draw_strips, embed, isolate, list_facts, list_items, show_strip, write_page
+from .document import draw_strip, draw_strips, embed, isolate, list_items, show_strip, write_page
 from .paired import Difference, find_both, match
 from .report import CAPTION, Report, describe_intervals, hide_paths, tabulate_scores, tell_scores
 from .suite import DIMENSIONS
@@ -36,7 +36,8 @@ def to_html(report: Report, out: Path) -> str:
     if report.findings:
         parts.append(f"<pre>{escape(chr(10).join(describe_findings(report.findings)))}</pre>")
     if made := describe_making(report.making):
-        parts += ["<h2>How they were made</h2>", list_facts(made)]
+        facts = "".join(f"<dt>{escape(what)}</dt><dd>{escape(value)}</dd>" for what, value in made.items())
+        parts += ["<h2>How they were made</h2>", f"<dl>{facts}</dl>"]
     return write_page(f"VBench: {report.name}", parts)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -13,9 +13,7 @@ from .values import YES_OR_NO, Result, by_prompt, find_prompt
 
 ALPHA = 0.05  # how often, at the most, one of a table's verdicts is by chance
 SAME = "the same scores"
-Verdict = Literal[
-    "the same scores", "better", "worse", "not told apart", "too few prompts", "a quick run"
-]  # fmt: skip
+Verdict = Literal["the same scores", "better", "worse", "not told apart", "too few prompts", "a quick run"]
 
 
 @dataclass(frozen=True)
@@ -38,23 +36,6 @@ class Difference:
     only_other: int = 0
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """How many videos of two runs both have in some dimensions, and one alone. fewest: prompts of any dimension."""
-
-    both: int
-    only_first: int
-    only_other: int
-    fewest: int
-
-    @classmethod
-    def of(cls, results: Iterable[tuple[Result, Result]]) -> Pairs:
-        sides = [({*first.videos}, {*other.videos}) for first, other in results]
-        kinds = zip(*((ours & theirs, ours - theirs, theirs - ours) for ours, theirs in sides), strict=True)
-        fewest = min(len({*map(find_prompt, ours & theirs)}) for ours, theirs in sides)
-        return cls(*(len(set().union(*names)) for names in kinds), fewest)
-
-
 def compare(
     first: Mapping[str, Result], other: Mapping[str, Result], groups: tuple[str, ...], quick: bool = False
 ) -> dict[str, Difference]:
@@ -70,18 +51,13 @@ def compare(
     for group, one in combine_samples(samples, differences=True).items():
         if group in wanted:
             estimates[group], parts[group] = one, tuple(SHARES[group])
-    if _are_the_same(samples):
+    values = (value for sample in samples.values() for those in sample.values.values() for value in those)
+    if any(name not in YES_OR_NO for name in samples) and not any(values):  # of yes and no alone, two models' may be so
         estimates = {name: replace(one, low=None, high=None, p=None) for name, one in estimates.items()}
     tested = [name for name, one in estimates.items() if one.p is not None]
     adjusted = dict(zip(tested, holm(estimates[name].p for name in tested), strict=True))
-    pairs = {name: Pairs.of(both[part] for part in those) for name, those in parts.items()}
-    return {name: _judge(one, adjusted.get(name), pairs[name], quick) for name, one in estimates.items()}
-
-
-def _are_the_same(samples: Mapping[str, Sample]) -> bool:
-    """Whether two runs give each video the same score. Of yes and no alone, two models' may be alike too."""
-    told = any(name not in YES_OR_NO for name in samples)
-    return told and not any(value for sample in samples.values() for those in sample.values.values() for value in those)
+    results = {name: [both[part] for part in those] for name, those in parts.items()}
+    return {name: _judge(one, adjusted.get(name), results[name], quick) for name, one in estimates.items()}
 
 
 def find_both(first: Mapping[str, Result], other: Mapping[str, Result]) -> dict[str, tuple[Result, Result]]:
@@ -104,16 +80,21 @@ def pair(first: Result, other: Result) -> Sample:
     return Sample(values, -reach, reach, by_prompt(weights) if first.weights and other.weights else {})
 
 
-def _judge(one: Estimate, p: float | None, pairs: Pairs, quick: bool) -> Difference:
-    """A verdict takes enough prompts, a p that stands among all rows, and an interval that leaves out 0."""
+def _judge(one: Estimate, p: float | None, results: list[tuple[Result, Result]], quick: bool) -> Difference:
+    """A verdict takes enough prompts, a p that stands among all rows, and an interval that leaves out 0.
+
+    p: adjusted. results: both runs' in the dimensions that the mean is over.
+    """
+    sides = [({*first.videos}, {*other.videos}) for first, other in results]
+    kinds = zip(*((ours & theirs, ours - theirs, theirs - ours) for ours, theirs in sides), strict=True)
+    both, *alone = (len(set().union(*names)) for names in kinds)
     verdict: Verdict = "not told apart"
     if one.p is None and not one.mean and one.prompts > 1:
         verdict = SAME
     elif quick:
         verdict = "a quick run"
-    elif pairs.fewest < FEWEST:
+    elif any(len({*map(find_prompt, ours & theirs)}) < FEWEST for ours, theirs in sides):
         verdict = "too few prompts"
     elif p is not None and p < ALPHA and not one.low <= 0 <= one.high:
         verdict = "better" if one.mean > 0 else "worse"
-    alone = pairs.only_first, pairs.only_other
-    return Difference(one.mean, one.low, one.high, p, pairs.both, one.prompts, verdict, *alone)
+    return Difference(one.mean, one.low, one.high, p, both, one.prompts, verdict, *alone)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -14,6 +14,7 @@ from train.common.atomic import digest_content, digest_file
 
 from ..generate.prompts import read_lines
 from .suite import DIMENSIONS, FLICKER, FLICKER_SEEDS, SEEDS, Entry, Plan, Planned, digest_suite, load_suite
+from .values import group
 
 UNSAFE = re.compile(r"[/\\\x00-\x1f\x7f]|^\.")
 LONGEST = 240  # bytes of a name without .mp4, which leaves room for what is written aside
@@ -56,7 +57,8 @@ def make_plan(options: PlanOptions) -> Plan:
     entries = load_suite(options.suite)
     long = read_prompt_map(prompt_map, entries) if prompt_map else {}
     wanted = _pick(entries, chosen, quick)
-    many = FLICKER_SEEDS if folder is None or _has_extra(folder) else SEEDS
+    extra = folder is None or any(SEEDS <= number < FLICKER_SEEDS for number in _list_numbers(folder))
+    many = FLICKER_SEEDS if extra else SEEDS  # more of a prompt, for the static filter to choose from
     videos: dict[str, Planned] = {}
     for place, prompt in enumerate(dict.fromkeys(entry.prompt for entry in entries)):
         used = wanted.get(prompt, ())
@@ -71,31 +73,30 @@ def make_plan(options: PlanOptions) -> Plan:
     return Plan(digest_suite(options.suite), chosen, quick, (*videos.values(),), where, digest)
 
 
-def choose_dimensions(names: Iterable[str] | None) -> tuple[str, ...]:
-    """In the official order. Raises ValueError for unknown names."""
-    names = list(DIMENSIONS if names is None else names)
-    unknown = [name for name in names if name not in DIMENSIONS]
+def choose_dimensions(
+    names: Iterable[str] | None, known: Collection[str] = DIMENSIONS, whose: str = "expected some of"
+) -> tuple[str, ...]:
+    """In the order of those known; None takes all. Raises ValueError for others, and for none."""
+    names = list(known if names is None else names)
+    unknown = [name for name in names if name not in known]
     if unknown or not names:
-        raise ValueError(f"dimensions {', '.join(unknown) or 'is empty'}: expected some of {', '.join(DIMENSIONS)}")
-    return tuple(name for name in DIMENSIONS if name in names)
+        raise ValueError(f"dimensions {', '.join(unknown) or 'is empty'}: {whose} {', '.join(known)}")
+    return tuple(name for name in known if name in names)
 
 
 def _pick(entries: list[Entry], chosen: tuple[str, ...], quick: int | None) -> dict[str, tuple[str, ...]]:
     """The dimensions that each prompt is needed for. A quick run's prompts are spread over each dimension's."""
-    needed: dict[str, set[str]] = {}
+    needed = []
     for name in chosen:
         prompts = list(dict.fromkeys(entry.prompt for entry in entries if name in entry.dimensions))
         if quick is not None and quick < len(prompts):
             prompts = [prompts[i * len(prompts) // quick] for i in range(quick)]
-        for prompt in prompts:
-            needed.setdefault(prompt, set()).add(name)
-    return {prompt: tuple(name for name in chosen if name in names) for prompt, names in needed.items()}
+        needed += [(prompt, name) for prompt in prompts]
+    return {prompt: (*names,) for prompt, names in group(needed).items()}
 
 
-def _has_extra(folder: Path) -> bool:
-    """Whether a folder has more than five videos of a prompt, for the static filter to choose from."""
-    numbers = (re.search(r"-(\d+)\.mp4$", file.name) for file in folder.iterdir())
-    return any(SEEDS <= int(number[1]) < FLICKER_SEEDS for number in numbers if number)
+def _list_numbers(folder: Path) -> list[int]:
+    return [int(number[1]) for file in folder.iterdir() if (number := re.search(r"-(\d+)\.mp4$", file.name))]
 
 
 def name_video(prompt: str, index: int) -> str:

@@ -11,10 +11,11 @@ from fps_flex.checks import at_home
 from train.common.atomic import check_ours
 from train.common.console import check_writable
 
+from ..reading import write_plainly
 from .official import Scorer, find_weights, open_scorer
 from .plan import choose_dimensions
-from .reading import write_plainly
 from .suite import FLICKER
+from .values import group
 from .weights import EVERY, NEEDS, STATIC_FILTER, Weight, show_bytes
 
 DETECTRON2 = "-m pip install --no-build-isolation git+https://github.com/facebookresearch/detectron2"
@@ -35,6 +36,12 @@ class Readiness:
     def ready(self) -> bool:
         return not self.problems
 
+    def summarise(self) -> str:
+        """What is missing, in a few words; empty for nothing."""
+        packages = [f"package {', '.join(self.packages)}"] if self.packages else []
+        files = [f"{len(self.files)} file{'s' if len(self.files) > 1 else ''}"] if self.files else []
+        return "; ".join(packages + files) or (NO_SCORER if self.problems else "")
+
 
 def check(dimension: str, scorer: Scorer | None) -> Readiness:
     """Of a dimension as the official package scores it, or of the static filter."""
@@ -49,21 +56,23 @@ def check(dimension: str, scorer: Scorer | None) -> Readiness:
     return Readiness(dimension, (*problems, *wrong.values()), (*wrong,), absent)
 
 
+def scored_as(dimension: str) -> str:
+    """What of the official package it takes; temporal_flickering, which goes without it too, the static filter."""
+    return STATIC_FILTER if dimension == FLICKER else dimension
+
+
 def check_all(dimensions: Iterable[str], scorer: Scorer | None) -> dict[str, Readiness]:
-    """By dimension; of temporal_flickering, which goes without it too, that of the static filter."""
-    return {name: check(STATIC_FILTER if name == FLICKER else name, scorer) for name in dimensions}
+    return {name: check(scored_as(name), scorer) for name in dimensions}
 
 
 def describe_readiness(checked: dict[str, Readiness]) -> list[str]:
     """What can be scored: a line a dimension, and one for all files that are missing."""
     lines = ["what can be scored:"]
     for name, one in checked.items():
-        lacking = _summarise(one)
+        lacking, how = one.summarise(), "no: {}" if one.problems else "ready"
         if name == FLICKER:
-            how = f"ready, {f'unfiltered ({lacking})' if lacking else 'with the static filter'}"
-        else:
-            how = f"no: {lacking}" if lacking else "ready"
-        lines.append(f"  {name:<24}{how}")
+            how = "ready, unfiltered ({})" if one.problems else "ready, with the static filter"
+        lines.append(f"  {name:<24}{how.format(lacking)}")
     missing = dict.fromkeys(file for one in checked.values() for file in one.files)
     return lines + ([f"{_count(missing)}: python -m eval.vbench weights lists them"] if missing else [])
 
@@ -72,15 +81,6 @@ def _count(missing: Collection[Weight]) -> str:
     """How many, and of what size together."""
     files = "1 file is" if len(missing) == 1 else f"{len(missing)} files are"
     return f"{files} missing or wrong (about {show_bytes(sum(file.bytes for file in missing))})"
-
-
-def _summarise(one: Readiness) -> str:
-    """What is missing, in a few words; empty for nothing."""
-    if one.problems and not (one.packages or one.files):
-        return NO_SCORER
-    packages = f"package {', '.join(one.packages)}" if one.packages else ""
-    files = f"{len(one.files)} file{'s' if len(one.files) > 1 else ''}" if one.files else ""
-    return "; ".join(filter(None, (packages, files)))
 
 
 def weights_command(
@@ -113,18 +113,12 @@ def weights_command(
 
 def find_missing(dimensions: Iterable[str], folder: Path) -> dict[Weight, list[str]]:
     """Each file that is missing or wrong, in the order of the dimensions, and the dimensions that need it."""
-    needed: dict[Weight, list[str]] = {}
-    for name in dimensions:
-        for file in NEEDS[STATIC_FILTER if name == FLICKER else name][1]:
-            needed.setdefault(file, []).append(name)
+    needed = group((file, name) for name in dimensions for file in NEEDS[scored_as(name)][1])
     return {file: names for file, names in needed.items() if file.find_problem(folder)}
 
 
 def _describe_packages(dimensions: tuple[str, ...], scorer: Scorer) -> list[str]:
-    lacking: dict[str, list[str]] = {}
-    for name, one in check_all(dimensions, scorer).items():
-        for package in one.packages:
-            lacking.setdefault(package, []).append(name)
+    lacking = group((x, name) for name, one in check_all(dimensions, scorer).items() for x in one.packages)
     lines = [f"missing package {package}, for {', '.join(names)}" for package, names in lacking.items()]
     if "detectron2" in lacking:
         lines.append(f"  detectron2 is left to you: {scorer.python} {DETECTRON2}")

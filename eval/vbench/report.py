@@ -11,12 +11,14 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from fps_flex.checks import some
+
 from ..intervals import Estimate
 from ..making import Making, describe_making, summarise
+from ..reading import NoFile, plain, read_json, write_plainly
 from .aggregate import Totals, aggregate, find_intervals, find_reasons, normalise
 from .check import Findings, describe_findings
 from .ours import is_ours, read_written, writing
-from .reading import NoFile, first_of, plain, read_json, write_plainly
 from .results import Results, read_results
 from .source import open_source
 from .suite import DIMENSIONS, SEEDS, Plan
@@ -89,12 +91,8 @@ def collect(path: Path, name: str | None = None) -> Report:
     source = open_source(path)
     plan, findings, results = source.plan, source.findings, read_results(source)
     reasons = find_reasons(results, plan, findings)
-    totals = aggregate(results, plan, reasons)
-    intervals = {
-        name: interval
-        for name, interval in find_intervals(results).items()
-        if name in DIMENSIONS or getattr(totals, name) is not None
-    }
+    totals, intervals = aggregate(results, plan, reasons), find_intervals(results)
+    intervals = {name: x for name, x in intervals.items() if getattr(totals, name, 0) is not None}
     name = plain(" ".join((name or path.resolve().name).split()))
     return Report(source.run, name, results, totals, reasons, intervals, plan, findings, read_making(source.run, plan))
 
@@ -115,7 +113,7 @@ def read_making(out: Path, plan: Plan | None) -> Making:
         else:
             broken.append(file.name)
     what = "record of a video is" if len(broken) == 1 else "records of videos are"
-    problem = f"{len(broken):,} {what} broken and left out of how they were made: {first_of(broken)}"
+    problem = f"{len(broken):,} {what} broken and left out of how they were made: {some(broken)}"
     return summarise(records, [problem] if broken else [])
 
 

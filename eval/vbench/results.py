@@ -12,7 +12,7 @@ from typing import Any
 
 from fps_flex.checks import show
 
-from .reading import parse_json, plain, shape
+from ..reading import parse_json, plain, shape
 from .source import Source, open_source
 from .suite import DIMENSIONS, FLICKER, SEEDS
 from .values import Result, add_note, check_score, to_score, to_value, to_weight
@@ -61,8 +61,7 @@ def read_results(path: Path | Source) -> Results:
         more = f"; and {len(problems) - 1} more" if len(problems) > 1 else ""
         why = f" that can be used: {problems[0]}{more}" if problems else f": expected {EXPECTED}"
         raise ValueError(f"{source.path} holds no scores{why}")
-    for dimension, those in given.items():
-        scores[dimension] = _unite(dimension, those, problems)
+    scores |= {dimension: _unite(dimension, those, problems) for dimension, those in given.items()}
     return Results({name: scores[name] for name in DIMENSIONS if name in scores}, (*problems, *source.problems))
 
 

@@ -16,12 +16,13 @@ from train.common.console import check_writable
 from train.common.videos import ClipError
 from train.common.work import progress_bar
 
+from ..reading import NoFile, read_json, write_json
 from . import flicker
 from .cache import Cache
 from .check import find_usable, warn_of_strays
 from .official import Outcome, Scorer, ScorerOptions, score_official
+from .plan import choose_dimensions
 from .preflight import NEEDS, STATIC_FILTER, check_all, describe_readiness
-from .reading import NoFile, read_json, write_json
 from .results import parse_ours
 from .suite import DIMENSIONS, FLICKER, Plan, Planned
 from .values import Result, add_note, mean, to_value, to_weight
@@ -198,11 +199,7 @@ class Scoring:
 
 
 def score(
-    videos: Path,
-    plan: Plan,
-    out: Path,
-    dimensions: Iterable[str] | None = None,
-    options: ScorerOptions = NO_SCORER,
+    videos: Path, plan: Plan, out: Path, dimensions: Iterable[str] | None = None, options: ScorerOptions = NO_SCORER
 ) -> dict[str, Result]:
     """Score each dimension and write out/scores/{dimension}.json.
 
@@ -210,10 +207,7 @@ def score(
     None for all. Raises ValueError where nothing can be done: no such folder, a dimension that isn't planned, a Python
     that can't be used, or a GPU that isn't there.
     """
-    chosen = [name for name in plan.dimensions if dimensions is None or name in dimensions]
-    unknown = [name for name in dimensions or () if name not in plan.dimensions]
-    if unknown or not chosen:
-        raise ValueError(f"dimensions {', '.join(unknown) or 'is empty'}: the plan has {', '.join(plan.dimensions)}")
+    chosen = choose_dimensions(dimensions, plan.dimensions, "the plan has")
     if not videos.is_dir():
         raise ValueError(f"no folder of videos {videos}: generate them first, or plan with another folder")
     check_writable(out / "scores", "--out")

@@ -8,11 +8,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from zipfile import ZipFile, ZipInfo
+from zipfile import ZipFile
 
+from ..reading import NoFile, is_zip, open_zip, parse, read_bytes, read_zipped
 from .check import Findings
 from .ours import WRITTEN, is_ours, parse_written, read_written
-from .reading import NoFile, is_zip, open_zip, parse, read_bytes, read_zipped
 from .suite import DIMENSIONS, Plan, parse_plan
 
 PARTS = ("scores", "eval_results")  # folders of a run that hold scores
@@ -42,21 +42,18 @@ class Source:
 def open_source(path: Path) -> Source:
     """Raises ValueError for what can't be read, and a plan that is none."""
     if os.path.isdir(path):  # False where that can't be told
-        return _of_folder(path, _list_folder(path), _find_run(path))
-    try:
-        data = read_bytes(path)
-        packed = open_zip(str(path), data) if is_zip(data) else None
-    except ValueError as error:
-        raise ValueError(f"{path}: scores can't be read ({error})") from None
-    if packed is None:
-        run = _find_run(path.parent)
-        return _of_folder(path, [File(Path(path.name), str(path), lambda: data)], path if run == path.parent else run)
-    members = sorted(packed.infolist(), key=lambda member: member.filename)
-    return _of_zip(path, [_member(path, packed, member) for member in members])
-
-
-def _member(path: Path, packed: ZipFile, member: ZipInfo) -> File:
-    return File(Path(member.filename), f"{path}:{member.filename}", partial(read_zipped, packed, member))
+        files, run = _list_folder(path), _find_run(path)
+    else:
+        try:
+            data = read_bytes(path)
+            packed = open_zip(str(path), data) if is_zip(data) else None
+        except ValueError as error:
+            raise ValueError(f"{path}: scores can't be read ({error})") from None
+        if packed is not None:
+            return _of_zip(path, packed)
+        files, run = [File(Path(path.name), str(path), lambda: data)], _find_run(path.parent)
+        run = path if run == path.parent else run
+    return _with_run(path, files, run, _file(run / "plan.json", run), _file(run / "check.json", run))
 
 
 def _file(file: Path, folder: Path) -> File:
@@ -67,10 +64,6 @@ def _find_run(folder: Path) -> Path:
     """The run that a folder of scores is a part of, or else the folder."""
     above = folder.resolve().parent
     return above if folder.resolve().name in PARTS and os.path.exists(above / "plan.json") else folder
-
-
-def _of_folder(path: Path, files: list[File], run: Path) -> Source:
-    return _with_run(path, files, run, _file(run / "plan.json", run), _file(run / "check.json", run))
 
 
 def _with_run(path: Path, files: list[File], run: Path, plan: File | None, check: File | None) -> Source:
@@ -90,7 +83,8 @@ def _with_run(path: Path, files: list[File], run: Path, plan: File | None, check
 def _list_folder(path: Path) -> list[File]:
     """A run's scores or those of a folder scores/, and all that the official package has anywhere in it."""
     try:
-        files = [*sorted((path / "scores").glob("*.json")), *(x for x in sorted(path.glob("*.json")) if _is_ours(x))]
+        own = (x for x in sorted(path.glob("*.json")) if x.stem in DIMENSIONS)
+        files = [*sorted((path / "scores").glob("*.json")), *own]
         files += sorted(path.rglob("*_eval_results.json"))
     except OSError as error:
         raise ValueError(f"{path}: scores can't be read ({error.strerror})") from None
@@ -100,12 +94,10 @@ def _list_folder(path: Path) -> list[File]:
     return [_file(x, path) for x in others or names]
 
 
-def _is_ours(file: Path) -> bool:
-    return file.stem in DIMENSIONS
-
-
-def _of_zip(path: Path, members: list[File]) -> Source:
+def _of_zip(path: Path, packed: ZipFile) -> Source:
     """Raises ValueError for a zip of several runs."""
+    infos = sorted(packed.infolist(), key=lambda info: info.filename)
+    members = [File(Path(x.filename), f"{path}:{x.filename}", partial(read_zipped, packed, x)) for x in infos]
     every = [x for x in members if not (x.inside.name.startswith((".", "__")) or "__MACOSX" in x.inside.parts)]
     plans = [x for x in every if x.inside.name == "plan.json"]
     if len(plans) > 1:
@@ -119,6 +111,6 @@ def _of_zip(path: Path, members: list[File]) -> Source:
 def _choose(members: list[File], every: list[File]) -> list[File]:
     """As of a folder; where nothing is named like that, every file, since a leaderboard's zip may name them anyhow."""
     named = [x for x in every if x.inside.parent.name == "scores" or x.inside.name.endswith("_eval_results.json")
-             or _is_ours(x.inside) and x.inside.parent.name != "records"]  # fmt: skip
+             or x.inside.stem in DIMENSIONS and x.inside.parent.name != "records"]  # fmt: skip
     own = {x.inside.parent / name for x in members if x.inside.name == WRITTEN for name in parse_written(x.read())}
     return [x for x in named if x.inside not in own] or named or every

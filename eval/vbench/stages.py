@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
-
-import torch.distributed as dist
 
 from train.common.atomic import check_ours
 from train.common.console import check_writable
@@ -18,6 +15,7 @@ from ..generate.command import resolve_settings
 from ..generate.jobs import Job, Options
 from ..generate.records import open_records
 from ..generate.videos import draw_contacts, make_videos
+from ..reading import write_json, write_plainly
 from .chart import draw_scores
 from .check import Findings, check_videos, describe_findings
 from .compare import compare_runs, describe_comparison, open_runs, write_comparison
@@ -25,7 +23,6 @@ from .log import log_report
 from .ours import writing
 from .page import compare_to_html, to_html
 from .plan import PlanOptions, check_case, describe_plan, make_plan
-from .reading import write_json, write_plainly
 from .report import CAPTION, collect, describe_report, tabulate_scores, to_dict, to_markdown, write_leaderboard
 from .suite import Plan, find_suite, read_plan, write_plan
 
@@ -79,8 +76,6 @@ def generate(out: Path, shard: str | None = None, planned: Plan | None = None, *
         raise ValueError(f"{out / 'plan.json'} expects {planned.clip}, not {settings.clip}: choose another --out")
     if planned.clip is None and rank_and_world()[0] == 0:
         write_plan(out / "plan.json", replace(planned, clip=settings.clip))
-    if rank_and_world()[1] > 1 and not dist.is_initialized():
-        dist.init_process_group("gloo", timeout=timedelta(days=7))  # shares of a long run end hours apart
     jobs = [Job(video.name.removesuffix(".mp4"), video.long or video.prompt, video.seed) for video in planned.videos]
     mine = jobs[share - 1 :: shares]
     say(f"share {share} of {shares}: {len(mine):,} of {len(jobs):,} videos" if shard else "")
@@ -118,7 +113,7 @@ def aggregate(results: Path, json: Path | None = None) -> None:
     """Scores -> Quality, Semantic and Total, or what is missing for them.
 
     Args:
-        results: a run's folder, a folder of the official package's *_eval_results.json, one of them, or a zip.
+        results: a run's folder, one of *_eval_results.json, such a file, or a zip.
         json: also write them there.
     """
     result = collect(results)
@@ -132,8 +127,7 @@ def compare(runs: list[str], out: Path | None = None) -> None:
     """Two to five runs side by side: totals, and the differences of the same videos, with their intervals.
 
     Args:
-        runs: folders or files as `aggregate` takes them, the first of which is compared with; label=PATH names one.
-            Five without labels are the paper's rows: dense, quantised, sparse, joint training-free, joint trained.
+        runs: as of `open_runs`.
         out: folder for compare.html, with the prompts that lost most, and compare.md, .json, .png, .csv and .tex.
     """
     opened = open_runs(runs)

@@ -12,7 +12,7 @@ from fps_flex.checks import show
 from train.common.atomic import digest_content
 
 from ..generate.models import Clip
-from .reading import NoFile, is_zip, open_zip, parse, parse_json, read_bytes, read_zipped, write_json
+from ..reading import NoFile, is_zip, open_zip, parse, parse_json, read_bytes, read_zipped, write_json
 
 INFO = "VBench_full_info.json"
 KEYS = ("prompt_en", "dimension")  # of its entries that are used here

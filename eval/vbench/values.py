@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -11,7 +11,7 @@ from fps_flex.checks import is_real, show
 
 from .suite import DIMENSIONS
 
-T = TypeVar("T")
+Key, T = TypeVar("Key"), TypeVar("T")
 YES_OR_NO = ("dynamic_degree", "human_action", "static_filter")  # of these the package writes true and false
 COSINES = (
     "subject_consistency", "background_consistency", "appearance_style", "temporal_style", "overall_consistency",
@@ -95,12 +95,17 @@ def find_prompt(name: str) -> str:
     return re.sub(r"-\d+\.\w+$", "", name)
 
 
+def group(pairs: Iterable[tuple[Key, T]]) -> dict[Key, list[T]]:
+    """The values of each key, both in the order in which they come."""
+    groups: dict[Key, list[T]] = {}
+    for key, value in pairs:
+        groups.setdefault(key, []).append(value)
+    return groups
+
+
 def by_prompt(values: Mapping[str, T]) -> dict[str, list[T]]:
     """Of videos by file name."""
-    prompts: dict[str, list[T]] = {}
-    for name, value in values.items():
-        prompts.setdefault(find_prompt(name), []).append(value)
-    return prompts
+    return group((find_prompt(name), value) for name, value in values.items())
 
 
 def mean(values: Mapping[str, float], weights: Mapping[str, float]) -> float:

@@ -18,6 +18,7 @@ from fps_flex.wan.encoders import UMT5Text
 from fps_flex.wan.experts import ALL, find_experts, levels_of
 from fps_flex.wan.flow import draw_noise_levels, spread_noise_levels
 from fps_flex.wan.weights import load_wan, open_weights
+from tests.helpers.commands import refused
 from tests.helpers.tiny_wan import tiny_pipeline, tiny_transformer
 from tests.train.test_finetune import QUICK, small_wan
 from train.fit import main as fit
@@ -53,16 +54,6 @@ def low_run(release, tmp_path_factory):
     run = tmp_path_factory.mktemp("run") / "low"
     fit([*ONE_STEP, *small_wan(release), f"--model.checkpoint={release / 'transformer_2'}", f"--run={run}"])
     return run / "checkpoints/last.ckpt"
-
-
-def refused(capsys, run, arguments):
-    """The one line in which a command refuses to start."""
-    with pytest.raises(SystemExit) as stopped:
-        run(arguments)
-    assert stopped.value.code == 2
-    line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith("error: ")
-    return line
 
 
 def record(out):

@@ -121,3 +121,25 @@ def test_means_of_the_same_prompts_go_together():
 def test_holm():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])  # Wikipedia's example
     assert holm([]) == []
+
+
+class Salted(str):
+    """Text of another hash, as each process has it, for each salt."""
+
+    salt = 0
+
+    def __hash__(self):
+        return hash((Salted.salt, str(self)))
+
+
+def test_the_last_digits_of_an_estimate_do_not_vary_with_the_hashes_of_prompts(monkeypatch):
+    rows = np.random.default_rng(0).normal(size=(2, 2000)) * 10 ** np.random.default_rng(1).uniform(-9, 9, (2, 2000))
+    found = set()
+    for salt in range(8):
+        monkeypatch.setattr(Salted, "salt", salt)
+        samples = {
+            name: Sample({Salted(f"p{i}"): [x] for i, x in enumerate(row)})
+            for name, row in zip("ab", rows, strict=True)
+        }
+        found.add(combine(samples, {"a": 0.3, "b": 0.7}))
+    assert len(found) == 1

@@ -20,6 +20,7 @@ from fps_flex.wan.adapters import read_adapter
 from fps_flex.wan.encoders import UMT5Text, WanVAE
 from fps_flex.wan.merging import merge
 from fps_flex.wan.weights import open_weights
+from tests.helpers.commands import refused
 from tests.helpers.loras import DIM, LAYERS, OTHERS, WHOLE, make_adapter, named, save, save_run
 from tests.helpers.tiny_wan import SIZES, tiny_pipeline, tiny_transformer
 
@@ -200,12 +201,12 @@ def test_a_base_that_moved_is_named(wan_folder, release, tmp_path, capsys):
     expected = read(resolve_settings(Options(str(checkpoint)))[0].weights)
     shutil.move(tmp_path / "base", tmp_path / "moved")
     run = [f"--checkpoint={checkpoint}", f"--out={tmp_path / 'out'}", *TINY, "--frames=5"]
-    line = refused(capsys, run)
+    line = refused(capsys, command, run)
     assert f"{tmp_path / 'base'}, what the LoRA {checkpoint} was trained on, is not there: name where it is" in line
     got = resolve_settings(Options(str(checkpoint), base=str(tmp_path / "moved")))[0]
     assert torch.equal(read(got.weights), expected)
-    assert "of a LoRA's .ckpt" in refused(capsys, [f"--checkpoint={wan_folder}", "--base=x", "--out=x", *TINY])
-    assert "--base is empty" in refused(capsys, [*run, "--base="])
+    assert "of a LoRA's .ckpt" in refused(capsys, command, [f"--checkpoint={wan_folder}", "--base=x", "--out=x", *TINY])
+    assert "--base is empty" in refused(capsys, command, [*run, "--base="])
 
 
 def test_what_is_said_where_only_the_loras_changed(wan_folder, release, files, tmp_path, capsys):
@@ -246,25 +247,15 @@ def test_fidelity_compares_a_trained_lora_with_its_release(wan_folder, tmp_path,
     run = ["models", f"--checkpoint={wan_folder}", f"--out={tmp_path / 'out'}", *TINY, "--frames=5",
            "--attention.schedule=fps", "--attention.tile=[1,2,2]", "--attention.block=16"]  # fmt: skip
     base, live = f"--base={tmp_path / 'moved'}", "--weights=live"
-    assert "name where it is with --base" in refused(capsys, [*run, f"--trained={checkpoint}"], fidelity)
-    assert "of a LoRA's .ckpt" in refused(capsys, [*run, base], fidelity)
-    assert "weights is live, of a .ckpt" in refused(capsys, [*run, live], fidelity)
+    assert "name where it is with --base" in refused(capsys, fidelity, [*run, f"--trained={checkpoint}"])
+    assert "of a LoRA's .ckpt" in refused(capsys, fidelity, [*run, base])
+    assert "weights is live, of a .ckpt" in refused(capsys, fidelity, [*run, live])
     fidelity([*run, f"--trained={checkpoint}", base, live])
     rows = {row["name"]: row for row in json.loads((tmp_path / "out/fidelity.json").read_text())["rows"]}
     assert "with FPS attention" in rows["joint-trained"]["weights"] and "released" in rows["joint"]["weights"]
     assert "loras" not in record(tmp_path / "out/joint")["fingerprints"]
     (said,) = record(tmp_path / "out/joint-trained")["fingerprints"]["loras"]
     assert said["fingerprint"] == read_adapter(checkpoint, "live").fingerprint()
-
-
-def refused(capsys, arguments, run=command):
-    """The one line in which a command refuses to start."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stopped:
-        run(arguments)
-    lines = capsys.readouterr().err.splitlines()
-    assert stopped.value.code == 2 and lines[-1].startswith("error: "), lines
-    return lines[-1]
 
 
 def test_what_does_not_fit_is_one_line_before_anything_is_loaded(
@@ -298,8 +289,8 @@ def test_what_does_not_fit_is_one_line_before_anything_is_loaded(
         ([f"--lora={wan_folder / 'transformer'}"], "is a whole model"),
         ([f"--low_noise_lora={one}"], "low_noise_lora is of the second of two experts"),
     ):  # fmt: skip
-        assert message in refused(capsys, [f"--checkpoint={wan_folder}", *run, *given])
-    assert "of (64, 64)" in refused(capsys, [f"--checkpoint={release}", *run, f"--low_noise_lora={wide}"])
+        assert message in refused(capsys, command, [f"--checkpoint={wan_folder}", *run, *given])
+    assert "of (64, 64)" in refused(capsys, command, [f"--checkpoint={release}", *run, f"--low_noise_lora={wide}"])
     assert not (tmp_path / "out").exists()
 
 
@@ -310,7 +301,7 @@ def test_other_commands_that_make_videos_take_loras_too(wan_folder, files, suite
         "vbench": (vbench, ["run", f"--suite={suite}", "--quick=1", "--dimensions=[temporal_flickering]"]),
     }[of]
     given = [*more, f"--checkpoint={wan_folder}", f"--out={tmp_path / 'out'}"]
-    line = refused(capsys, [*given, "--lora", f"{files / 'one.safetensors'}:0.5", "--lora=nowhere"], run)
+    line = refused(capsys, run, [*given, "--lora", f"{files / 'one.safetensors'}:0.5", "--lora=nowhere"])
     assert "lora 'nowhere': no nowhere" in line
 
 

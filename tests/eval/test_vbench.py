@@ -17,6 +17,7 @@ from eval.vbench.__main__ import command
 from eval.vbench.aggregate import combine
 from eval.vbench.results import read_results
 from eval.vbench.suite import DIMENSIONS, read_plan
+from tests.helpers.tiny_run import tiny_checkpoint
 from tests.helpers.vbench_suite import (
     contents,
     entries,
@@ -24,7 +25,6 @@ from tests.helpers.vbench_suite import (
     refused,
     write_results,
 )
-from train.fit import main as fit
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--steps=2", "--frames=4", "--height=16", "--width=16"]
@@ -34,12 +34,8 @@ REPORTS = ("report.md", "report.json", "report.html", "chart.png", "scores.csv",
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A checkpoint of one step on moving shapes."""
-    run = tmp_path_factory.mktemp("trained") / "run"
-    fit(["--config=configs/tiny.yaml", f"--run={run}", "--trainer.max_steps=1", "--trainer.val_check_interval=1",
-         "--checkpoint.every_n_train_steps=1", "--data.val_clips=1", "--sample.steps=1", "--sample.count=1",
-         "--model.val_levels=1", "--data.batch_size=1", "--data.height=16", "--data.width=16"])  # fmt: skip
-    return run / "checkpoints/last.ckpt"
+    """A checkpoint of two steps on moving shapes of 16x16."""
+    return tiny_checkpoint(tmp_path_factory.mktemp("trained") / "run", "--data.height=16", "--data.width=16")
 
 
 def options(suite, trained, out):

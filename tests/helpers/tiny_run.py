@@ -23,6 +23,11 @@ def train_tiny(run, *options):
     return run
 
 
+def tiny_checkpoint(run, *options):
+    """The checkpoint of such a run, whose weights have moved far enough to be seen in videos."""
+    return train_tiny(run, "--model.lr=0.1", *options) / "checkpoints/last.ckpt"
+
+
 def train_apart(run, *options):
     """Such a run as a finished process."""
     return run_apart("-m", "train.fit", *tiny_words(run, *options))

@@ -7,7 +7,7 @@ import stat
 import zipfile
 from codecs import BOM_UTF8
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
@@ -85,11 +85,6 @@ def plain(text: str) -> str:
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
-def first_of(texts: Sequence[str], shown: int = 3) -> str:
-    """The first of many, and a sign where there are more."""
-    return ", ".join(texts[:shown]) + (", ..." if len(texts) > shown else "")
-
-
 def is_zip(data: bytes) -> bool:
     """Or starts like one, and is damaged."""
     return data.startswith(b"PK") or zipfile.is_zipfile(BytesIO(data))
@@ -139,7 +134,7 @@ def shape(name: str, kind: Any, value: Any) -> Any:
         return {key: shape(f"{name}.{key}", parts[1], x) for key, x in value.items()}
     if kind is int and is_whole(value) or kind is float and is_real(value):
         return value
-    if kind in (str, bool) and isinstance(value, kind):
+    if kind in (str, bool, Path) and isinstance(value, kind):
         return value
     expected = {"tuple": "list", "str": "text"}.get((origin or kind).__name__, (origin or kind).__name__)
     raise ValueError(f"{name} is {show(value)}, expected a {expected}")
