@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
 
 MEANING = tuple(names_of(Meaning))
-EARLIER = {"smooth_k": False, "codes": "e4m3", "rotate": None, "layers": ()}  # of files from before these options
+EARLIER = {"smooth_k": False, "codes": "e4m3", "rotate": None, "layers": ()}
 CARRIED = (torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -109,10 +109,10 @@ class FPSAttention:
     def from_dict(cls, data: dict[str, Any]) -> FPSAttention:
         """The inverse of `dataclasses.asdict`, as checkpoints keep it.
 
-        The schedule may also be a preset's name. What files of before an option lack is what they were made with
-        (EARLIER). Raises ValueError for a missing or unknown field, and for values that aren't such an attention's.
+        The schedule may also be a preset's name. Raises ValueError for a missing or unknown field, and for values that
+        aren't such an attention's.
         """
-        data = as_fields("attention", {**EARLIER, **data} if isinstance(data, dict) else data, names_of(cls))
+        data = as_fields("attention", with_earlier(data), names_of(cls))
         return cls(**{**data, "schedule": schedule_from(data["schedule"])})
 
     @cached_property
@@ -265,6 +265,11 @@ class FPSAttention:
             some_unquantized=None in granularities,
             one_scale_per_head=all(granularity == "head" for granularity in granularities),
         )
+
+
+def with_earlier(data: Any) -> Any:
+    """An attention's dict, with what files from before an option don't say of it: they were made without."""
+    return {**EARLIER, **data} if isinstance(data, dict) else data
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,6 +32,10 @@ CHANGES = {  # option -> word of the command line, value
     "scale_format": ("fp32", "fp32"),
     "carrier": ("float8", "float8"),
     "engine": ("auto", "auto"),
+    "smooth_k": ("false", False),
+    "codes": ("int8", "int8"),
+    "rotate": ("hadamard", "hadamard"),
+    "layers": ("{0-1: dense, 2: {window: [1, null, null]}}", {"0-1": "dense", 2: Regime((1, None, None))}),
 }
 
 
