@@ -289,7 +289,7 @@ def _build_numbers() -> Arrays:
 def _build_schedule() -> Arrays:
     """Regimes and windows of the presets that share shift 5.
 
-    A 50-step sampler meets both bounds of `fps` exactly; the last levels are just before, within and past the slack.
+    50 evenly spaced steps meet both bounds of `fps` exactly; the last levels are before, within and past the slack.
     """
     sigma = torch.cat([sampling_levels(50, 5.0), *(levels_around(bound, 5.0) for bound in (0.3, 0.7))])
     tiles = [(3, 5, 10), (3, 4, 7), (3, 5, 14), (4, 6, 10), (1, 1, 1), (2, 3, 25), (2, 3, 5)]
