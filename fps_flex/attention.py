@@ -14,7 +14,7 @@ carrier's dtype; a scale is the amax (largest magnitude) of the values that shar
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
@@ -25,14 +25,14 @@ from .algorithm import GraphKey, Meaning, Plan
 from .checks import as_bool, as_fields, as_instance, as_triple, as_whole, one_of, show
 from .engines import FLOAT8, Chosen, Engine, check_engine, choose_engine
 from .layers import Layers, as_layers, as_schedule, check_layers, names_of, range_of, schedule_from
-from .masks import BlockLists, as_windows, block_lists, check_blocks, pad_mask_mod, window_mask_mod
-from .quant import CodeFormat, ScaleFormat, tile_groups
+from .quant import CodeFormat, ScaleFormat
 from .schedule import Regime, StepSchedule
 from .smoothing import Rotation
-from .tiles import TileLayout, Triple, plan_tile
+from .tables import build_tables
+from .tiles import Triple
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int
+    from jaxtyping import Float, Int
 
 MEANING = tuple(names_of(Meaning))
 EARLIER = {"smooth_k": False, "codes": "e4m3", "rotate": None, "layers": ()}
@@ -183,7 +183,7 @@ class FPSAttention:
         regime_index = self.regime_index(sigma)
         if sigma.is_cuda and self.engine != "eager" and self.block % 128:
             raise ValueError(f"block is {self.block}, a GPU's kernel needs a multiple of 128 (or use engine eager)")
-        tables = _build_tables(self, grid, sigma.device)
+        tables = build_tables(self.regimes, self.tile, self.block, grid, sigma.device)
         own = [range_of(name) for name, _ in self.layer_schedules]
         layers = tuple((x, tables.pick(self.regime_index(sigma, x.start), self.meaning)) for x in own)
         return replace(tables.pick(regime_index, self.meaning), layers=layers)
@@ -270,46 +270,6 @@ class FPSAttention:
 def with_earlier(data: Any) -> Any:
     """An attention's dict, with what files from before an option don't say of it: they were made without."""
     return {**EARLIER, **data} if isinstance(data, dict) else data
-
-
-@dataclass(frozen=True, eq=False)
-class RegimeTables:
-    """A row for each of an attention's regimes, on one grid, from which every batch picks its samples' rows."""
-
-    layout: TileLayout
-    windows: Int[Tensor, "r 3"]
-    lists: BlockLists
-    groups: Int[Tensor, "r tiles"]
-    quantized: Bool[Tensor, " r"]
-
-    def pick(self, rows: Int[Tensor, " b"], meaning: Meaning) -> Plan:
-        layout, lists = self.layout, self.lists.pick(rows)
-        return Plan(
-            layout,
-            lists.block_mask(layout, window_mask_mod(layout, self.windows[rows])),
-            lists.block_mask(layout, pad_mask_mod(layout)),
-            self.groups[rows],
-            self.quantized[rows],
-            meaning,
-        )
-
-
-@lru_cache(maxsize=16)
-@torch.inference_mode(False)  # what is kept here may meet a backward pass later
-def _build_tables(attention: FPSAttention, grid: Triple, device: torch.device) -> RegimeTables:
-    tile = attention.tile or (grid if attention.is_dense else plan_tile(grid, block=attention.block))
-    layout = TileLayout(grid, tile, attention.block, device)
-    check_blocks(layout)
-    layout.build()
-    windows = as_windows([regime.window_in_tiles(layout.tiles) for regime in attention.regimes], layout)
-    granularities = [regime.granularity for regime in attention.regimes]
-    return RegimeTables(
-        layout,
-        windows,
-        block_lists(layout, windows),
-        torch.stack([tile_groups(layout, granularity or 1) for granularity in granularities]),
-        torch.tensor([granularity is not None for granularity in granularities], device=device),
-    )
 
 
 def _check_inputs(q: Tensor, k: Tensor, v: Tensor, plan: Plan, length: int, unit: str, hint: str = "") -> None:

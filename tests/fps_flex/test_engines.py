@@ -126,8 +126,9 @@ def test_gradients_through_the_one_graph_are_the_oracles(options, dtype):
 
 
 @pytest.mark.compiles
-def test_all_blocks_of_a_model_share_one_graph(compiled):
-    model = Wan(WAN_TINY, FPSAttention(tile=(1, 4, 4), block=16))
+@pytest.mark.parametrize("layers", [{}, {"0": "dense", "2": Regime((1, 1, 1), "head")}], ids=["alike", "unlike"])
+def test_all_blocks_of_a_model_share_one_graph(compiled, layers):
+    model = Wan(WAN_TINY, FPSAttention(tile=(1, 4, 4), block=16, layers=layers))
     torch.nn.init.normal_(model.head.head.weight, std=0.02)
     latents, text = torch.randn(2, 24, 5, 16, 16), torch.randn(2, 7, 32)
     for timestep in ([990.0, 300.0], [300.0, 800.0]):
