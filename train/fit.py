@@ -41,7 +41,7 @@ from .common.work import find_device, wait_for_the_first
 from .data import VideoData
 from .index import check_encoders
 from .module import FlowModule
-from .parallel import Parallel, check_parallel, count_processes, describe_processes, is_sharded
+from .parallel import Parallel, check_parallel, check_sequence, count_processes, describe_processes, is_sharded
 from .peers import exit_code
 from .rehearsal import rehearse
 from .resumable import check_taken
@@ -114,16 +114,20 @@ class FitCLI(LightningCLI):
             before = (self.record or {}).get("options", {}).get(WANDB_ID)
             self.wandb_id = logger.init_args.id = logger.init_args.id or before or secrets.token_hex(4)
 
+    @property
+    def parallel(self) -> Parallel:
+        return Parallel(**self.config.parallel.as_dict())
+
     def check_parallel(self) -> None:
         """Raises ValueError for processes that can't be shared out as asked."""
-        asked, trainer = Parallel(**self.config.parallel.as_dict()), self.config.trainer
+        trainer, sharded = self.config.trainer, self.config.model.sharded
         processes = count_processes(trainer.accelerator, trainer.devices, trainer.num_nodes)
-        check_parallel(self.config.model.sharded, asked.sequence, processes, trainer.strategy)
-        self.processes = describe_processes(self.config.model.sharded, asked.sequence, processes)
+        check_parallel(sharded, self.parallel, processes, trainer.strategy)
+        self.processes = describe_processes(sharded, self.parallel, processes)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        strategy = {"strategy": Sharding(self.config.parallel.sequence)} if self.config.model.sharded else {}
-        return super().instantiate_trainer(**strategy, **kwargs)
+        strategy = Sharding(self.parallel.sequence, self.parallel.exchange) if self.config.model.sharded else None
+        return super().instantiate_trainer(**{"strategy": strategy} if strategy else {}, **kwargs)
 
     @property
     def checkpoints(self) -> Checkpoints:
@@ -206,7 +210,9 @@ def prepare(args: list[str] | None) -> FitCLI:
     cli.checkpoints.options = cli.options()
     changes = compare_options(cli.checkpoint, record["options"], cli.checkpoints.options) if record else []
     description = describe(module, data)
-    rehearse(module, trainer, module.plan(data.size, torch.zeros(1)).layout.grid)
+    for size in data.sizes():
+        check_sequence(cli.parallel, module.model, module.grid(size), bool(module.teachers))
+    rehearse(module, trainer, module.grid(data.size))
     module.codec.load()
     module.text.load()
     check_writable(Path(cli.config.run), "--run")

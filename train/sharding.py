@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from fps_flex.compile import compiled
 from fps_flex.wan import Wan
+from fps_flex.wan.auto import Exchange
 from fps_flex.wan.casting import check_finite
 from fps_flex.wan.model import Block
 from fps_flex.wan.streamed import rows_of
@@ -37,14 +38,15 @@ class Together(ValueError):
 class Sharding(ModelParallelStrategy):
     """The mesh is (data, sequence): processes of a row train on one clip together. Parameters are shared out to all.
 
-    sequence: processes in a row; their number must be a multiple of it. mesh: all processes, in one dimension.
+    sequence: processes in a row; their number must be a multiple of it. exchange: how they meet in attention.
+    mesh: all processes, in one dimension.
     """
 
     mesh: DeviceMesh
 
-    def __init__(self, sequence: int = 1) -> None:
+    def __init__(self, sequence: int = 1, exchange: Exchange = "auto") -> None:
         super().__init__(tensor_parallel_size=sequence)
-        self.sequence = sequence
+        self.sequence, self.exchange = sequence, exchange
 
     @property
     def lightning_restore_optimizer(self) -> bool:
