@@ -20,7 +20,7 @@ from fps_flex.wan.sequence import Call
 from fps_flex.wan.traffic import halo_traffic, ulysses_traffic
 from train.common.work import PATIENCE, find_device, rank_and_world
 
-from .sizes import Triple
+from .sizes import Triple, compute_dtype
 
 Way = Literal["one", "shard", "ulysses", "halo"]
 Result = TypeVar("Result")
@@ -52,6 +52,11 @@ class Processes:
         result = work() if self.rank == 0 else []
         self.gather(None)
         return result
+
+    def most(self, **values: float) -> dict[str, Any]:
+        """The largest of each value over the processes, and beside it those of each."""
+        each = {name: self.gather(value) for name, value in values.items()}
+        return {name: max(x) for name, x in each.items()} | {f"all_{name}": x for name, x in each.items()}
 
     def clips(self, way: Way) -> int:
         """That a step takes."""
@@ -111,18 +116,22 @@ def _received(event: dict[str, Any]) -> int:
     return (sum(rows) - rows[dist.get_rank() % len(rows)]) * of_row
 
 
-def predict(model: Wan, teachers: Sequence[Wan], grid: Triple, sigma: float, way: Way, processes: Processes) -> int:
+def predict_step(
+    model: Wan, teachers: Sequence[Wan], grid: Triple, sigma: float, way: Way, processes: Processes
+) -> int:
     """Bytes that a training step brings this process in attention, by traffic.py.
 
     A layer of the model runs forward twice, as it is recomputed, and backward; a teacher's forward, by Ulysses.
     """
-    rank, level = processes.rank % processes.sequence, torch.tensor([sigma])
-    total = 0
-    for one, kind, trains in ((model, way, True), *((x, "ulysses", False) for x in teachers)):
-        plan, config = one.attention.plan(grid, level), one.config
-        dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-        call = Call(one.attention, plan, level, config.heads, config.head_dim, dtype)
-        traffic = TRAFFIC[kind](call, processes.sequence)
-        layer = 2 * traffic.forward[rank] + traffic.backward[rank] if trains else traffic.forward[rank]
-        total += config.layers * layer
-    return total
+    forward, backward = predict(model, grid, sigma, way, processes)
+    return 2 * forward + backward + sum(predict(x, grid, sigma, "ulysses", processes)[0] for x in teachers)
+
+
+def predict(model: Wan, grid: Triple, sigma: float, way: Way, processes: Processes) -> tuple[int, int]:
+    """Bytes that all layers bring this process in attention, forward and backward, by traffic.py."""
+    rank, level, config = processes.rank % processes.sequence, torch.tensor([sigma]), model.config
+    plan, device = model.attention.plan(grid, level), find_device()
+    dtype = model.patch_embedding.weight.dtype if device.type == "cpu" else compute_dtype(device)  # autocast's
+    call = Call(model.attention, plan, level, config.heads, config.head_dim, dtype)
+    traffic = TRAFFIC[way](call, processes.sequence)
+    return config.layers * traffic.forward[rank], config.layers * traffic.backward[rank]

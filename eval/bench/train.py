@@ -41,7 +41,7 @@ from train.parallel import launched_as
 from train.sharding import Sharding
 
 from ..timing import Row, check_some, compare, forget_peak, host_peak_gb, limit_memory, peak_gb, report, wait
-from .processes import TRAFFIC, Exchanged, Processes, Way, join, predict
+from .processes import TRAFFIC, Exchanged, Processes, Way, join, predict_step
 from .sizes import GRIDS, RESOLUTIONS, TEXT_TOKENS, Level, Size, Triple, attention_of, latent_shape, levels_of, sized
 
 if TYPE_CHECKING:
@@ -254,15 +254,16 @@ class Case:
         """What the processes hold and send; of each, and of the one that has most of it."""
         if self.way == "one":
             return {"parallel": "one", "clips": 1, "peak_gb": peak}
-        processes, row = self.processes, {"peak_gb": peak}
+        processes, values = self.processes, {"peak_gb": peak}
         if self.way in TRAFFIC and exchanged.bytes is not None:
             how = (self.training.grid, level.sigma, self.way, processes)
-            row["exchanged_mb"] = exchanged.bytes / 1e6
-            row["predicted_mb"] = predict(module.model, module.teachers, *how) / 1e6
-        each = {name: processes.gather(value) for name, value in row.items()}
-        most = {name: max(values) for name, values in each.items()}
-        of_each = {f"all_{name}": values for name, values in each.items()}
-        return {"parallel": processes.name(self.way), "clips": processes.clips(self.way), **most, **of_each}
+            values["exchanged_mb"] = exchanged.bytes / 1e6
+            values["predicted_mb"] = predict_step(module.model, module.teachers, *how) / 1e6
+        return {
+            "parallel": processes.name(self.way),
+            "clips": processes.clips(self.way),
+            **processes.most(**values),
+        }
 
     def _describe(self, module: FlowModule) -> dict[str, Any]:
         return {

@@ -16,7 +16,9 @@ from fps_flex.wan.trained import read_training_checkpoint
 from fps_flex.wan.weights import build_empty, open_weights
 from tests.helpers.commands import ROOT, run_apart
 from tests.helpers.lora_run import lora_words, write_base
+from tests.helpers.once import once
 from tests.helpers.tiny_run import tiny_words
+from tests.helpers.together import run_in_turn
 from train.callbacks import read_losses
 from train.common.videos import read_clip
 from train.fit import main
@@ -40,19 +42,19 @@ def words(run, *options):
     return tiny_words(run, *RUN, *options)
 
 
-def run_together(folder, *lines, processes=2):
+def fit_together(folder, *runs, processes=2):
     """Runs of train.fit one after another, each by all processes."""
-    file = folder / f"lines-{processes}.json"
-    file.write_text(json.dumps([[str(word) for word in line] for line in lines]))
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node", processes, "tests/helpers/fit_in_turn.py", file]
-    done = run_apart(*launch, timeout=240, OMP_NUM_THREADS="1")
-    assert done.returncode == 0, done.stdout + done.stderr
+    _, told, codes = run_in_turn(folder, processes, *(("train.fit", words) for words in runs))
+    assert codes == [[0] * processes] * len(runs), told
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Runs by their names; not to be changed."""
-    folder = tmp_path_factory.mktemp("runs")
+    return once(tmp_path_factory, "runs", make_runs)
+
+
+def make_runs(folder):
     base = write_base(folder / "base")
     distill = [x for x in lora_words(folder / "distilled", base, *LORA) if "lora" not in x]
 
@@ -66,7 +68,7 @@ def runs(tmp_path_factory):
     main([*distill, f"--run={folder / 'one-distilled'}", *ONE])
     shutil.copytree(folder / "one-max_steps", folder / "one-to-two")
     resumed = ["--ckpt_path=last-if-any", *TWO]
-    run_together(
+    fit_together(
         folder,
         words(folder / "ulysses-quantize", *ULYSSES, PLAIN),
         words(folder / "halo-quantize", *HALO, PLAIN),
@@ -89,10 +91,9 @@ def runs(tmp_path_factory):
     )
     for name in ("two-to-one", "two-to-four"):
         shutil.copytree(folder / "two-half", folder / name)
-    run_together(folder, words(folder / "two-to-four", *resumed, "--parallel.sequence=2"), processes=4)
+    fit_together(folder, words(folder / "two-to-four", *resumed, "--parallel.sequence=2"), processes=4)
     for name in ("two-to-one", "sequence-to-one"):
         main(words(folder / name, *ONE, "--ckpt_path=last"))
-    return folder
 
 
 def far_apart(run, other, part="train/loss"):
