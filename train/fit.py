@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import logging
 import secrets
+import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,6 +28,7 @@ from jsonargparse.typing import restricted_number_type
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import DDPStrategy
 
 from fps_flex import density
 from fps_flex.wan import encoders  # noqa: F401 - so that --help and short class names know them
@@ -48,7 +51,7 @@ from .resumable import check_taken
 from .resume import check_checkpoint, compare_options, find_checkpoint, options_of
 from .sharding import Sharding
 from .stopping import Stopped
-from .trainer import Trainer
+from .trainer import STRATEGIES, Trainer
 
 EXPECTED = (ValueError, OSError, torch.OutOfMemoryError, torch.distributed.DistError)
 INSTEAD = {  # of options that Lightning's users know
@@ -126,8 +129,14 @@ class FitCLI(LightningCLI):
         self.processes = describe_processes(sharded, self.parallel, processes)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        strategy = Sharding(self.parallel.sequence, self.parallel.exchange) if self.config.model.sharded else None
-        return super().instantiate_trainer(**{"strategy": strategy} if strategy else {}, **kwargs)
+        parallel, trainer, strategy = self.parallel, self.config.trainer, {}
+        several = count_processes(trainer.accelerator, trainer.devices, trainer.num_nodes) > 1
+        timeout = timedelta(seconds=parallel.timeout)
+        if self.config.model.sharded:
+            strategy = {"strategy": Sharding(parallel.sequence, parallel.exchange, timeout)}
+        elif several and trainer.strategy in STRATEGIES:
+            strategy = {"strategy": DDPStrategy(timeout=timeout)}
+        return super().instantiate_trainer(**strategy, **kwargs)
 
     @property
     def checkpoints(self) -> Checkpoints:
@@ -281,6 +290,8 @@ def _fit_or_stop(cli: FitCLI, run: Path) -> None:
         if not isinstance(error, EXPECTED) and reason == one_line(error):
             (run / "error.txt").write_text(traceback.format_exc())
             reason += f" (where it happened is in {run / 'error.txt'})"
+        if cli.checkpoints.peers.missing and (launcher := cli.trainer.strategy.launcher):
+            launcher.kill(signal.SIGKILL)  # what doesn't answer heeds no other
         stop(reason, exit_code(cli.trainer, 1))
 
 

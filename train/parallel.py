@@ -17,6 +17,8 @@ from fps_flex.wan.ulysses import divisors
 
 from .common.sharing import SequenceParallel
 
+MOST_TIMEOUT = 30 * 86400.0  # seconds
+
 
 @dataclass(frozen=True)
 class Parallel(SequenceParallel):
@@ -26,14 +28,17 @@ class Parallel(SequenceParallel):
         shard: whether each holds a share of the weights, their average, gradients and momenta (FSDP2; checkpoints are
             folders), or all of them (DDP); none shards where there are several processes, trainer.strategy is auto and
             all weights are trained, not a LoRA. A sequence needs it.
+        timeout: seconds that a process waits for another before the run ends; more than its longest save.
 
-    Raises ValueError for a sequence below 1.
+    Raises ValueError for a sequence below 1 and a timeout that isn't above 0.
     """
 
     shard: bool | None = None
+    timeout: float = 1800.0
 
     def __post_init__(self) -> None:
         require("parallel.sequence", self.sequence, least=1)
+        require("parallel.timeout", self.timeout, above=0, most=MOST_TIMEOUT)
 
 
 def is_sharded(

@@ -38,7 +38,7 @@ if __name__ == "__main__":
     code = 0
     for i, (port, name, words) in enumerate(json.loads(Path(sys.argv[1]).read_text())):
         os.environ["MASTER_PORT"] = str(port)
-        code = run(name, words)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which a command that refuses ignores at its end
+        code = run(name, words)
         Path(f"{sys.argv[1]}.{i}.{os.environ['RANK']}").write_text(str(code))
     sys.exit(code)

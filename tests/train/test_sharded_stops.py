@@ -1,6 +1,7 @@
 """Processes that share a model out end together, and what was saved before is there to go on from."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -28,9 +29,9 @@ TWO = ["--trainer.devices=2", "--trainer.accelerator=cpu", *SIZES]
 
 
 def fit(run, *options, fault=("none", "0", "0")):
-    """Ends within a minute, or fails the test."""
+    """Ends long before processes would by themselves, or fails the test."""
     words = tiny_words(run, *QUICK, *options)
-    return run_apart("tests/helpers/faulty.py", *fault, *words, timeout=60, OMP_NUM_THREADS="1")
+    return run_apart("tests/helpers/faulty.py", *fault, *words, timeout=240, OMP_NUM_THREADS="1")
 
 
 @pytest.mark.slow
@@ -56,6 +57,22 @@ def test_what_goes_wrong_on_one_ends_both(tmp_path, fault, line, saved, rank):
         assert done.stderr.count("error: ") == 1
     else:
         assert "stopped after step 5; --ckpt_path last goes on from step 4" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "option", "line"),
+    [
+        ("worker", "--data.workers=1", r"process 1: DataLoader worker \(pid \d+\) is killed by signal: Killed\. \(out"),
+        ("stop", "--parallel.timeout=20", "no answer from process 1 within --parallel.timeout: it is stopped, or"),
+    ],
+)
+def test_a_process_that_is_gone_or_stopped_is_named(tmp_path, fault, option, line):
+    run = tmp_path / "run"
+    done = fit(run, *TWO, option, fault=(fault, "1", "6"))
+    assert done.returncode == 1 and re.search(f"error: {line}", done.stderr), done.stderr
+    assert "Traceback" not in done.stderr and not (run / "error.txt").exists() and nothing_is_left_of(run)
+    assert trained_steps(run / "checkpoints/last.ckpt") in (2, 4) and "--ckpt_path last goes on from" in done.stdout
 
 
 @pytest.mark.slow
@@ -193,6 +210,7 @@ def cut(file):
         (["--parallel.sequence=2"], "parallel.sequence is 2, and there are 1 processes: expected a multiple of it"),
         (["--parallel.sequence=2", "--trainer.devices=3"], "parallel.sequence is 2, and there are 3 processes"),
         (["--parallel.sequence=0"], "parallel.sequence is 0"),
+        (["--parallel.timeout=0"], "parallel.timeout is 0"),
         (["--parallel.sequence=2", "--trainer.devices=2", "--parallel.shard=false"], "needs parallel.shard true"),
         (["--parallel.exchange=halo"], "parallel.exchange is halo, of processes that train on a clip together, and"),
         (
