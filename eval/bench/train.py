@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from math import prod
@@ -23,15 +23,11 @@ from fps_flex.checks import as_whole, require
 from fps_flex.quant import ScaleFormat
 from fps_flex.wan import WanConfig
 from fps_flex.wan.base import Base, check_base
-from fps_flex.wan.codecs import Codec, TextEncoder
 from fps_flex.wan.dense import DenseAttention
-from fps_flex.wan.files import Spec
 from fps_flex.wan.flow import spread_noise_levels
 from fps_flex.wan.linears import Linears
 from fps_flex.wan.lora import Lora
 from fps_flex.wan.model import Residual
-from fps_flex.wan.opened import Weights
-from fps_flex.wan.weights import build_empty
 from train.building import Making
 from train.callbacks import AverageWeights
 from train.common.work import find_device
@@ -42,10 +38,11 @@ from train.sharding import Sharding
 
 from ..timing import Row, check_some, compare, forget_peak, host_peak_gb, limit_memory, peak_gb, report, wait
 from .processes import TRAFFIC, Exchanged, Processes, Way, join, predict_step
-from .sizes import GRIDS, RESOLUTIONS, TEXT_TOKENS, Level, Size, Triple, attention_of, latent_shape, levels_of, sized
+from .sizes import GRIDS, RESOLUTIONS, Level, Size, Triple, attention_of, latent_shape, levels_of, sized
+from .stand_ins import Encoded, Latents, OnRandomWeights, States
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 COLUMNS = (
     "schedule", "linears", "regime", "share", "density", "step_seconds", "tokens_per_second", "peak_gb", "speedup",
@@ -233,7 +230,7 @@ class Case:
         module = self._build()
         facts = self._describe(module) | {"build_seconds": time.perf_counter() - started, "tokens": tokens}
         clock = _Clock(levels, self.training, self.way in TRAFFIC)
-        self._fit(module, clock, _Latents(latent_shape(module.model.config, self.training.grid)))
+        self._fit(module, clock, Latents(latent_shape(module.model.config, self.training.grid)))
         drawn = self.attention.step_schedule.regime_index(spread_noise_levels(100, module.shift)).tolist()
         facts["host_peak_gb"] = host_peak_gb()
         return [
@@ -279,11 +276,11 @@ class Case:
         sharded = self.way != "one"
         full = training.lora is None and training.base == "fp32" and training.objective == "flow" and not sharded
         with nullcontext() if sharded else device:
-            module = _OnRandomWeights(
+            module = OnRandomWeights(
                 config,
                 self.attention,
-                _Encoded(config.channels),
-                _States(config.text_dim),
+                Encoded(config.channels),
+                States(config.text_dim),
                 checkpoint=None if full else "random weights",
                 checkpointing=True,
                 compiled=training.compiled and device.type == "cuda",
@@ -326,28 +323,6 @@ class Case:
         trainer.fit(module, DataLoader(data))
 
 
-class _OnRandomWeights(FlowModule):
-    """In place of a checkpoint's, weights that are drawn as they are asked for."""
-
-    @staticmethod
-    def open_start(checkpoint: str | None, wan: WanConfig) -> Weights | None:
-        if checkpoint is None:
-            return None
-        state = build_empty(wan, FPSAttention()).state_dict()
-        specs = {name: Spec(tuple(tensor.shape), torch.bfloat16) for name, tensor in state.items()}
-        return _RandomWeights(wan, specs, _drawn(specs))
-
-
-def _drawn(specs: dict[str, Spec]) -> Callable[[str], Tensor]:
-    device = find_device()
-    return lambda name: 0.02 * torch.randn(specs[name].shape, dtype=torch.bfloat16, device=device)
-
-
-class _RandomWeights(Weights):
-    def fingerprint(self) -> str:
-        return "random"
-
-
 def _mix(rows: list[Row]) -> Row:
     """Of all regimes, each with the share that training draws of it."""
     weighed = [name for name in WEIGHED if name in rows[0]]
@@ -362,46 +337,6 @@ def _mix(rows: list[Row]) -> Row:
         "tokens_per_second": rows[0]["clips"] * rows[0]["tokens"] / seconds,
         "peak_gb": max(row["peak_gb"] for row in rows),
     }
-
-
-class _Latents(Dataset):
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self.shape = shape
-
-    def __len__(self) -> int:
-        return 1_000_000
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        where = {"name": f"random {index}", "source": "drawn here", "index": index, "pass": 0}
-        video = torch.randn(self.shape, generator=torch.Generator().manual_seed(index))  # whichever process asks
-        return {"video": video, "prompt": "", **where}
-
-
-@dataclass(frozen=True)
-class _Encoded(Codec):
-    """Stands in for a codec where latents are there already."""
-
-    channels: int
-
-    def latent_size(self, size: Triple) -> Triple:
-        return size
-
-    def encode(self, video: Tensor) -> Tensor:
-        return video
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return latents
-
-
-@dataclass(frozen=True)
-class _States(TextEncoder):
-    """Random states in place of a text encoder's."""
-
-    dim: int
-
-    def __call__(self, prompts: list[str], device: torch.device) -> Tensor:
-        generator = torch.Generator(device).manual_seed(0)  # the same for processes that share a clip
-        return torch.randn(len(prompts), TEXT_TOKENS, self.dim, device=device, generator=generator)
 
 
 class _Clock(Callback):
