@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import logging
 import secrets
+import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,6 +28,7 @@ from jsonargparse.typing import restricted_number_type
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import DDPStrategy
 
 from fps_flex import StepSchedule, TileLayout, density
 from fps_flex.wan import encoders  # noqa: F401 - so that --help and short class names know them
@@ -41,14 +44,14 @@ from .common.work import find_device, wait_for_the_first
 from .data import VideoData
 from .index import check_encoders
 from .module import FlowModule
-from .parallel import Parallel, check_parallel, count_processes, describe_processes, is_sharded
+from .parallel import Parallel, check_parallel, check_sequence, count_processes, describe_processes, is_sharded
 from .peers import exit_code
 from .rehearsal import rehearse
 from .resumable import check_taken
 from .resume import check_checkpoint, compare_options, find_checkpoint, options_of
 from .sharding import Sharding
 from .stopping import Stopped
-from .trainer import Trainer
+from .trainer import STRATEGIES, Trainer
 
 EXPECTED = (ValueError, OSError, torch.OutOfMemoryError, torch.distributed.DistError)
 INSTEAD = {  # of options that Lightning's users know
@@ -114,15 +117,25 @@ class FitCLI(LightningCLI):
             before = (self.record or {}).get("options", {}).get(WANDB_ID)
             self.wandb_id = logger.init_args.id = logger.init_args.id or before or secrets.token_hex(4)
 
+    @property
+    def parallel(self) -> Parallel:
+        return Parallel(**self.config.parallel.as_dict())
+
     def check_parallel(self) -> None:
         """Raises ValueError for processes that can't be shared out as asked."""
-        asked, trainer = Parallel(**self.config.parallel.as_dict()), self.config.trainer
+        trainer, sharded = self.config.trainer, self.config.model.sharded
         processes = count_processes(trainer.accelerator, trainer.devices, trainer.num_nodes)
-        check_parallel(self.config.model.sharded, asked.sequence, processes, trainer.strategy)
-        self.processes = describe_processes(self.config.model.sharded, asked.sequence, processes)
+        check_parallel(sharded, self.parallel, processes, trainer.strategy)
+        self.processes = describe_processes(sharded, self.parallel, processes)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        strategy = {"strategy": Sharding(self.config.parallel.sequence)} if self.config.model.sharded else {}
+        parallel, trainer, strategy = self.parallel, self.config.trainer, {}
+        several = count_processes(trainer.accelerator, trainer.devices, trainer.num_nodes) > 1
+        timeout = timedelta(seconds=parallel.timeout)
+        if self.config.model.sharded:
+            strategy = {"strategy": Sharding(parallel.sequence, parallel.exchange, timeout)}
+        elif several and trainer.strategy in STRATEGIES:
+            strategy = {"strategy": DDPStrategy(timeout=timeout)}
         return super().instantiate_trainer(**strategy, **kwargs)
 
     @property
@@ -211,7 +224,9 @@ def prepare(args: list[str] | None) -> FitCLI:
     cli.checkpoints.options = cli.options()
     changes = compare_options(cli.checkpoint, record["options"], cli.checkpoints.options) if record else []
     description = describe(module, data)
-    rehearse(module, trainer, module.plan(data.size, torch.zeros(1)).layout.grid)
+    for size in data.sizes():
+        check_sequence(cli.parallel, module.model, module.grid(size), bool(module.teachers))
+    rehearse(module, trainer, module.grid(data.size))
     module.codec.load()
     module.text.load()
     check_writable(Path(cli.config.run), "--run")
@@ -280,6 +295,8 @@ def _fit_or_stop(cli: FitCLI, run: Path) -> None:
         if not isinstance(error, EXPECTED) and reason == one_line(error):
             (run / "error.txt").write_text(traceback.format_exc())
             reason += f" (where it happened is in {run / 'error.txt'})"
+        if cli.checkpoints.peers.missing and (launcher := cli.trainer.strategy.launcher):
+            launcher.kill(signal.SIGKILL)  # what doesn't answer heeds no other
         stop(reason, exit_code(cli.trainer, 1))
 
 

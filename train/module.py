@@ -14,7 +14,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from fps_flex import FPSAttention, Plan
-from fps_flex.checks import one_of, require
+from fps_flex.checks import Triple, one_of, require
 from fps_flex.wan import Wan, WanConfig
 from fps_flex.wan.base import Base
 from fps_flex.wan.codecs import Codec, TextEncoder
@@ -203,7 +203,11 @@ class FlowModule(L.LightningModule):
 
     def plan(self, size: tuple[int, int, int], sigma: Float[Tensor, " b"]) -> Plan:
         """The attention plan for videos of so many frames, rows, columns. Raises ValueError where sizes don't fit."""
-        return self.model.attention.plan(self.model.config.grid(self.codec.latent_size(size)), sigma)
+        return self.model.attention.plan(self.grid(size), sigma)
+
+    def grid(self, size: tuple[int, int, int]) -> Triple:
+        """Tokens on (T, H, W) of videos of so many frames, rows, columns. Raises ValueError where sizes don't fit."""
+        return self.model.config.grid(self.codec.latent_size(size))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         generators = [generator_of(self.seed, *draw) for draw in zip(*_draws(batch), strict=True)]
@@ -211,9 +215,7 @@ class FlowModule(L.LightningModule):
         latents, text = self._encode(batch, dropped)
         drawn = (self.shift, self.logit_mean, self.logit_std)
         levels = [draw_noise_levels(1, *drawn, generator, self.noise_levels) for generator in generators]
-        losses, _ = self._losses(
-            self.model, latents, text, torch.cat(levels).to(self.device), _noise(latents, generators)
-        )
+        losses, _ = self._losses(self.model, latents, text, torch.cat(levels), _noise(latents, generators))
         self._note(batch, losses.detach())
         if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
             self.log("train/loss", self.train_loss.compute().float(), prog_bar=True, batch_size=len(latents))
@@ -227,7 +229,7 @@ class FlowModule(L.LightningModule):
         counts = torch.tensor([pass_ != PADDING for pass_ in passes], device=self.device)
         drawn = (self.shift, self.logit_mean, self.logit_std)
         levels = spread_noise_levels(self.val_levels, *drawn, self.noise_levels)
-        for sigma in levels.to(self.device):
+        for sigma in levels:
             losses, errors = self._losses(self.shown, latents, text, sigma.expand(len(latents)), noise)
             self.val_loss.update(losses[counts])  # torchmetrics forgets weights where NaN is to stay NaN
             if errors is not None:
@@ -353,8 +355,11 @@ class FlowModule(L.LightningModule):
     def _losses(
         self, model: Wan, latents: Tensor, text: Tensor, sigma: Tensor, noise: Tensor
     ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"] | None]:
-        """Of each clip; and how far its velocity is from the teacher's, where there is one."""
-        noisy, timestep = add_noise(latents, noise, sigma), 1000 * sigma
+        """Of each clip; and how far its velocity is from the teacher's, where there is one.
+
+        sigma: on the CPU, where processes that share a clip ask for its regime.
+        """
+        noisy, timestep = add_noise(latents, noise, sigma.to(latents.device, non_blocking=True)), 1000 * sigma
         with torch.no_grad():  # first, while the model keeps nothing for its backward yet
             targets = [teacher(noisy, timestep, text) for teacher in self.teachers]
         velocity = model(noisy, timestep, text)

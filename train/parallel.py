@@ -4,33 +4,41 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch.distributed import is_torchelastic_launched
 
-from fps_flex.checks import require
+from fps_flex.checks import Triple, require
+from fps_flex.wan import Wan
+from fps_flex.wan.auto import check_exchange
+from fps_flex.wan.sequence import Call
+from fps_flex.wan.ulysses import divisors
+
+from .common.sharing import SequenceParallel
+
+MOST_TIMEOUT = 30 * 86400.0  # seconds
 
 
 @dataclass(frozen=True)
-class Parallel:
+class Parallel(SequenceParallel):
     """How several processes, which --trainer.devices or torchrun starts, share the work.
 
     Args:
         shard: whether each holds a share of the weights, their average, gradients and momenta (FSDP2; checkpoints are
             folders), or all of them (DDP); none shards where there are several processes, trainer.strategy is auto and
-            all weights are trained, not a LoRA.
-        sequence: processes that train on a clip together, each on a part of its tokens; needs sharding.
+            all weights are trained, not a LoRA. A sequence needs it.
+        timeout: seconds that a process waits for another before the run ends; more than its longest save.
 
-    Raises ValueError for a sequence below 1.
+    Raises ValueError for a sequence below 1 and a timeout that isn't above 0.
     """
 
     shard: bool | None = None
-    sequence: int = 1
+    timeout: float = 1800.0
 
     def __post_init__(self) -> None:
         require("parallel.sequence", self.sequence, least=1)
+        require("parallel.timeout", self.timeout, above=0, most=MOST_TIMEOUT)
 
 
 def is_sharded(
@@ -43,8 +51,9 @@ def is_sharded(
     return strategy == "auto" and (sequence > 1 or several)
 
 
-def check_parallel(sharded: bool, sequence: int, processes: int, strategy: Any) -> None:
+def check_parallel(sharded: bool, parallel: Parallel, processes: int, strategy: Any) -> None:
     """Raises ValueError for what doesn't go together, and for processes that can't be shared out so."""
+    sequence, exchange = parallel.sequence, parallel.exchange
     if not sharded and str(getattr(strategy, "class_path", "")).endswith("ModelParallelStrategy"):
         raise ValueError("trainer.strategy is ModelParallelStrategy, which shares out nothing by itself: leave it at "
                          "auto, with parallel.shard true")  # fmt: skip
@@ -59,16 +68,42 @@ def check_parallel(sharded: bool, sequence: int, processes: int, strategy: Any) 
             f"parallel.sequence is {sequence}, and there are {processes} processes: expected a multiple of it, by "
             "--trainer.devices or torchrun"
         )
-    if sequence > 1 and find_spec("fps_flex.wan.auto") is None:
-        raise ValueError(f"parallel.sequence is {sequence}, and this version trains on whole clips: leave it at 1")
+    if exchange != "auto" and sequence == 1:
+        raise ValueError(
+            f"parallel.exchange is {exchange}, of processes that train on a clip together, and parallel.sequence is 1: "
+            "set that to their number, or leave both out"
+        )
 
 
-def describe_processes(sharded: bool, sequence: int, processes: int) -> list[str]:
+def check_sequence(parallel: Parallel, model: Wan, grid: Triple, has_teacher: bool) -> None:
+    """Raises ValueError where the processes of a sequence can't share clips of so many tokens on (T, H, W)."""
+    if parallel.sequence == 1:
+        return
+    sigma, config = torch.zeros(1), model.config
+    plan = model.attention.plan(grid, sigma)
+    call = Call(model.attention, plan, sigma, config.heads, config.head_dim, torch.float32)
+    try:
+        check_exchange(parallel.exchange, call, parallel.sequence)
+    except ValueError as error:
+        raise ValueError(f"parallel.sequence is {parallel.sequence}: {error}") from None
+    if not has_teacher:
+        return
+    whole = "the teacher of model.objective distill attends to a whole clip as one tile"
+    if parallel.exchange == "halo":
+        raise ValueError(f"parallel.exchange is halo, and {whole}: take auto or ulysses")
+    if config.heads % parallel.sequence:
+        raise ValueError(
+            f"parallel.sequence is {parallel.sequence}, and {whole}, which only Ulysses shares, by its {config.heads} "
+            f"heads: take {divisors(config.heads)}"
+        )
+
+
+def describe_processes(sharded: bool, parallel: Parallel, processes: int) -> list[str]:
     """In a line how they share the work; in none where there is one."""
     if processes == 1:
         return []
     model = "a share of the model each" if sharded else "all of the model each"
-    clips = f", {sequence} of them on a clip" if sequence > 1 else ""
+    clips = f", {parallel.sequence} of them on a clip" if parallel.sequence > 1 else ""
     return [f"processes  {processes}, with {model}{clips}"]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
+from datetime import timedelta
 
 import torch.distributed as dist
 from lightning.fabric.plugins.environments import LightningEnvironment
@@ -15,6 +17,9 @@ LOOK_EVERY = 0.5  # seconds
 ELSEWHERE = "another process of this run failed: its own line says why"
 LOST = ("Connection closed by peer", "Connection reset by peer", "NCCL error", "remote process exited")
 GRACE = 30.0  # seconds to save and end in
+ROLL_CALL, HERE = "fps_flex/roll-call", "fps_flex/here"
+TIMED_OUT = ("Timed out", "timed out", "timeout")  # gloo, NCCL, the store
+ANSWER_WITHIN = 10.0  # seconds
 
 
 class Peers:
@@ -23,10 +28,13 @@ class Peers:
     A process that fails leaves the others waiting in a collective that it will never join. So it says why in the
     processes' store and ends; a thread in each of the others looks there, and frees the main one: gloo's collectives
     end with the other process, NCCL's must be aborted.
+
+    missing: the ranks that didn't answer when this process had waited in vain and called the roll.
     """
 
     def __init__(self) -> None:
         self._failed = False
+        self.missing: list[int] = []
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -49,9 +57,16 @@ class Peers:
 
         The reason is told before the connections break, so whoever fails for that finds it.
         """
-        self._over.set()
-        if not (dist.is_available() and dist.is_initialized()):
+        several = dist.is_available() and dist.is_initialized()
+        if "DataLoader worker" in reason:
+            whose = f"process {dist.get_rank()}: " if several else ""
+            reason = f"{whose}{reason} (out of host memory? fewer --data.workers take less)"
+        if not several:
+            self._over.set()
             return reason
+        if any(words in reason for words in TIMED_OUT):
+            reason = self._call_the_roll(reason)
+        self._over.set()
         if any(words in reason for words in LOST):
             reason = "another process of this run is gone without a word (killed, or out of host memory?)"
         try:
@@ -66,10 +81,28 @@ class Peers:
         dist.destroy_process_group()  # so that a save waits for nobody
         return reason
 
+    def _call_the_roll(self, reason: str) -> str:
+        """Which processes don't answer, after a wait in vain; where all do, that one of them is slow."""
+        store = dist.distributed_c10d._get_default_store().clone()  # the listening thread uses the other
+        store.set_timeout(timedelta(seconds=ANSWER_WITHIN))
+        try:
+            store.set(ROLL_CALL, "")
+            time.sleep(ANSWER_WITHIN)
+            others = [rank for rank in range(dist.get_world_size()) if rank != dist.get_rank()]
+            self.missing = [rank for rank in others if not store.check([f"{HERE}/{rank}"])]
+        except RuntimeError:
+            self.missing = [0]  # which holds the store
+        if not self.missing:
+            return f"a process was waited for in vain, though all answer: raise --parallel.timeout ({reason})"
+        ranks = ", ".join(map(str, self.missing))
+        return f"no answer from process {ranks} within --parallel.timeout: it is stopped, or its machine is gone"
+
     def _look(self) -> None:
         store = dist.distributed_c10d._get_default_store()
         while not self._over.wait(LOOK_EVERY):
             try:
+                if store.check([ROLL_CALL]):
+                    store.set(f"{HERE}/{dist.get_rank()}", "")
                 if not store.check([FAILED]):
                     continue
             except RuntimeError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,17 @@ from typing import Any
 import lightning as L
 import torch
 import torch.distributed as dist
+from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from fps_flex.compile import compiled
 from fps_flex.wan import Wan
+from fps_flex.wan.auto import Exchange
 from fps_flex.wan.casting import check_finite
 from fps_flex.wan.model import Block
 from fps_flex.wan.streamed import rows_of
@@ -37,14 +41,17 @@ class Together(ValueError):
 class Sharding(ModelParallelStrategy):
     """The mesh is (data, sequence): processes of a row train on one clip together. Parameters are shared out to all.
 
-    sequence: processes in a row; their number must be a multiple of it. mesh: all processes, in one dimension.
+    sequence: processes in a row; their number must be a multiple of it. exchange: how they meet in attention.
+    timeout: of all that they wait for each other in. mesh: all processes, in one dimension.
     """
 
     mesh: DeviceMesh
 
-    def __init__(self, sequence: int = 1) -> None:
-        super().__init__(tensor_parallel_size=sequence)
-        self.sequence = sequence
+    def __init__(
+        self, sequence: int = 1, exchange: Exchange = "auto", timeout: timedelta | None = default_pg_timeout
+    ) -> None:
+        super().__init__(tensor_parallel_size=sequence, timeout=timeout)
+        self.sequence, self.exchange = sequence, exchange
 
     @property
     def lightning_restore_optimizer(self) -> bool:
@@ -54,6 +61,8 @@ class Sharding(ModelParallelStrategy):
         self._data_parallel_size = self.num_nodes * self.num_processes // self.sequence
         super().setup_environment()
         self.mesh = init_device_mesh(self.root_device.type, (self.world_size,), mesh_dim_names=("all",))
+        for group in (*self.device_mesh.get_all_groups(), self.mesh.get_group()):
+            _set_pg_timeout(self._timeout, group)  # a mesh's groups have PyTorch's own, whatever the first one has
 
     @property
     def sequence_group(self) -> dist.ProcessGroup:

@@ -9,6 +9,7 @@ python -m eval.bench train --size 1.3B       training steps
 python -m eval.bench residual --size 1.3B    what an fp32 residual stream saves in error, and costs
 python -m eval.bench data                    reading a prepared data set
 python -m eval.bench accuracy                what FP8 costs in accuracy, at each granularity
+torchrun --nproc_per_node 2 -m -- eval.bench train --parallel "[one,shard,ulysses,halo]"    GPUs beside one; and model
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import logging
 import warnings
 
 from train.common.console import cli_errors, run_command
+from train.common.work import wait_for_the_first
 
 from .accuracy import accuracy
 from .data import data
@@ -35,7 +37,11 @@ def command(args: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     with cli_errors("stopped; what was measured before is written"):
         commands = [kernel, profile, length, model, pipeline, train, residual, data, accuracy]
-        run_command(commands, args, lists=(), prog="python -m eval.bench", description=__doc__.splitlines()[0])
+        try:
+            run_command(commands, args, lists=(), prog="python -m eval.bench", description=__doc__.splitlines()[0])
+        except ValueError:
+            wait_for_the_first()
+            raise
 
 
 if __name__ == "__main__":

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
+from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 
 from fps_flex import FPSAttention, preset
 from fps_flex.checks import as_whole
 from fps_flex.quant import ScaleFormat
+from fps_flex.wan import Wan
+from fps_flex.wan.auto import sequence_over
 from fps_flex.wan.linears import Linears, check_linears, quantize_linears
 from train.common.work import find_device
 
 from ..generate.sampling import build_scheduler, list_regimes
 from ..timing import Row, check_some, clock, compare, forget_peak, peak_gb, report
+from .processes import Exchanged, Processes, join, predict
 from .rivals import random_stock
 from .sizes import GRIDS, SIGMAS, Level, Size, attention_of, compute_dtype, draw_inputs, levels_of, random_wan, sized
 
+Way = Literal["one", "ulysses", "halo"]
 Forward = Callable[[torch.Tensor], torch.Tensor]
 
 STOCK = ("stock", "stock compiled")
 COLUMNS = ("model", "regime", "density", "step_seconds", "speedup", "peak_gb")
+TOGETHER = ("parallel", *COLUMNS, "exchanged_mb", "predicted_mb")
 STEPS, SHIFT, PASSES = 50, 5.0, 2  # the paper's sampling: 50 steps, each with and without the prompt
 
 
@@ -34,6 +42,7 @@ def model(
     compiled: bool = True,
     layers: int | None = None,
     repeats: int = 3,
+    parallel: tuple[Way, ...] = ("one",),
     out: Path | None = None,
 ) -> None:
     """One forward pass of one video with random weights in bf16 (fp32 on a CPU), in each regime of each schedule.
@@ -49,40 +58,60 @@ def model(
         compiled: run our blocks through torch.compile (on a GPU).
         layers: fewer blocks than the model has.
         repeats: forward passes measured, after those that compile.
+        parallel: one (a GPU), ulysses or halo (all GPUs that torchrun has started, on the same video); each measured,
+            the last two of our model alone, with the bytes that attention brings the GPU that gets most of them.
         out: JSON file to write.
 
     Raises ValueError for an unknown schedule, and as `check_linears`.
     """
     as_whole("repeats", repeats)
-    check_some(schedules=schedules, linears=linears)
+    check_some(schedules=schedules, linears=linears, parallel=parallel)
     for schedule in schedules:
         if schedule not in (*STOCK, "sdpa"):
             preset(schedule)
     for kind in linears:
         check_linears(kind, find_device())
-    bench = _Bench(size, layers, repeats)
-    rows = compare(bench.rows(schedules, linears, scale_format, compiled))
-    report(rows, out, COLUMNS, size=size, layers=bench.config.layers)
+    if "halo" in parallel and "sdpa" in schedules:
+        raise ValueError("parallel is halo, and schedule sdpa attends to a video as one tile: leave either out")
+    processes = join(parallel, None, "model")
+    bench = _Bench(size, layers, repeats, processes)
+    rows = compare(bench.rows(schedules, linears, scale_format, compiled, parallel))
+    if processes.rank == 0:
+        columns = COLUMNS if processes.count == 1 else TOGETHER
+        report(rows, out, columns, size=size, layers=bench.config.layers)
+    else:
+        deque(rows, maxlen=0)
 
 
 class _Bench:
     """One video's latents and text states, and the models that take them, one at a time in memory."""
 
-    def __init__(self, size: Size, layers: int | None, repeats: int) -> None:
-        self.size, self.repeats, self.device = size, repeats, find_device()
+    def __init__(self, size: Size, layers: int | None, repeats: int, processes: Processes) -> None:
+        self.size, self.repeats, self.device, self.processes = size, repeats, find_device(), processes
+        torch.manual_seed(0)  # the same video for all processes
         self.config, self.grid = sized(size, layers), GRIDS[size]
         self.latents, self.text = draw_inputs(self.config, self.grid, self.device, compute_dtype(self.device))
 
     def rows(
-        self, schedules: tuple[str, ...], linears: tuple[Linears, ...], scale_format: ScaleFormat, compiled: bool
+        self,
+        schedules: tuple[str, ...],
+        linears: tuple[Linears, ...],
+        scale_format: ScaleFormat,
+        compiled: bool,
+        parallel: tuple[Way, ...],
     ) -> Iterator[Row]:
         for schedule in schedules:
             if schedule in STOCK:
-                yield self._stock(schedule)
+                yield from self.processes.first_alone(lambda name=schedule: [{"parallel": "one"} | self._stock(name)])
                 continue
+            attention = attention_of(self.size, schedule, scale_format=scale_format)
             for kind in linears:
-                attention = attention_of(self.size, schedule, scale_format=scale_format)
-                yield from self._ours(f"{schedule}, {kind}", attention, kind, compiled)
+                for way in parallel:
+                    what = (f"{schedule}, {kind}", attention, kind, compiled, way)
+                    if way == "one":
+                        yield from self.processes.first_alone(lambda what=what: list(self._ours(*what)))
+                    else:
+                        yield from self._ours(*what)
 
     def _stock(self, name: str) -> Row:
         """diffusers' own transformer; "stock compiled" has its blocks compiled as its documentation does it."""
@@ -90,22 +119,38 @@ class _Bench:
         if name == "stock compiled":
             stock.compile_repeated_blocks(fullgraph=True)
         level = Level("all", SIGMAS["middle"], 0, 1.0)
-        return self._measure(name, level, lambda t: stock(self.latents, t, self.text, return_dict=False)[0])
 
-    def _ours(self, name: str, attention: FPSAttention, linears: Linears, compiled: bool) -> Iterator[Row]:
+        def forward(timestep: torch.Tensor) -> torch.Tensor:
+            timestep = timestep.to(self.device, non_blocking=True)
+            return stock(self.latents, timestep, self.text, return_dict=False)[0]
+
+        return self._measure(name, level, forward)
+
+    def _ours(self, name: str, attention: FPSAttention, linears: Linears, compiled: bool, way: Way) -> Iterator[Row]:
         """Each regime, and from them a whole video."""
+        torch.manual_seed(0)
         wan = random_wan(self.config, attention, self.device)
         wan.compiled = compiled and self.device.type == "cuda"
         quantize_linears(wan, linears)
-        seconds = {}
+        if way != "one":
+            wan.sequence = sequence_over(dist.group.WORLD, way)
+        seconds, label = {}, {"parallel": self.processes.name(way)}
         for level in levels_of(attention, self.grid):
             row = self._measure(name, level, lambda t: wan(self.latents, t, self.text))
             seconds[level.index] = row["step_seconds"]
-            yield row
-        yield _whole_video(name, attention, seconds)
+            yield label | row | ({} if way == "one" else self._together(wan, level, way, row["peak_gb"]))
+        yield label | _whole_video(name, attention, seconds)
+
+    @torch.inference_mode()
+    def _together(self, wan: Wan, level: Level, way: Way, peak: float) -> dict[str, Any]:
+        exchanged, timestep = Exchanged(), torch.tensor([1000 * level.sigma])
+        with exchanged.counted():
+            wan(self.latents, timestep, self.text)
+        predicted = predict(wan, self.grid, level.sigma, way, self.processes)[0]
+        return self.processes.most(peak_gb=peak, exchanged_mb=exchanged.bytes / 1e6, predicted_mb=predicted / 1e6)
 
     def _measure(self, name: str, level: Level, forward: Forward) -> Row:
-        timestep = torch.tensor([1000 * level.sigma], device=self.device)
+        timestep = torch.tensor([1000 * level.sigma])
         forget_peak()
         with torch.inference_mode():
             seconds = clock(lambda: forward(timestep), self.repeats)

@@ -1,9 +1,11 @@
-"""Training steps, as train.fit takes them."""
+"""Training steps, as train.fit takes them, on one GPU or several."""
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader, Dataset
 
@@ -20,28 +23,32 @@ from fps_flex.checks import as_whole, require
 from fps_flex.quant import ScaleFormat
 from fps_flex.wan import WanConfig
 from fps_flex.wan.base import Base, check_base
-from fps_flex.wan.codecs import Codec, TextEncoder
 from fps_flex.wan.config import Residual
-from fps_flex.wan.files import Spec
+from fps_flex.wan.dense import DenseAttention
 from fps_flex.wan.flow import spread_noise_levels
 from fps_flex.wan.linears import Linears
 from fps_flex.wan.lora import Lora
-from fps_flex.wan.opened import Weights
-from fps_flex.wan.weights import build_empty
+from train.building import Making
 from train.callbacks import AverageWeights
 from train.common.work import find_device
 from train.module import FlowModule, Objective
-from train.optimizers import LEAST_EPS, OptimizerName
+from train.optimizers import LEAST_EPS, OptimizerName, check_optimizer
+from train.parallel import launched_as
+from train.sharding import Sharding
 
 from ..timing import Row, check_some, compare, forget_peak, host_peak_gb, limit_memory, peak_gb, report, wait
-from .sizes import GRIDS, RESOLUTIONS, TEXT_TOKENS, Level, Size, Triple, attention_of, latent_shape, levels_of, sized
+from .processes import TRAFFIC, Exchanged, Processes, Way, join, predict_step
+from .sizes import GRIDS, RESOLUTIONS, Level, Size, Triple, attention_of, latent_shape, levels_of, sized
+from .stand_ins import Encoded, Latents, OnRandomWeights, States
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 COLUMNS = (
     "schedule", "linears", "regime", "share", "density", "step_seconds", "tokens_per_second", "peak_gb", "speedup",
 )  # fmt: skip
+TOGETHER = ("parallel", "clips", "exchanged_mb", "predicted_mb")  # of several processes
+WEIGHED = ("density", "step_seconds", "exchanged_mb", "predicted_mb")
 RECORDED = ("lora", "base", "optimizer", "offload", "average", "gpu_gb", "compiled")
 
 
@@ -97,18 +104,34 @@ class Training:
     def config(self) -> WanConfig:
         return sized(self.size, self.layers)
 
-    def check(self, attentions: Sequence[FPSAttention], linears: Sequence[Linears] = ("bf16",)) -> None:
+    def check(
+        self,
+        attentions: Sequence[FPSAttention],
+        linears: Sequence[Linears] = ("bf16",),
+        ways: Sequence[Way] = ("one",),
+    ) -> None:
         """Raises ValueError for what can't be trained so on this machine."""
         for kind in linears:
             check_base(self.base, kind, self.lora is not None, find_device())
         if self.objective == "distill" and all(x.is_dense for x in attentions):
             raise ValueError("objective distill learns from dense attention, no other is measured: add schedule fps")
+        if self.objective == "distill" and "halo" in ways:
+            raise ValueError(
+                "parallel is halo, and objective distill's teacher attends to a clip as one tile: leave halo out"
+            )
+        if "halo" in ways and any(isinstance(x, DenseAttention) for x in attentions):
+            raise ValueError("parallel is halo, and schedule sdpa attends to a clip as one tile: leave either out")
+        if "shard" in ways or set(TRAFFIC) & set(ways):
+            Making(self.base, lora=Lora(self.lora, self.lora) if self.lora else None, sharded=True).check(self.config)
+            check_optimizer(self.optimizer, LEAST_EPS, sharded=True)
 
 
 def train(
     schedules: tuple[str, ...] = ("sdpa", "dense", "fps"),
     scale_formats: tuple[ScaleFormat, ...] = ("fp32", "pow2"),
     linears: tuple[Linears, ...] = ("bf16",),
+    parallel: tuple[Way, ...] = ("one",),
+    sequence: int | None = None,
     out: Path | None = None,
     **options: Any,
 ) -> None:
@@ -120,25 +143,41 @@ def train(
     the noise level held in it; their mix is weighted as training draws them. The first steps, which compile, don't
     count.
 
+    Under torchrun several GPUs are measured beside one in the same run. The speedup is by clips: a step of `shard`
+    takes as many as there are GPUs. The bytes that attention brings a GPU in a step are counted in a step that isn't
+    timed, beside those that fps_flex.wan.traffic predicts; of these and of memory the GPU with the most is told.
+
     Args:
         schedules: presets to compare, and sdpa, the stock dense attention; the first is the baseline.
         scale_formats: of the schedules that quantise, each measured.
         linears: what the blocks' linear layers compute in, each measured, with the baseline anew: bf16, fp8-ffn, fp8.
+        parallel: one (a GPU, a clip), shard (FSDP2, a clip on each GPU), ulysses or halo (GPUs that share a clip, and
+            the weights); each measured, under torchrun.
+        sequence: processes that share a clip with ulysses and halo; none takes all.
         out: JSON file to write.
         options: of `Training`.
 
     Raises ValueError for an unknown schedule, and for what can't be trained so here.
     """
     training = Training(**options)
-    check_some(schedules=schedules, scale_formats=scale_formats, linears=linears)
+    check_some(schedules=schedules, scale_formats=scale_formats, linears=linears, parallel=parallel)
     attentions = _attentions(training.size, schedules, scale_formats)
-    training.check([*attentions.values()], linears)
+    training.check([*attentions.values()], linears, parallel)
+    processes = join(parallel, sequence, "train")
     rows = (
         row
         for kind in linears
-        for row in compare(row for name, x in attentions.items() for row in Case(name, x, training, kind).measure())
+        for row in compare(
+            row
+            for way in parallel
+            for name, x in attentions.items()
+            for row in Case(name, x, training, kind, way=way, processes=processes).measure()
+        )
     )
-    report(rows, out, COLUMNS)
+    if processes.rank == 0:
+        report(rows, out, COLUMNS if processes.count == 1 else (*TOGETHER[:2], *COLUMNS, *TOGETHER[2:]))
+    else:
+        deque(rows, maxlen=0)
 
 
 def _attentions(
@@ -156,24 +195,32 @@ def _attentions(
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to measure. residual: None takes the size's default."""
+    """One thing to measure. residual: None takes the size's default. way, processes: on which of them, and how."""
 
     name: str
     attention: FPSAttention
     training: Training
     linears: Linears = "bf16"
     residual: Residual | None = None
+    way: Way = "one"
+    processes: Processes = Processes()
 
     def measure(self) -> list[Row]:
         """A row for each regime, and where there are several one for their mix; where memory is full, one that says so.
 
-        Raises ValueError for what can't be trained.
+        Raises ValueError for what can't be trained, and where the memory of one of several processes is full
+        torch.OutOfMemoryError: the others wait for it.
         """
+        return self.processes.first_alone(self._measured) if self.way == "one" else self._measured()
+
+    def _measured(self) -> list[Row]:
         about = {"schedule": self.name, "linears": self.linears}
         limit_memory(self.training.gpu_gb)
         try:
             rows = [about | row for row in self._measure()]
         except torch.OutOfMemoryError as error:
+            if self.way != "one":
+                raise
             return [{**about, "peak_gb": "out of memory", "error": str(error).split(". ")[0]}]
         return rows if len(rows) == 1 else [*rows, _mix(rows)]
 
@@ -182,23 +229,38 @@ class Case:
         started = time.perf_counter()
         module = self._build()
         facts = self._describe(module) | {"build_seconds": time.perf_counter() - started, "tokens": tokens}
-        clock = _Clock(levels, self.training)
-        _fit(module, clock, _Latents(latent_shape(module.model.config, self.training.grid)), self.training.average)
+        clock = _Clock(levels, self.training, self.way in TRAFFIC)
+        self._fit(module, clock, Latents(latent_shape(module.model.config, self.training.grid)))
         drawn = self.attention.step_schedule.regime_index(spread_noise_levels(100, module.shift)).tolist()
         facts["host_peak_gb"] = host_peak_gb()
         return [
-            {
+            self._together(module, level, exchanged, peak)
+            | {
                 "regime": level.regime,
                 "share": drawn.count(level.index) / len(drawn),
                 "density": level.density,
                 "step_seconds": median(seconds),
                 "all_step_seconds": seconds,
-                "tokens_per_second": tokens / median(seconds),
-                "peak_gb": peak,
+                "tokens_per_second": self.processes.clips(self.way) * tokens / median(seconds),
                 **facts,
             }
-            for level, seconds, peak in zip(levels, clock.seconds, clock.peaks, strict=True)
+            for level, seconds, peak, exchanged in zip(levels, clock.seconds, clock.peaks, clock.exchanged, strict=True)
         ]
+
+    def _together(self, module: FlowModule, level: Level, exchanged: Exchanged, peak: float) -> Row:
+        """What the processes hold and send; of each, and of the one that has most of it."""
+        if self.way == "one":
+            return {"parallel": "one", "clips": 1, "peak_gb": peak}
+        processes, values = self.processes, {"peak_gb": peak}
+        if self.way in TRAFFIC and exchanged.bytes is not None:
+            how = (self.training.grid, level.sigma, self.way, processes)
+            values["exchanged_mb"] = exchanged.bytes / 1e6
+            values["predicted_mb"] = predict_step(module.model, module.teachers, *how) / 1e6
+        return {
+            "parallel": processes.name(self.way),
+            "clips": processes.clips(self.way),
+            **processes.most(**values),
+        }
 
     def _describe(self, module: FlowModule) -> dict[str, Any]:
         return {
@@ -211,13 +273,14 @@ class Case:
 
     def _build(self) -> FlowModule:
         device, training, config = find_device(), self.training, self.training.config
-        full = training.lora is None and training.base == "fp32" and training.objective == "flow"
-        with device:
-            module = _OnRandomWeights(
+        sharded = self.way != "one"
+        full = training.lora is None and training.base == "fp32" and training.objective == "flow" and not sharded
+        with nullcontext() if sharded else device:
+            module = OnRandomWeights(
                 config,
                 self.attention,
-                _Encoded(config.channels),
-                _States(config.text_dim),
+                Encoded(config.channels),
+                States(config.text_dim),
                 checkpoint=None if full else "random weights",
                 checkpointing=True,
                 compiled=training.compiled and device.type == "cuda",
@@ -229,103 +292,61 @@ class Case:
                 optimizer=training.optimizer,
                 eps=1e-15 if training.optimizer == "adamw" else LEAST_EPS,
                 offload_activations=training.offload,
+                sharded=sharded,
             )
             if full:
                 torch.nn.init.normal_(module.model.head.head.weight, std=0.02)
         return module
 
-
-class _OnRandomWeights(FlowModule):
-    """In place of a checkpoint's, weights that are drawn as they are asked for."""
-
-    @staticmethod
-    def open_start(checkpoint: str | None, wan: WanConfig) -> Weights | None:
-        if checkpoint is None:
-            return None
-        state = build_empty(wan, FPSAttention()).state_dict()
-        specs = {name: Spec(tuple(tensor.shape), torch.bfloat16) for name, tensor in state.items()}
-        return _RandomWeights(wan, specs, lambda name: 0.02 * torch.randn(specs[name].shape, dtype=torch.bfloat16))
-
-
-class _RandomWeights(Weights):
-    def fingerprint(self) -> str:
-        return "random"
+    def _fit(self, module: FlowModule, clock: _Clock, data: Dataset) -> None:
+        on_gpu = find_device().type == "cuda"
+        if self.way == "one":
+            module.train_loss.distributed_available_fn = lambda: False  # the other processes don't train
+            where: dict[str, Any] = {"devices": 1, "plugins": LightningEnvironment()}
+        else:
+            devices, nodes = launched_as("auto", 1)
+            exchange = self.way if self.way in TRAFFIC else "auto"
+            strategy = Sharding(self.processes.sequence if self.way in TRAFFIC else 1, exchange)
+            where = {"devices": devices, "num_nodes": nodes, "strategy": strategy}
+        trainer = L.Trainer(
+            accelerator="cuda" if on_gpu else "cpu",
+            precision="bf16-mixed" if on_gpu else "32-true",
+            max_steps=clock.steps,
+            gradient_clip_val=1.0,
+            callbacks=[*([AverageWeights(0.99)] if self.training.average else []), clock],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            **where,
+        )
+        trainer.fit(module, DataLoader(data))
 
 
 def _mix(rows: list[Row]) -> Row:
     """Of all regimes, each with the share that training draws of it."""
-    density, seconds = (sum(row["share"] * row[name] for row in rows) for name in ("density", "step_seconds"))
+    weighed = [name for name in WEIGHED if name in rows[0]]
+    means = {name: sum(row["share"] * row[name] for row in rows) for name in weighed}
+    seconds = means["step_seconds"]
     return {
-        **{name: value for name, value in rows[0].items() if name != "all_step_seconds"},
+        **{name: value for name, value in rows[0].items() if not name.startswith("all_")},
+        **means,
         "regime": "mix",
         "share": sum(row["share"] for row in rows),
-        "density": density,
-        "step_seconds": seconds,
         "step_seconds_by_regime": {row["regime"]: row["step_seconds"] for row in rows},
-        "tokens_per_second": rows[0]["tokens"] / seconds,
+        "tokens_per_second": rows[0]["clips"] * rows[0]["tokens"] / seconds,
         "peak_gb": max(row["peak_gb"] for row in rows),
     }
 
 
-def _fit(module: FlowModule, clock: _Clock, data: Dataset, average: bool) -> None:
-    on_gpu = find_device().type == "cuda"
-    trainer = L.Trainer(
-        accelerator="cuda" if on_gpu else "cpu",
-        devices=1,
-        precision="bf16-mixed" if on_gpu else "32-true",
-        max_steps=clock.steps,
-        gradient_clip_val=1.0,
-        callbacks=[*([AverageWeights(0.99)] if average else []), clock],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(module, DataLoader(data))
-
-
-class _Latents(Dataset):
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self.shape = shape
-
-    def __len__(self) -> int:
-        return 1_000_000
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        where = {"name": f"random {index}", "source": "drawn here", "index": index, "pass": 0}
-        return {"video": torch.randn(self.shape), "prompt": "", **where}
-
-
-@dataclass(frozen=True)
-class _Encoded(Codec):
-    """Stands in for a codec where latents are there already."""
-
-    channels: int
-
-    def latent_size(self, size: Triple) -> Triple:
-        return size
-
-    def encode(self, video: Tensor) -> Tensor:
-        return video
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return latents
-
-
-@dataclass(frozen=True)
-class _States(TextEncoder):
-    """Random states in place of a text encoder's."""
-
-    dim: int
-
-    def __call__(self, prompts: list[str], device: torch.device) -> Tensor:
-        return torch.randn(len(prompts), TEXT_TOKENS, self.dim, device=device)
-
-
 class _Clock(Callback):
-    """Holds each noise level for its steps; seconds of each step after the warm-up and peak memory, a level."""
+    """Holds each noise level for its steps; seconds of each step after the warm-up and peak memory, a level.
 
-    def __init__(self, levels: list[Level], training: Training) -> None:
+    exchanges: whether to count what attention sends, in the last step of each warm-up.
+    """
+
+    def __init__(self, levels: list[Level], training: Training, exchanges: bool = False) -> None:
+        self.exchanges, self.exchanged = exchanges, [Exchanged() for _ in levels]
         self.levels, self.warmup, self.each = levels, training.warmup, training.warmup + training.steps
         self.steps = self.each * len(levels)
         self.seconds: list[list[float]] = [[] for _ in levels]
@@ -336,11 +357,15 @@ class _Clock(Callback):
             forget_peak()
         sigma = self.levels[step // self.each].sigma
         module.noise_levels = sigma, sigma
+        self._counting = ExitStack()
+        if self.exchanges and step % self.each == self.warmup - 1:
+            self._counting.enter_context(self.exchanged[step // self.each].counted())
         wait()
         self._start = time.perf_counter()
 
     def on_train_batch_end(self, trainer: L.Trainer, module: FlowModule, outputs: Any, batch: Any, step: int) -> None:
         wait()
+        self._counting.close()
         if step % self.each >= self.warmup:
             self.seconds[step // self.each].append(time.perf_counter() - self._start)
         self.peaks[step // self.each] = peak_gb(module.device)

@@ -14,31 +14,27 @@ import torch
 import torch.distributed as dist
 
 from fps_flex.checks import as_whole
-from fps_flex.wan.auto import Exchange, sequence_over
+from fps_flex.wan.auto import sequence_over
 from fps_flex.wan.collectives import Group
 from fps_flex.wan.flow import Passes, in_turn
 from fps_flex.wan.guidance import OnePassEach
 from fps_flex.wan.sequence import Sequence, Whole
 from train.common.console import one_line, stop
+from train.common.sharing import SequenceParallel
 from train.common.work import PATIENCE, find_device, rank_and_world
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Parallel:
+class Parallel(SequenceParallel):
     """How many processes make each video together; torchrun starts them.
 
     Args:
-        sequence: processes that share a video's tokens.
         guidance: 2 puts the two passes of guidance on two processes, or on two such groups.
-        exchange: how the processes of a sequence meet in attention: ulysses (each gets all tokens of its part of the
-            heads), halo (each gets the tiles that its windows reach), or auto, which takes what sends less.
     """
 
-    sequence: int = 1
     guidance: int = 1
-    exchange: Exchange = "auto"
 
     @property
     def size(self) -> int:

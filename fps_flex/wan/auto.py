@@ -14,7 +14,7 @@ import torch.distributed as dist
 from .collectives import Group
 from .halo import Halo, without_flash
 from .sequence import Call, Sequence, Share
-from .traffic import halo_traffic, ulysses_traffic
+from .traffic import Traffic, halo_traffic, ulysses_traffic
 from .ulysses import Ulysses
 
 Exchange = Literal["auto", "ulysses", "halo"]
@@ -28,6 +28,29 @@ def sequence_over(group: dist.ProcessGroup, exchange: Exchange = "auto") -> Sequ
     return kinds[exchange](Group.of(group))
 
 
+def check_exchange(exchange: Exchange, call: Call, processes: int) -> None:
+    """Raises ValueError where so many processes can't share a call so."""
+    traffic, obstacles = count_traffic(call, processes)
+    if exchange not in traffic and (exchange in obstacles or not traffic):
+        raise ValueError(obstacles.get(exchange) or "; ".join(obstacles.values()))
+
+
+def count_traffic(call: Call, processes: int) -> tuple[dict[str, Traffic], dict[str, str]]:
+    """Of Ulysses and of the halo, as far as they can share a call, and why not."""
+    traffic, obstacles = {}, {}
+    for name, count in (("ulysses", ulysses_traffic), ("halo", _halo_traffic)):
+        try:
+            traffic[name] = count(call, processes)
+        except ValueError as error:
+            obstacles[name] = str(error)
+    return traffic, obstacles
+
+
+def _halo_traffic(call: Call, processes: int) -> Traffic:
+    without_flash(call.attention, call.plan.layout.device.type)
+    return halo_traffic(call, processes)
+
+
 @dataclass(frozen=True)
 class Auto:
     """group: the processes that share each video."""
@@ -36,24 +59,13 @@ class Auto:
 
     def share(self, call: Call) -> Share:
         """Says once for each choice why it is made. Raises ValueError where neither can share the call."""
-        sizes, obstacles = {}, {}
-        for name, count in (("ulysses", self._ulysses), ("halo", self._halo)):
-            try:
-                sizes[name] = count(call)
-            except ValueError as error:
-                obstacles[name] = str(error)
-        if not sizes:
+        traffic, obstacles = count_traffic(call, self.group.size)
+        if not traffic:
             raise ValueError("; ".join(obstacles.values()))
+        sizes = {name: one.busiest(torch.is_grad_enabled()) for name, one in traffic.items()}
         taken = min(sizes, key=lambda name: sizes[name])
         self._say(call, taken, sizes, obstacles)
         return (Ulysses if taken == "ulysses" else Halo)(self.group).share(call)
-
-    def _ulysses(self, call: Call) -> int:
-        return ulysses_traffic(call, self.group.size).busiest(torch.is_grad_enabled())
-
-    def _halo(self, call: Call) -> int:
-        without_flash(call.attention, call.plan.layout.device.type)
-        return halo_traffic(call, self.group.size).busiest(torch.is_grad_enabled())
 
     def _say(self, call: Call, taken: str, sizes: dict[str, int], obstacles: dict[str, str]) -> None:
         if dist.get_rank() == 0:

@@ -81,11 +81,11 @@ def velocity_error(velocity: Float[Tensor, "b c f h w"], target: Float[Tensor, "
     return (distill_loss(velocity, target) / target.float().square().mean(dim=(1, 2, 3, 4))).sqrt()
 
 
-def sampling_levels(steps: int, shift: float, device: torch.device | str = "cpu") -> Float[Tensor, " {steps}+1"]:
+def sampling_levels(steps: int, shift: float) -> Float[Tensor, " {steps}+1"]:
     """sigma of each step and the 0 that ends them, evenly spaced before the shift. Raises ValueError below 1 step."""
     if steps < 1:
         raise ValueError(f"steps is {steps}, expected at least 1")
-    return shift_noise(torch.linspace(1, 0, steps + 1, device=device), shift)
+    return shift_noise(torch.linspace(1, 0, steps + 1), shift)
 
 
 def in_turn(velocity: Velocity, text: Tensor, no_text: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,10 +117,10 @@ def euler_sample(
 ) -> Iterator[Float[Tensor, "b c f h w"]]:
     """Follow velocity(x, sigma [B]) from noise to video with Euler steps; yields x after each step.
 
-    x is kept in fp32. Raises ValueError below 1 step.
+    x is kept in fp32; sigma is on the CPU, so that nothing waits for a GPU to know it. Raises ValueError below 1 step.
     """
     x = noise.float()
-    levels = sampling_levels(steps, shift, noise.device)
+    levels = sampling_levels(steps, shift)
     for sigma, next_sigma in zip(levels[:-1], levels[1:], strict=True):
         x = x + (next_sigma - sigma) * velocity(x, sigma.expand(len(x))).float()
         yield x

@@ -98,6 +98,11 @@ class SomeTiles(TileLayout):
     def slots(self) -> int:
         return len(self.chosen)
 
+    @property
+    def pad_share(self) -> float:
+        """Of the whole layout, which has said where it is large."""
+        return self.whole.pad_share
+
     @cached_property
     def valid(self) -> Bool[Tensor, " slots"]:
         return self.whole.valid[self.chosen]

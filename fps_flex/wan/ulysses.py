@@ -61,10 +61,9 @@ def cut_slots(call: Call, processes: int) -> Lengths:
     Raises ValueError unless the processes divide the heads, and where there are more processes than blocks.
     """
     if call.heads % processes:
-        fitting = ", ".join(str(n) for n in range(2, call.heads + 1) if call.heads % n == 0)
         raise ValueError(
             f"Ulysses deals {call.heads} heads out to {processes} processes, expected a number that divides them: take "
-            f"{fitting}, or halo, which takes any number of heads"
+            f"{divisors(call.heads)}, or halo, which takes any number of heads"
         )
     layout = call.plan.layout
     blocks = layout.slots // layout.block
@@ -74,6 +73,11 @@ def cut_slots(call: Call, processes: int) -> Lengths:
             "least one each: take fewer processes, or a smaller block"
         )
     return tuple(len(part) * layout.block for part in torch.arange(blocks).tensor_split(processes))
+
+
+def divisors(heads: int) -> str:
+    """The numbers of processes that heads can be dealt out to, for a line that says so."""
+    return ", ".join(str(n) for n in range(2, heads + 1) if heads % n == 0) or "1"
 
 
 def attend_to_own_heads(

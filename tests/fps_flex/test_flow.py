@@ -78,3 +78,10 @@ def test_guidance_leads_away_from_no_text_and_1_takes_one_pass():
 def test_no_steps_is_an_error():
     with pytest.raises(ValueError, match="steps is 0"):
         list(euler_sample(lambda x, sigma: x, torch.zeros(1, 1, 1, 1, 1), 0, 5.0))
+
+
+def test_a_sampler_knows_its_levels_without_waiting_for_a_device():
+    seen = []
+    x = torch.zeros(2, 1, 1, 1, 1, device="meta")
+    *_, last = euler_sample(lambda x, sigma: seen.append((sigma.device.type, len(sigma))) or x, x, 3, 5.0)
+    assert seen == 3 * [("cpu", 2)] and last.device.type == "meta"

@@ -16,6 +16,7 @@ from fps_flex.wan.traffic import Traffic, halo_traffic, ulysses_traffic
 from fps_flex.wan.ulysses import Ulysses
 from tests.helpers import sequence_cases as cases
 from tests.helpers.cases import CASES, relative_error
+from tests.helpers.once import once
 from tests.helpers.together import run_together
 
 ID = {"ids": lambda case: "-".join(map(str, case))}
@@ -23,7 +24,8 @@ ID = {"ids": lambda case: "-".join(map(str, case))}
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    return run_together(cases.run_all, 4, tmp_path_factory.mktemp("together"))
+    folder = once(tmp_path_factory, "sequence", lambda folder: run_together(cases.run_all, 4, folder))
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(4)]
 
 
 @pytest.mark.parametrize("case", cases.CASES, **ID)

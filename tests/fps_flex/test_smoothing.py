@@ -119,7 +119,7 @@ def test_pads_change_nothing(case, options):
 
 def test_a_constant_added_to_k_changes_nothing():
     """128 tokens, so that the mean is exact, too: the same codes, and so the same bits."""
-    attention = FPSAttention("uniform", tile=(2, 2, 4), block=16)
+    attention = FPSAttention("uniform", tile=(2, 2, 4), block=16, smooth_k=True)
     plan = attention.plan((4, 4, 8), torch.tensor([0.5]))
     q, k, v = ((torch.randn(1, 2, 128, 16) * 256).round() / 256 for _ in range(3))
     offset = torch.randn(16).mul(256).round() / 64

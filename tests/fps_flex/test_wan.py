@@ -11,6 +11,7 @@ from fps_flex import FPSAttention, TileLayout
 from fps_flex.wan import WAN_1_3B, WAN_14B, WAN_TINY, Wan, WanConfig
 from fps_flex.wan.config import default_residual
 from fps_flex.wan.rope import ordered_rope
+from fps_flex.wan.sequence import Call
 from fps_flex.wan.weights import build_empty, fill
 from tests.helpers.cases import relative_error
 
@@ -221,3 +222,11 @@ def test_bad_sizes_are_named():
         WanConfig(dim=100, ffn_dim=8, heads=3, layers=1)
     with pytest.raises(ValueError, match=r"latents of \(2, 7, 8\) \(frames, rows, columns\) don't divide"):
         CONFIG.grid((2, 7, 8))
+
+
+def test_a_process_with_whole_videos_never_asks_for_a_regime(monkeypatch):
+    """Which would wait for a GPU wherever noise levels are on it."""
+    wan, inputs = random_wan(), (torch.randn(1, 16, 3, 8, 8), torch.tensor([500.0]), torch.randn(1, 3, 32))
+    expected = wan(*inputs)
+    monkeypatch.setattr(Call, "regimes", property(lambda self: pytest.fail("a regime was asked for")))
+    assert torch.equal(wan(*inputs), expected)

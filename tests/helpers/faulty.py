@@ -1,6 +1,7 @@
 """train.fit with a fault put into one of its processes: python tests/helpers/faulty.py FAULT RANK BATCH OPTIONS..."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -63,8 +64,8 @@ def spoil(loss):
         return BreakBackward.apply(loss)
     if fault == "bug":
         return {}["no such key"]
-    if fault == "kill":
-        os.kill(os.getpid(), 9)
+    if fault in ("kill", "stop"):
+        os.kill(os.getpid(), signal.SIGKILL if fault == "kill" else signal.SIGSTOP)
     return loss
 
 
@@ -79,6 +80,18 @@ if fault == "data" and here:
 
     fetched = []
     MovingShapes.__getitem__ = broken
+if fault == "worker" and here:
+    item = MovingShapes.__getitem__
+
+    def killed(self, key):
+        if torch.utils.data.get_worker_info() is not None and getattr(key, "pass_", -1) >= 0:
+            fetched.append(key)
+            if len(fetched) > batch:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return item(self, key)
+
+    fetched = []
+    MovingShapes.__getitem__ = killed
 if fault in ("disk", "kill-save") and here:
     write, written = shares.write_file, []
 

@@ -1,17 +1,18 @@
 """Several processes of this machine that compute together, over gloo."""
 
+import json
 import socket
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
+from tests.helpers.commands import run_apart
+
 
 def run_together(function, processes, folder):
     """What function(rank) returned in each process. It is a module's own, and finds the others in dist's world."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    address = f"tcp://127.0.0.1:{free_ports(1)[0]}"
     multiprocessing.spawn(_run, (function, processes, address, str(folder)), nprocs=processes)
     return [torch.load(f"{folder}/{rank}.pt", weights_only=False) for rank in range(processes)]
 
@@ -22,3 +23,32 @@ def _run(rank, function, processes, address, folder):
     torch.save(function(rank), f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
+
+
+def run_in_turn(folder, processes, *lines, timeout=300):
+    """Commands one after another, each by all processes under torchrun, started once.
+
+    lines: (command, words). Returns torchrun's end, what the processes wrote, and each command's exit codes by rank.
+    """
+    file = folder / f"lines-{processes}.json"
+    ports = free_ports(len(lines))
+    commands = [[port, name, [*map(str, words)]] for port, (name, words) in zip(ports, lines, strict=True)]
+    file.write_text(json.dumps(commands))
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", processes, "tests/helpers/in_turn.py", file]
+    done = run_apart(*launch, timeout=timeout, OMP_NUM_THREADS="1")
+    codes = [
+        [int(path.read_text()) if (path := folder / f"{file.name}.{i}.{rank}").exists() else None
+         for rank in range(processes)]
+        for i in range(len(lines))
+    ]  # fmt: skip
+    return done.returncode, done.stdout + done.stderr, codes
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports

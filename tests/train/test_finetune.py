@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 from diffusers import WanPipeline, WanTransformer3DModel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from eval.fidelity.command import describe_weights
 from eval.generate.command import command as generate
@@ -18,6 +20,7 @@ from tests.helpers.commands import refused
 from tests.helpers.tiny_run import read_checkpoint, same_tensors, tiny_words
 from train.common.videos import read_clip
 from train.fit import main as fit
+from train.module import FlowModule
 
 QUICK = [
     "--config=configs/tiny.yaml", "--trainer.max_steps=3", "--trainer.val_check_interval=3", "--sample.steps=3",
@@ -181,3 +184,31 @@ def test_encoders_that_are_broken_are_said_before_the_run_begins(wan_folder, tmp
         line = refused(capsys, fit, tiny_words(tmp_path / "run", *small_wan(broken)))
         assert f"{broken / part / file} can't be read as safetensors" in line
     assert not (tmp_path / "run").exists()
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes a CPU wait for its device: copies between them that may not overlap, and values asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name, options = str(function), kwargs or {}
+        moves = name.startswith("aten._to_copy") and str(options.get("device")) == "meta" != args[0].device.type
+        if "_local_scalar_dense" in name or (moves and not options.get("non_blocking")):
+            self.seen.append(name)
+        return function(*args, **options)
+
+
+def test_a_loss_waits_for_nothing_and_its_model_gets_noise_levels_on_the_cpu():
+    """The meta device stands for a GPU."""
+    timesteps = []
+    latents, noise = torch.zeros(2, 2, 1, 1, 4, 4, device="meta")
+    module = SimpleNamespace(teachers=[lambda x, t, text: timesteps.append(t) or x], flow_weight=0.5)
+    with Waits() as waits:
+        FlowModule._losses(module, lambda x, t, text: timesteps.append(t) or x, latents, None, torch.rand(2), noise)
+    assert [x.device.type for x in timesteps] == ["cpu", "cpu"] and waits.seen == []
+    with Waits() as waits:
+        torch.rand(2).to("meta")
+    assert len(waits.seen) == 1, "as it was before"

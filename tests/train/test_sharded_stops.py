@@ -1,6 +1,7 @@
 """Processes that share a model out end together, and what was saved before is there to go on from."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from fps_flex.wan.trained import read_training_checkpoint, shard_name
 from tests.helpers.commands import ROOT, refused, run_apart
+from tests.helpers.lora_run import lora_words, write_base
 from tests.helpers.tiny_run import tiny_words, train_tiny
 from tests.train.test_processes import ENVIRONMENT, QUICK, find_second, nothing_is_left_of
 from tests.train.test_sharded import SIZES
@@ -27,9 +29,9 @@ TWO = ["--trainer.devices=2", "--trainer.accelerator=cpu", *SIZES]
 
 
 def fit(run, *options, fault=("none", "0", "0")):
-    """Ends within a minute, or fails the test."""
+    """Ends long before processes would by themselves, or fails the test."""
     words = tiny_words(run, *QUICK, *options)
-    return run_apart("tests/helpers/faulty.py", *fault, *words, timeout=60, OMP_NUM_THREADS="1")
+    return run_apart("tests/helpers/faulty.py", *fault, *words, timeout=240, OMP_NUM_THREADS="1")
 
 
 @pytest.mark.slow
@@ -55,6 +57,22 @@ def test_what_goes_wrong_on_one_ends_both(tmp_path, fault, line, saved, rank):
         assert done.stderr.count("error: ") == 1
     else:
         assert "stopped after step 5; --ckpt_path last goes on from step 4" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "option", "line"),
+    [
+        ("worker", "--data.workers=1", r"process 1: DataLoader worker \(pid \d+\) is killed by signal: Killed\. \(out"),
+        ("stop", "--parallel.timeout=20", "no answer from process 1 within --parallel.timeout: it is stopped, or"),
+    ],
+)
+def test_a_process_that_is_gone_or_stopped_is_named(tmp_path, fault, option, line):
+    run = tmp_path / "run"
+    done = fit(run, *TWO, option, fault=(fault, "1", "6"))
+    assert done.returncode == 1 and re.search(f"error: {line}", done.stderr), done.stderr
+    assert "Traceback" not in done.stderr and not (run / "error.txt").exists() and nothing_is_left_of(run)
+    assert trained_steps(run / "checkpoints/last.ckpt") in (2, 4) and "--ckpt_path last goes on from" in done.stdout
 
 
 @pytest.mark.slow
@@ -99,9 +117,11 @@ def test_a_save_that_fails_on_one_leaves_the_last_one_whole(tmp_path, fault):
 
 @pytest.mark.slow
 def test_under_torchrun_a_refusal_is_one_line(tmp_path):
-    words = tiny_words(tmp_path / "run", "--model.wan.heads=5")
-    done = run_apart("-m", "torch.distributed.run", "--nproc_per_node", 2, "-m", "--", "train.fit", *words)
-    assert done.returncode and done.stderr.count("error: dim 128 over 5 heads") == done.stderr.count("error: ") == 1
+    words = tiny_words(tmp_path / "run", *SIZES, "--parallel.sequence=3", "--parallel.exchange=ulysses")
+    done = run_apart("-m", "torch.distributed.run", "--nproc_per_node", 3, "-m", "--", "train.fit", *words)
+    line = "error: parallel.sequence is 3: Ulysses deals 4 heads out to 3 processes, expected a number that divides"
+    assert done.returncode and done.stderr.count(line) == done.stderr.count("error: ") == 1, done.stderr
+    assert f"{done.stderr.count('exitcode  : 2')} {done.stderr.count('exitcode  : -15')}" == "1 2", done.stderr
 
 
 @pytest.mark.slow
@@ -176,6 +196,10 @@ def test_what_is_not_finite_in_one_share_is_refused_by_all(folder):
     assert "error: the checkpoint's model.blocks.0.ffn.0.weight holds a value of nan" in done.stderr
 
 
+PAIR = ["--parallel.sequence=2", "--trainer.devices=2"]
+ONE_TILE = ["--model.attention.tile=[5,8,8]"]
+
+
 def cut(file):
     file.write_bytes(file.read_bytes()[:-1000])
 
@@ -186,13 +210,35 @@ def cut(file):
         (["--parallel.sequence=2"], "parallel.sequence is 2, and there are 1 processes: expected a multiple of it"),
         (["--parallel.sequence=2", "--trainer.devices=3"], "parallel.sequence is 2, and there are 3 processes"),
         (["--parallel.sequence=0"], "parallel.sequence is 0"),
+        (["--parallel.timeout=0"], "parallel.timeout is 0"),
         (["--parallel.sequence=2", "--trainer.devices=2", "--parallel.shard=false"], "needs parallel.shard true"),
+        (["--parallel.exchange=halo"], "parallel.exchange is halo, of processes that train on a clip together, and"),
+        (
+            [*PAIR, "--parallel.exchange=ulysses", "--model.wan.heads=3", "--model.wan.dim=66"],
+            "parallel.sequence is 2: Ulysses deals 3 heads out to 2 processes, expected a number that divides them: "
+            "take 3, or halo, which takes any number of heads",
+        ),
+        ([*PAIR, "--parallel.exchange=halo", *ONE_TILE], "parallel.sequence is 2: the halo deals 1 tiles out to 2"),
+        ([*PAIR, "--parallel.exchange=halo", "--model.attention.engine=flash"], "the halo's keys need eager or triton"),
         (["--parallel.shard=true", "--trainer.strategy=ddp"], "trainer.strategy is ddp: leave it out"),
         (["--parallel.shard=true", "--model.base=bf16"], "parallel.shard is true, and model.base bf16"),
     ],
 )
 def test_what_cannot_be_shared_out_is_refused_in_a_line(tmp_path, capsys, options, line):
     words = tiny_words(tmp_path / "run", "--trainer.accelerator=cpu", *options)
+    assert line in refused(capsys, main, words) and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--parallel.sequence=2", "--trainer.devices=2", "--parallel.exchange=halo"],
+         "parallel.exchange is halo, and the teacher of model.objective distill attends to a whole clip as one tile"),
+        (["--parallel.sequence=5", "--trainer.devices=5"], "which only Ulysses shares, by its 2 heads: take 2"),
+    ],
+)  # fmt: skip
+def test_what_a_teacher_cannot_be_shared_by_is_refused_in_a_line(tmp_path, capsys, options, line):
+    words = lora_words(tmp_path / "run", write_base(tmp_path / "base"), "--trainer.accelerator=cpu", *options)
     assert line in refused(capsys, main, words) and not (tmp_path / "run").exists()
 
 
