@@ -11,10 +11,8 @@ from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
 
 from tests.helpers.commands import refused, run_apart
-from tests.helpers.tiny_run import tiny_words, train_apart, train_tiny
+from tests.helpers.tiny_run import read_log, signal_at, tiny_words, train_apart, train_tiny
 from tests.train.stops import differences, end_of
-from tests.train.test_stops import signal_at
-from tests.train.test_training_log import read_log
 from train import samples
 from train.callbacks import read_losses
 from train.common.videos import read_clip
@@ -74,13 +72,15 @@ def test_its_time_is_not_the_trainings(tmp_path, monkeypatch):
     assert min(row["train/tokens_per_second"] for row in rows.values()) > 4 * 320 / 1.0
 
 
-@pytest.mark.parametrize("call", [1, 2])
-def test_stopped_in_one_it_is_drawn_when_the_run_goes_on(run, tmp_path, monkeypatch, call):
-    with monkeypatch.context() as patch:
-        signal_at(patch, "sample", call, signal.SIGTERM)
-        with pytest.raises(SystemExit) as stopped:
-            train_tiny(tmp_path / "run", *RUN, EVERY_2)
-    assert stopped.value.code == 143 and names(tmp_path / "run") == FILES[: 2 * call - 2]
+@pytest.mark.parametrize(("call", "times"), [(1, 1), (1, 2), (2, 1)])
+def test_stopped_in_one_it_is_drawn_when_the_run_goes_on(run, tmp_path, monkeypatch, call, times):
+    """Stopped twice: the second time in the one that the first left undone."""
+    for earlier in range(times):
+        with monkeypatch.context() as patch:
+            signal_at(patch, "sample", call, signal.SIGTERM)
+            with pytest.raises(SystemExit) as stopped:
+                train_tiny(tmp_path / "run", *RUN, EVERY_2, *(["--ckpt_path=last"] if earlier else []))
+        assert stopped.value.code == 143 and names(tmp_path / "run") == FILES[: 2 * call - 2]
     train_tiny(tmp_path / "run", *RUN, EVERY_2, "--ckpt_path=last")
     assert names(tmp_path / "run") == FILES
     for name in FILES:

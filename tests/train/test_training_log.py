@@ -1,6 +1,5 @@
 """What a training log says beside the loss, by hand, and over batches, processes and stops."""
 
-import csv
 import json
 from types import SimpleNamespace
 
@@ -12,7 +11,7 @@ from fps_flex.attention import FPSAttention
 from fps_flex.wan import WanConfig
 from fps_flex.wan.flops import forward_flops, training_flops
 from tests.helpers.commands import run_apart
-from tests.helpers.tiny_run import tiny_words, train_tiny
+from tests.helpers.tiny_run import read_log, tiny_words, train_tiny
 from train.callbacks import read_losses
 from train.training_log import Work, means, peak_flops, speed, tally
 
@@ -81,20 +80,6 @@ def test_means_by_hand_and_a_loss_of_no_clips_is_left_out():
         "regime/0/share": 0.75, "regime/0/loss": 2, "regime/1/share": 0.25, "regime/1/loss": 5, "regime/2/share": 0,
         "noise/0.5-0.75/loss": 5, "noise/0.75-1/loss": 2,
     }  # fmt: skip
-
-
-def read_log(run):
-    """Rows by their step, of which each is what all rows of the step say; the validations' apart."""
-    rows = {}
-    for part in sorted(run.glob("logs/version_*/metrics.csv")):
-        with part.open(newline="") as file:
-            for row in csv.DictReader(file):
-                if not row["val/loss"] if "val/loss" in row else True:
-                    values = {
-                        name: float(value) for name, value in row.items() if value and name not in ("step", "epoch")
-                    }
-                    rows.setdefault(int(row["step"]), {}).update(values)
-    return rows
 
 
 def mean_loss(row, kind):
