@@ -62,11 +62,15 @@ def test_the_page_has_the_tables(table):
 
 
 def test_measured_points_are_read_and_drawn(tmp_path, monkeypatch):
-    row = {"model": "14B", "processes": 8, "tokens_per_second": 20_000.0, "regime": "mix"}
-    rows = [row, row | {"regime": "early"}, row | {"processes": 1}, {"model": "14B", "tokens_per_second": 1.0}]
+    row = {
+        "schedule": "fps, pow2 scales", "parallel": "ulysses 4", "clips": 2, "regime": "mix", "model": "14B",
+        "lora": None, "tokens_per_second": 20_000.0,
+    }  # fmt: skip
+    others = [{"regime": "early"}, {"parallel": "one"}, {"lora": 32}, {"schedule": "sdpa"}]
+    rows = [row, *(row | other for other in others), row | {"parallel": "shard 8", "clips": 8}]
     (tmp_path / "train-many.json").write_text(json.dumps({"rows": rows}))
     monkeypatch.setattr(scale, "RESULTS", tmp_path)
-    assert scale.measured() == [("14B", 8, 20_000.0)]
+    assert scale.measured() == [("14B", 4, 8, 20_000.0), ("14B", 1, 8, 20_000.0)]
     axes = Figure().add_subplot()
     scale.draw(axes, LARGE)
     (points,) = axes.lines

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterator
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import auto_cli
 from matplotlib.axes import Axes
@@ -76,11 +77,18 @@ def _megabytes(count: Callable[[Call, int], Traffic], call: Call, processes: int
     return " / ".join(f"{max(x) / 1e6:,.0f}" for x in (traffic.forward, traffic.backward))
 
 
-def measured() -> list[tuple[str, int, float]]:
-    """(model, GPUs, tokens a second) of the recorded steps of several processes, of a schedule's mix."""
+def measured() -> list[tuple[str, int, int, float]]:
+    """(model, sequence, GPUs, tokens a second) of the steps of `eval.bench train` on several, of a schedule's mix."""
     reports = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("train-*.json"))]
-    rows = [row for report in reports for row in report["rows"] if row.get("processes", 1) > 1]
-    return [(x["model"], x["processes"], x["tokens_per_second"]) for x in rows if x.get("regime") == "mix"]
+    rows = [row for report in reports for row in report["rows"] if row.get("parallel", "one") != "one"]
+    return [_point(x) for x in rows if x.get("regime") == "mix" and x["schedule"].startswith("fps") and not x["lora"]]
+
+
+def _point(row: dict[str, Any]) -> tuple[str, int, int, float]:
+    """parallel: "shard 8" is a clip each, "ulysses 4" and "halo 4" four to a clip."""
+    way, number = row["parallel"].split()
+    sequence = 1 if way == "shard" else int(number)
+    return row["model"], sequence, sequence * row["clips"], row["tokens_per_second"]
 
 
 def draw(axes: Axes, plan: Plan) -> None:
@@ -88,7 +96,7 @@ def draw(axes: Axes, plan: Plan) -> None:
     steps, tokens = [step_of(plan, gpus) for gpus in GPUS], prod(plan.grid) / plan.sequence
     worst, best = ([tokens / getattr(step, kind) for step in steps] for kind in ("worst", "best"))
     axes.fill_between(GPUS, worst, best, alpha=0.4, label="arithmetic: weights' exchange unhidden to hidden")
-    points = [(gpus, rate / gpus) for size, gpus, rate in measured() if size == plan.size]
+    points = [(gpus, rate / gpus) for *kind, gpus, rate in measured() if kind == [plan.size, plan.sequence]]
     if points:
         axes.plot(*zip(*points, strict=True), "o", color="#e76f51", label="measured")
     axes.set_xscale("log", base=2)
