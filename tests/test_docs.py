@@ -26,6 +26,7 @@ SHELL = {
     "hf",
     "pip",
     "python3",
+    "sbatch",
     "source",
 }  # commands of others; paths in them are looked at
 NOT_OURS = {"--use_fast_math"}  # nvcc's
@@ -72,6 +73,7 @@ def program(words):
     if words[0] not in ("python", "torchrun"):
         return None
     at = words.index("-m") + 1 if "-m" in words else 1
+    at += words[at] == "--"  # after which torchrun reads no option as its own
     args = words[at + 1 :]
     return words[at], tuple(args[:-1] if args[-1:] == ["..."] else args)
 

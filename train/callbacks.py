@@ -1,4 +1,4 @@
-"""What happens around training: averaged weights, a sample video and the loss curve."""
+"""What happens around training: averaged weights, the progress bar and the loss curve."""
 
 from __future__ import annotations
 
@@ -16,10 +16,8 @@ from fps_flex.checks import require
 from fps_flex.wan.lora import copy_trained, trained
 
 from .common.console import one_line
-from .common.pictures import draw_contact_sheet, draw_loss_curve, side_by_side
-from .common.videos import write_video
+from .common.pictures import draw_loss_curve
 from .module import FlowModule
-from .stopping import Stopped, StopRequest
 
 logger = logging.getLogger(__name__)
 
@@ -66,52 +64,6 @@ class Progress(RichProgressBar):
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
-
-
-class SampleVideo(Callback):
-    """At the end, sample videos with the averaged weights: sample.mp4 and sample.png in the run folder.
-
-    Args:
-        prompts: what to sample; none takes those of the first validation clips.
-        count: how many of them.
-        steps: Euler steps.
-        guidance: 1 follows the prompt alone, more stresses it.
-
-    Raises ValueError for a value out of range, and for prompts that are none.
-    """
-
-    def __init__(
-        self, prompts: list[str] | None = None, count: int = 4, steps: int = 50, guidance: float = 5.0
-    ) -> None:
-        require("sample.count", count, least=1)
-        require("sample.steps", steps, least=1)
-        require("sample.guidance", guidance, least=0)
-        if prompts is not None and not all([prompts, *prompts]):
-            raise ValueError(
-                f"sample.prompts is {prompts}, expected prompts, or null for those of the validation clips"
-            )
-        self.prompts, self.count, self.steps, self.guidance = prompts, count, steps, guidance
-        self.stop = StopRequest()
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: FlowModule) -> None:
-        """Not on_fit_end: by then Lightning has moved the model to the CPU.
-
-        On all processes, which stop together or not at all. What goes wrong here costs the sample, not the run.
-        """
-        data, device = trainer.datamodule, trainer.strategy.root_device
-        try:
-            prompts = self.prompts or [data.val_set[i]["prompt"] for i in range(min(self.count, len(data.val_set)))]
-            how = (prompts[: self.count], data.size, self.steps, self.guidance)
-            with trainer.precision_plugin.forward_context():
-                videos = pl_module.sample(*how, after_step=lambda: self.stop.obey(device)).cpu()
-            if trainer.is_global_zero:
-                folder = Path(trainer.default_root_dir)
-                write_video(folder / "sample.mp4", side_by_side(videos), data.fps)
-                draw_contact_sheet(folder / "sample.png", videos, prompts)
-        except Stopped:
-            raise
-        except Exception as error:
-            logger.warning("no sample was drawn (%s); the weights are saved", one_line(error))
 
 
 class LogFirstValidation(Callback):

@@ -112,7 +112,7 @@ class Checkpoints(Checkpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module: FlowModule) -> None:
         self.stop.listen()
         self._positions = trainer.datamodule.positions
-        trainer.fit_loop.epoch_loop.after_batch = partial(self._after_batch, trainer, pl_module)
+        trainer.fit_loop.epoch_loop.after_batch.insert(0, partial(self._after_batch, trainer, pl_module))
         if self._resumed:
             if trainer.is_global_zero:
                 self._set_aside_what_went_further()

@@ -36,7 +36,7 @@ from fps_flex.wan.base import check_base
 from fps_flex.wan.lora import trained
 from fps_flex.wan.trained import read_training_checkpoint
 
-from .callbacks import AverageWeights, LogFirstValidation, LossCurve, Progress, SampleVideo, read_losses
+from .callbacks import AverageWeights, LogFirstValidation, LossCurve, Progress, read_losses
 from .checkpoints import TOGETHER, Checkpoints
 from .common.console import check_no_empty, check_schedule_parts, check_writable, one_line, stop
 from .common.lock import locked
@@ -49,9 +49,11 @@ from .peers import exit_code
 from .rehearsal import rehearse
 from .resumable import check_taken
 from .resume import check_checkpoint, compare_options, find_checkpoint, options_of
+from .samples import SampleVideo
 from .sharding import Sharding
 from .stopping import Stopped
 from .trainer import STRATEGIES, Trainer
+from .training_log import TrainingLog
 
 EXPECTED = (ValueError, OSError, torch.OutOfMemoryError, torch.distributed.DistError)
 INSTEAD = {  # of options that Lightning's users know
@@ -246,7 +248,8 @@ def fit(cli: FitCLI) -> None:
         if isinstance(callback, SampleVideo):
             callback.stop = checkpoints.stop
     others = [callback for callback in trainer.callbacks if callback is not checkpoints]
-    trainer.callbacks = [*others, LogFirstValidation(), LossCurve(), checkpoints]  # all is told before it is saved
+    others += [TrainingLog(), LogFirstValidation(), LossCurve()]
+    trainer.callbacks = [*others, checkpoints]  # all is told before it is saved
     with checkpoints.stop.restored_after(), checkpoints.peers:
         if trainer.is_global_zero:  # others may yet wait for it in vain, which only a signal unheard ends
             checkpoints.stop.listen()

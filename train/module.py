@@ -93,7 +93,7 @@ class FlowModule(L.LightningModule):
     average: the averaged weights, where a callback keeps them; validation and sampling use them. start: what
     `configure_model` fills the shares with, where processes share the model. before_step: called
     when the gradients of an optimizer step are there. is_sound: whether weights, optimizer and average belong to one
-    step, as they do but for a moment of each.
+    step, as they do but for a moment of each. grad_norm: of the last step's gradients, before they are clipped.
     """
 
     def __init__(
@@ -173,6 +173,7 @@ class FlowModule(L.LightningModule):
         self.text_dropout, self.val_levels = text_dropout, val_levels
         self.average: Wan | None = None
         self.before_step: Callable[[], None] = lambda: None
+        self.grad_norm = torch.zeros(())
         self.is_sound = True
         # of the batches of one optimizer step, and of the clips of one validation; in fp64 their order doesn't matter
         self.train_loss, self.val_loss, self.val_error = (
@@ -209,7 +210,8 @@ class FlowModule(L.LightningModule):
         """Tokens on (T, H, W) of videos of so many frames, rows, columns. Raises ValueError where sizes don't fit."""
         return self.model.config.grid(self.codec.latent_size(size))
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """The loss, and what a training log says more of: each clip's loss and noise level, what a pass is over."""
         generators = [generator_of(self.seed, *draw) for draw in zip(*_draws(batch), strict=True)]
         dropped = torch.cat([torch.rand(1, generator=generator) for generator in generators]) < self.text_dropout
         latents, text = self._encode(batch, dropped)
@@ -219,7 +221,9 @@ class FlowModule(L.LightningModule):
         self._note(batch, losses.detach())
         if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
             self.log("train/loss", self.train_loss.compute().float(), prog_bar=True, batch_size=len(latents))
-        return losses.mean()
+        grid = self.model.config.grid(latents.shape[2:])
+        seen = {"losses": losses.detach(), "sigma": torch.cat(levels), "grid": grid, "text_tokens": text.shape[1]}
+        return {"loss": losses.mean(), **seen}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """The loss at `val_levels` noise levels spread as training draws them, with the same noise every time."""
@@ -281,7 +285,8 @@ class FlowModule(L.LightningModule):
         """
         parameters = [x for x in self.model.parameters() if x.grad is not None]
         norm = torch.nn.utils.get_total_norm([x.grad for x in parameters])
-        finite = bool(whole(norm).isfinite())  # waits for all gradients, of all processes
+        self.grad_norm = whole(norm)
+        finite = bool(self.grad_norm.isfinite())  # waits for all gradients, of all processes
         self.before_step()
         if not finite:
             raise NotFinite(self._what_is_not_finite())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Literal
@@ -141,13 +142,19 @@ class EpochLoop(_TrainingEpochLoop):
     """Lightning's, with a place after a batch and its line in the log, and before the validation that may follow.
 
     (Lightning's own hook at a batch's end comes before the line: a run that ended there would lose it.)
+    after_batch: called in turn. began: when the batch in work was asked for, by time.perf_counter.
     """
 
-    after_batch: Callable[[], None] = staticmethod(lambda: None)
+    def __init__(self, trainer: L.Trainer, max_steps: int) -> None:
+        super().__init__(trainer, max_steps=max_steps)
+        self.after_batch: list[Callable[[], None]] = []
+        self.began = 0.0
 
     def advance(self, data_fetcher: Any) -> None:
+        self.began = time.perf_counter()
         super().advance(data_fetcher)
-        self.after_batch()
+        for call in self.after_batch:
+            call()
 
 
 class FitLoop(_FitLoop):

@@ -1,9 +1,13 @@
 """Training runs of configs/tiny.yaml, as short as they can be, and what they leave."""
 
+import csv
+import os
+
 import torch
 
 from tests.helpers.commands import ROOT, run_apart
 from train.fit import main
+from train.module import FlowModule
 
 SHORT = (
     f"--config={ROOT / 'configs/tiny.yaml'}", "--trainer.max_steps=2", "--trainer.val_check_interval=2",
@@ -41,3 +45,30 @@ def same_tensors(a, b):
     """Whether two state dicts, which must have the same names, hold the same bits."""
     assert a.keys() == b.keys()
     return all(torch.equal(x, b[name]) for name, x in a.items())
+
+
+def read_log(run):
+    """Rows by their step, of which each is what all rows of the step say; the validations' apart."""
+    rows = {}
+    for part in sorted(run.glob("logs/version_*/metrics.csv")):
+        with part.open(newline="") as file:
+            for row in csv.DictReader(file):
+                if not row["val/loss"] if "val/loss" in row else True:
+                    values = {
+                        name: float(value) for name, value in row.items() if value and name not in ("step", "epoch")
+                    }
+                    rows.setdefault(int(row["step"]), {}).update(values)
+    return rows
+
+
+def signal_at(monkeypatch, method, call, number):
+    """This process gets a signal while it is in a method for the so-manieth time."""
+    original, calls = getattr(FlowModule, method), []
+
+    def patched(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == call:
+            os.kill(os.getpid(), number)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(FlowModule, method, patched)

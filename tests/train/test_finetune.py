@@ -105,6 +105,7 @@ def test_the_configs_hold_the_papers_settings(name, size, tokens, capsys):
     assert {key: look_up(key) for key in TABLE_8} == TABLE_8
     height, width = config["data"]["height"], config["data"]["width"]
     assert (height, width) == size and 21 * (height // 16) * (width // 16) == tokens <= 75_600
+    assert config["parallel"]["sequence"] == (4 if name.startswith("14b") else 1)
     folder = f"models/Wan2.1-T2V-{name.split('-')[0].upper()}-Diffusers"
     assert {config["model"]["checkpoint"], look_up("model.codec.init_args.path")} == {folder}
 

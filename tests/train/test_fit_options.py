@@ -107,6 +107,7 @@ BAD = {
     "sample.count": INTEGER,
     "sample.steps": INTEGER,
     "sample.guidance": ["-1", "nan", "inf"],
+    "sample.every_n_steps": INTEGER,
 }  # fmt: skip
 
 # of options with parts, what a line may name in their place

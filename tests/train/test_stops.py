@@ -1,7 +1,6 @@
 """A run that is stopped, wherever and however, and resumed ends in the same bits as one that never was."""
 
 import multiprocessing
-import os
 import signal
 import subprocess
 import sys
@@ -9,11 +8,11 @@ import time
 
 import pytest
 
+from tests.helpers.tiny_run import signal_at
 from tests.train.stops import OPTIONS, ROOT, command, differences, end_of, start, stop
 from train.callbacks import read_losses
 from train.checkpoints import trained_steps
 from train.fit import main
-from train.module import FlowModule
 from train.stopping import obey_parent_alone, signals_blocked
 
 TINY = ["--config=configs/tiny.yaml", *OPTIONS, "--data.workers=0", "--sample.steps=4", "--trainer.max_steps=6"]
@@ -24,19 +23,6 @@ def uninterrupted(tmp_path_factory):
     run = tmp_path_factory.mktemp("whole") / "run"
     main([*TINY, f"--run={run}"])
     return end_of(run)
-
-
-def signal_at(monkeypatch, method, call, number):
-    """This process gets a signal while it is in a method for the so-manieth time."""
-    original, calls = getattr(FlowModule, method), []
-
-    def patched(self, *args, **kwargs):
-        calls.append(1)
-        if len(calls) == call:
-            os.kill(os.getpid(), number)
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(FlowModule, method, patched)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
