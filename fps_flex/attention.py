@@ -22,11 +22,11 @@ from torch import Tensor
 
 from . import algorithm
 from .algorithm import GraphKey, Meaning, Plan
-from .checks import as_bool, as_fields, as_instance, as_triple, as_tuple, as_whole, one_of, show
+from .checks import as_bool, as_fields, as_instance, as_triple, as_whole, one_of, show
 from .engines import FLOAT8, Chosen, Engine, check_engine, choose_engine
 from .masks import BlockLists, as_windows, block_lists, check_blocks, pad_mask_mod, window_mask_mod
 from .quant import ScaleFormat, tile_groups
-from .schedule import PRESETS, Regime, StepSchedule, preset
+from .schedule import PRESETS, StepSchedule, preset
 from .tiles import TileLayout, Triple, plan_tile
 
 if TYPE_CHECKING:
@@ -192,12 +192,7 @@ def _names(kind: type) -> list[str]:
 
 
 def _schedule_from(data: object) -> str | StepSchedule:
-    if isinstance(data, str):
-        return data
-    data = as_fields("schedule", data, _names(StepSchedule))
-    given = as_tuple("regimes", data["regimes"], "a list of regimes")
-    regimes = [Regime(**as_fields(f"regimes[{i}]", regime, _names(Regime))) for i, regime in enumerate(given)]
-    return StepSchedule(**{**data, "regimes": tuple(regimes)})
+    return data if isinstance(data, str) else StepSchedule.from_dict(data)
 
 
 def as_schedule(schedule: object) -> StepSchedule:
