@@ -27,7 +27,7 @@ def draw_steps(path: Path, measured: Sensitivity) -> None:
     rows = figure.subplots(2, 3, sharex=True, sharey="row")
     candidates = measured.list_candidates()
     windows = [*dict.fromkeys(one.tiles for one in candidates)]
-    scales = [*dict.fromkeys(one.regime.granularity for one in candidates)]
+    scales = sorted({one.regime.granularity for one in candidates}, key=lambda x: (x is not None, str(x)))
     cosine = np.array(measured.velocity.cosine)
     for column, (kind, title) in enumerate(TITLES.items()):
         for i, one in enumerate(candidates):
@@ -43,10 +43,7 @@ def draw_steps(path: Path, measured: Sensitivity) -> None:
         rows[1, column].set(xlabel="step of the sampler (0: noise)")
     rows[0, 0].set_ylabel("velocity: relative MSE")
     rows[1, 0].set_ylabel("velocity: cosine similarity")
-    snr = rows[0, 2].secondary_yaxis(
-        "right", functions=(lambda x: -10 * np.log10(np.maximum(x, LEAST)), lambda x: 10 ** (-x / 10))
-    )
-    snr.set_ylabel("SNR in dB")
+    _add_snr(rows[0, 2])
     for axes in rows.flat:
         axes.grid(alpha=0.3)
     for column, axes in enumerate(rows[0]):
@@ -58,6 +55,14 @@ def draw_steps(path: Path, measured: Sensitivity) -> None:
     save_figure(figure, path)
 
 
+def _add_snr(axes: Axes) -> None:
+    """A second axis, on the right: -10 log10 of the relative MSE."""
+    least, most = axes.get_ylim()
+    twin = axes.twinx()
+    twin.set_ylim(-10 * np.log10(least), -10 * np.log10(most))
+    twin.set_ylabel("SNR in dB")
+
+
 def draw_layers(path: Path, measured: Sensitivity) -> None:
     """Heat maps of attention's relative MSE: layer by step for each kind of candidate, and layer by head for joint."""
     errors = measured.attention_mse.clip(LEAST)
@@ -65,25 +70,26 @@ def draw_layers(path: Path, measured: Sensitivity) -> None:
     present = [kind for kind in get_args(Kind) if kind in kinds]
     of_kind = {kind: _geometric_mean(errors[:, kinds == kind], axis=1) for kind in present}
     maps = {TITLES[kind]: _geometric_mean(x, axis=2).T for kind, x in of_kind.items()}  # [layer, step]
-    norm = LogNorm(min(x.min() for x in of_kind.values()), max(x.max() for x in of_kind.values()))
-    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    figure = Figure(figsize=(15, 4.2), layout="constrained")
     axes = figure.subplots(1, len(maps) + 1)
     for one, (title, values) in zip(axes, maps.items(), strict=False):
-        picture = _draw_map(one, values, norm, f"{title}: layer by step")
+        _draw_map(figure, one, values, f"{title}: layer by step")
         _label_steps(one, measured.steps)
     last, heads = [*of_kind.items()][-1]
-    _draw_map(axes[-1], _geometric_mean(heads, axis=0), norm, f"{TITLES[last]}: layer by head")
+    _draw_map(figure, axes[-1], _geometric_mean(heads, axis=0), f"{TITLES[last]}: layer by head")
     axes[-1].set_xlabel("head")
     axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].set_ylabel("layer")
-    figure.colorbar(picture, ax=axes, label="attention output: relative MSE", shrink=0.9)
+    figure.suptitle("attention output: relative MSE, geometric mean over candidates", fontsize=10)
     save_figure(figure, path)
 
 
-def _draw_map(axes: Axes, values: np.ndarray, norm: LogNorm, title: str):
+def _draw_map(figure: Figure, axes: Axes, values: np.ndarray, title: str) -> None:
     axes.set_title(title, fontsize=10)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    return axes.imshow(values, norm=norm, aspect="auto", origin="lower", interpolation="nearest", cmap="viridis")
+    norm = LogNorm(values.min(), max(values.max(), 1.01 * values.min()))
+    picture = axes.imshow(values, norm=norm, aspect="auto", origin="lower", interpolation="nearest", cmap="viridis")
+    figure.colorbar(picture, ax=axes)
 
 
 def _label_steps(axes: Axes, steps: list[int]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from fps_flex import StepSchedule
+from fps_flex import Regime, StepSchedule
 
 from .candidates import on_grid
 from .fronts import Choice
@@ -43,15 +43,17 @@ def predict(measured: Sensitivity, errors: np.ndarray, schedule: StepSchedule) -
     Raises ValueError for a regime that wasn't measured.
     """
     candidates = measured.list_candidates()
-    place = {str(one): i for i, one in enumerate(candidates)}
+    place = {str(one): i for i, one in enumerate([*candidates, on_grid(Regime(), measured.layout)])}
     names = [str(on_grid(regime, measured.layout)) for regime in schedule.regimes]
     missing = [name for name in names if name not in place]
     if missing:
         raise ValueError(f"{missing[0]} was not measured")
     levels = torch.tensor(measured.levels, dtype=torch.float64)
     of_step = [place[names[i]] for i in schedule.regime_index(levels)]
-    density = np.mean([candidates[i].density for i in of_step])
-    return Choice(float(density), float(errors[range(len(of_step)), of_step].mean()), tuple(of_step))
+    densities = [*(one.density for one in candidates), 1.0]
+    errors = np.concatenate([errors, np.zeros((len(errors), 1))], 1)  # dense attention has none
+    density, error = np.mean([densities[i] for i in of_step]), errors[range(len(of_step)), of_step].mean()
+    return Choice(float(density), float(error), tuple(of_step))
 
 
 def as_schedule(measured: Sensitivity, choice: Choice) -> StepSchedule:
