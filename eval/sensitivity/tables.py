@@ -11,7 +11,7 @@ from fps_flex.schedule import PRESETS
 from ..markdown import table
 from .errors import snr_db
 from .fronts import Choice, pick_density
-from .predict import predict
+from .predict import LEAST, predict
 from .result import Sensitivity
 
 ALIGN = "llrrrrr"
@@ -38,13 +38,17 @@ def describe_candidates(measured: Sensitivity) -> str:
 
 
 def describe_worst(measured: Sensitivity) -> str:
-    """The step, layer and head whose attention all candidates change most, by the geometric mean of their errors."""
-    errors = np.exp(np.log(measured.attention_mse.clip(1e-20)).mean(1))
-    step, layer, head = np.unravel_index(errors.argmax(), errors.shape)
-    return (
-        f"attention changes most at step {measured.steps[step]}, layer {layer}, head {head}: "
-        f"{percent(errors[step, layer, head])} of its output, against {percent(np.median(errors))} in the median"
-    )
+    """Where each kind of candidate changes attention most, by the geometric mean over its candidates."""
+    kinds = np.array([one.kind for one in measured.list_candidates()])
+    lines = []
+    for kind in dict.fromkeys(kinds):
+        errors = np.exp(np.log(measured.attention_mse[:, kinds == kind].clip(LEAST)).mean(1))
+        step, layer, head = np.unravel_index(errors.argmax(), errors.shape)
+        lines.append(
+            f"{kind}: attention changes most at step {measured.steps[step]}, layer {layer}, head {head}, by "
+            f"{percent(errors[step, layer, head])} of its output, against {percent(np.median(errors))} in the median"
+        )
+    return "\n".join(lines)
 
 
 def compare_presets(measured: Sensitivity, errors: np.ndarray, front: list[Choice]) -> list[tuple[str, ...]]:
