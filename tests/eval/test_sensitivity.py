@@ -19,6 +19,7 @@ from tests.helpers.planted import Spot, plant
 from tests.helpers.tiny_run import tiny_checkpoint
 
 SPOT = Spot(layer=1, head=1, below=0.6)
+SAME = "--windows=[[0.4,null,null],[0.6,null,null]]"
 SHORT = ["--steps=8", "--every=2", "--guidance=1", "--granularities=[1]"]
 
 
@@ -147,11 +148,10 @@ def test_bad_input_is_one_line(checkpoint, prompts, tmp_path, capfd, options, ex
 
 
 def test_a_folder_of_another_model_or_grid_is_refused(checkpoint, prompts, measured, folder, capfd):
-    same = "--windows=[[0.4,null,null],[0.6,null,null]]"
-    line = refused(capfd, command, words(checkpoint, prompts, measured, same, "--layers=true", "--frames=6"))
+    line = refused(capfd, command, words(checkpoint, prompts, measured, SAME, "--layers=true", "--frames=6"))
     assert "a measurement of another grid ([5, 8, 8], now [3, 8, 8])" in line
     other = plant(folder / "run/checkpoints/last.ckpt", replace(SPOT, head=0), folder / "other.ckpt")
-    assert "another fingerprints" in refused(capfd, command, words(other, prompts, measured, same, "--layers=true"))
+    assert "another fingerprints" in refused(capfd, command, words(other, prompts, measured, SAME, "--layers=true"))
     assert "another candidates" in refused(capfd, command, words(checkpoint, prompts, measured, "--layers=true"))
 
 

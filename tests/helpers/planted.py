@@ -12,14 +12,17 @@ LEVELS = 400
 
 @dataclass(frozen=True)
 class Spot:
-    """layer, head: whose K. below: the noise level under which it has outliers. channels: how many, of the head's."""
+    """layer, head: whose K. below: the noise level under which it has outliers. channels: how many of the head's.
+
+    size: of the outliers, before K's norm. gain: of the norm in these channels, whose values are as much less before.
+    """
 
     layer: int
     head: int
     below: float
-    channels: int = 4
-    size: float = 2.0
-    gain: float = 16.0
+    channels: int = 8
+    size: float = 4.0
+    gain: float = 32.0
 
 
 def plant(checkpoint, spot, path):
