@@ -1,9 +1,11 @@
-"""Algorithm 1 of the paper over one layer's q, k, v: scales, codes, attention over the kept tiles, scales undone."""
+"""Algorithm 1 of the paper over one layer's q, k, v: scales, codes, attention over the kept tiles, scales undone.
+
+Before it, what makes Q and K easier to round and changes no score (smoothing.py).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,15 +14,15 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from .compile import compiled, in_order_of_linears, materialize, slots_innermost
 from .engines import FLOAT8, Chosen, run
-from .quant import ScaleFormat, channel_scales, fake_quantize, quantize, slot_scales
+from .layers import Layers
+from .quant import CodeFormat, ScaleFormat, channel_scales, fake_quantize, quantize, scales_at_slots, tile_amax
 from .schedule import StepSchedule
 from .score_mods import ScoreMod, dequantize, dequantize_heads
+from .smoothing import Rotation, centred_tile_amax, key_stats, mean_of_tokens, rotate_channels
 from .tiles import TileLayout, Triple
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
-
-Scales = tuple[Tensor, Tensor, Tensor]  # of Q and K [B, H, S, 1], of V [B, H, 1, D]
 
 
 @dataclass(frozen=True)
@@ -29,9 +31,13 @@ class GraphKey:
 
     All that a schedule varies beyond it comes as tensors. quantizes: whether any regime does. some_unquantized: whether
     any doesn't. one_scale_per_head: whether no regime has finer scales. float8: whether the kernel gets codes in e4m3.
+    The others: as in FPSAttention.
     """
 
     scale_format: ScaleFormat
+    codes: CodeFormat
+    smooth_k: bool
+    rotate: Rotation | None
     float8: bool
     quantizes: bool
     some_unquantized: bool
@@ -47,13 +53,17 @@ class GraphKey:
 class Meaning:
     """What of an attention decides what it computes: all but the engine, which computes the same.
 
-    schedule: with what is switched off taken out. float8: as in GraphKey. The others: as in FPSAttention.
+    schedule, layers: with what is switched off taken out. float8: as in GraphKey. The others: as in FPSAttention.
     """
 
     schedule: StepSchedule
+    layers: Layers
     tile: Triple | None
     block: int
     scale_format: ScaleFormat
+    codes: CodeFormat
+    smooth_k: bool
+    rotate: Rotation | None
     float8: bool
 
 
@@ -65,7 +75,7 @@ class Plan:
     and a mask_mod for those that it meets in part. oracle_block_mask: of each sample's windows, complete on its own.
     kernel_block_mask: the same block lists, which a kernel follows, with pads alone left to mask. groups: the tiles
     that share a scale. quantized: whether the sample is quantised at all. meaning: of the attention that made it,
-    which no other may run.
+    which no other may run. layers: the plans of layers that have a schedule of their own, whose tensors alone differ.
     """
 
     layout: TileLayout
@@ -74,9 +84,24 @@ class Plan:
     groups: Int[Tensor, "b tiles"]
     quantized: Bool[Tensor, " b"]
     meaning: Meaning
+    layers: tuple[tuple[range, Plan], ...] = ()
+
+    def of_layer(self, layer: int) -> Plan:
+        """This one, or that of a layer with a schedule of its own."""
+        return next((plan for own, plan in self.layers if layer in own), self)
 
     def block_mask(self, engine: Chosen) -> BlockMask:
         return self.oracle_block_mask if engine == "eager" else self.kernel_block_mask
+
+
+@dataclass(frozen=True)
+class Scales:
+    """What codes are made with, fp32: scales of Q and K at every slot, of V per channel, and K's mean if taken off."""
+
+    q: Float[Tensor, "b h s 1"]
+    k: Float[Tensor, "b h kv 1"]
+    v: Float[Tensor, "b h 1 d"]
+    k_mean: Float[Tensor, "b h 1 d"] | None = None
 
 
 @dataclass(frozen=True)
@@ -148,9 +173,21 @@ def prepare(
     """Q, K and V as they are, folded with their scales, or as codes with a score_mod: the cheapest that is exact."""
     if not key.quantizes:
         return KernelCall(q, k, v)
+    q, k = rotate(key, q, k, plan)
+    scales = find_scales(key, q, k, v, plan)
     if not key.has_score_mod:
-        return KernelCall(*fold(key, q, k, v, plan))
-    return call_with_codes(key, encode(key, q, k, v, plan, find_scales(key, q, k, v, plan)))
+        return KernelCall(*fold(key, q, k, v, plan, scales))
+    return call_with_codes(key, encode(key, q, k, v, plan, scales))
+
+
+def rotate(
+    key: GraphKey, q: Float[Tensor, "b h s d"], k: Float[Tensor, "b h s d"], plan: Plan
+) -> tuple[Float[Tensor, "b h s d"], Float[Tensor, "b h s d"]]:
+    """q and k rotated, where the attention does that; samples in an unquantised regime keep theirs."""
+    if key.rotate is None:
+        return q, k
+    rotated_q, rotated_k = rotate_channels(q, k)
+    return keep_unquantized(key, rotated_q, q, plan), keep_unquantized(key, rotated_k, k, plan)
 
 
 def call_with_codes(key: GraphKey, coded: Coded) -> KernelCall:
@@ -168,33 +205,60 @@ def encode(
     scales: Scales,
 ) -> Coded:
     """Codes and scales of q, k and v. Samples in an unquantised regime keep their values, at scales of 1."""
-    to_codes = partial(quantize, carrier=FLOAT8 if key.float8 else q.dtype)
-    q_codes, k_codes, v_codes = (
-        keep_unquantized(key, in_order_of_linears(to_codes, x, scale), x, plan)
-        for x, scale in zip((q, k, v), scales, strict=True)
+    carrier = FLOAT8 if key.float8 else q.dtype
+
+    def to_codes(x: Tensor, scale: Tensor, codes: CodeFormat, mean: Tensor | None = None) -> Tensor:
+        return keep_unquantized(key, in_order_of_linears(quantize, x, scale, carrier, codes, mean), x, plan)
+
+    return Coded(
+        to_codes(q, scales.q, key.codes),
+        to_codes(k, scales.k, key.codes, scales.k_mean),
+        to_codes(v, scales.v, "e4m3"),
+        *(one_if_unquantized(key, scale, plan) for scale in (scales.q, scales.k, scales.v)),
     )
-    q_scale, k_scale, v_scale = (one_if_unquantized(key, scale, plan) for scale in scales)
-    return Coded(q_codes, k_codes, v_codes, q_scale, k_scale, v_scale)
 
 
 def fold(
-    key: GraphKey, q: Float[Tensor, "b h s d"], k: Float[Tensor, "b h s d"], v: Float[Tensor, "b h s d"], plan: Plan
+    key: GraphKey,
+    q: Float[Tensor, "b h s d"],
+    k: Float[Tensor, "b h s d"],
+    v: Float[Tensor, "b h s d"],
+    plan: Plan,
+    scales: Scales,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """q, k and v as their codes times their scales, powers of two: the same scores and output, without a score_mod."""
-    scales = find_scales(key, q, k, v, plan)
-    folded = [
-        keep_unquantized(key, in_order_of_linears(fake_quantize, x, scale), x, plan)
-        for x, scale in zip((q, k, v), scales, strict=True)
-    ]
-    return folded[0], folded[1], folded[2]
+
+    def to_folded(x: Tensor, scale: Tensor, codes: CodeFormat, mean: Tensor | None = None) -> Tensor:
+        return keep_unquantized(key, in_order_of_linears(fake_quantize, x, scale, codes, mean), x, plan)
+
+    return (
+        to_folded(q, scales.q, key.codes),
+        to_folded(k, scales.k, key.codes, scales.k_mean),
+        to_folded(v, scales.v, "e4m3"),
+    )
 
 
 def find_scales(
     key: GraphKey, q: Float[Tensor, "b h s d"], k: Float[Tensor, "b h s d"], v: Float[Tensor, "b h s d"], plan: Plan
 ) -> Scales:
-    """Of Q and K one per tile, or per group of tiles; of V one per channel."""
-    q_scale, k_scale = (slot_scales(x, plan.layout, plan.groups, key.scale_format) for x in (q, k))
-    return q_scale, k_scale, channel_scales(v, plan.layout, key.scale_format)
+    """Of Q and K one per tile, or per group of tiles; of V one per channel; and K's mean."""
+    layout = plan.layout
+    of_k, k_mean = _amax_and_mean(key, k, layout)
+    q_scale, k_scale = (
+        scales_at_slots(amax, layout, plan.groups, key.scale_format, key.codes) for amax in (tile_amax(q, layout), of_k)
+    )
+    return Scales(q_scale, k_scale, channel_scales(v, layout, key.scale_format), k_mean)
+
+
+def _amax_and_mean(
+    key: GraphKey, k: Float[Tensor, "b h s d"], layout: TileLayout
+) -> tuple[Float[Tensor, "b h tiles"], Float[Tensor, "b h 1 d"] | None]:
+    """amax of each tile of K, less its mean where that is taken off, and the mean."""
+    if not key.smooth_k:
+        return tile_amax(k, layout), None
+    stats = key_stats(k, layout)
+    mean = mean_of_tokens(stats.total, layout.tokens)
+    return centred_tile_amax(stats, mean, layout), mean
 
 
 def keep_unquantized(

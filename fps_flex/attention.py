@@ -2,19 +2,19 @@
 
 The method in three functions over a TileLayout: the mask_mod (masks.py) keeps the key tiles in a query tile's window;
 the quantiser (quant.py) makes FP8 codes of Q, K and V; the score_mod (score_mods.py) multiplies the scales back in.
-A StepSchedule (schedule.py) turns the noise level into their strength.
+A StepSchedule (schedule.py) turns the noise level into their strength; layers may have one of their own (layers.py).
 
 Words: tokens are the patches of a video, in raster order; a tile is a box of them; slots are their places in tile
 order, tile after tile, where pads fill a tile's last block (tiles.py). A window says how many tiles a query tile sees
 on each axis, a granularity how many tiles share a scale; both together are a regime, which the noise level picks
-(schedule.py): sigma, from 1 (pure noise) to 0 (the video). Codes are e4m3 numbers, held in the carrier's dtype; a
-scale is the amax (largest magnitude) of the values that share it over 448, e4m3's largest number.
+(schedule.py): sigma, from 1 (pure noise) to 0 (the video). Codes are e4m3 numbers, or int8 of Q and K, held in the
+carrier's dtype; a scale is the amax (largest magnitude) of the values that share it over the largest code, 448 or 127.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
@@ -24,15 +24,18 @@ from . import algorithm
 from .algorithm import GraphKey, Meaning, Plan
 from .checks import as_bool, as_fields, as_instance, as_triple, as_whole, one_of, show
 from .engines import FLOAT8, Chosen, Engine, check_engine, choose_engine
-from .masks import BlockLists, as_windows, block_lists, check_blocks, pad_mask_mod, window_mask_mod
-from .quant import ScaleFormat, tile_groups
-from .schedule import PRESETS, StepSchedule, preset
-from .tiles import TileLayout, Triple, plan_tile
+from .layers import Layers, as_layers, as_schedule, check_layers, names_of, range_of, schedule_from
+from .quant import CodeFormat, ScaleFormat
+from .schedule import Regime, StepSchedule
+from .smoothing import Rotation
+from .tables import build_tables
+from .tiles import Triple
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int
+    from jaxtyping import Float, Int
 
-MEANING = tuple(field.name for field in fields(Meaning))
+MEANING = tuple(names_of(Meaning))
+EARLIER = {"smooth_k": False, "codes": "e4m3", "rotate": None, "layers": ()}
 CARRIED = (torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -54,6 +57,13 @@ class FPSAttention:
             the kernel then also rounds P and its output to e4m3).
         engine: what computes it: eager (any device; small grids), triton, flash, or auto, which takes the fastest that
             can (engines.py).
+        smooth_k: take each head's mean over all tokens off K before it is rounded: no score changes (smoothing.py),
+            and a channel that is large everywhere takes no other's precision.
+        codes: of Q and K: "e4m3", as in the paper, or "int8", which round finer what has no outliers. V's are e4m3.
+        rotate: "hadamard" multiplies Q and K by one before they are rounded, which spreads outliers over the channels
+            and changes no score; heads are then of a power of two.
+        layers: a model's layers that follow another schedule: {"0-1": "dense", "28-29": Regime(...)}, from 0 and
+            inclusive; a preset's name, a Regime or a StepSchedule each. The others follow `schedule`.
 
     Raises ValueError for an unknown or contradictory option, and for one of another type.
     """
@@ -66,6 +76,10 @@ class FPSAttention:
     scale_format: ScaleFormat = "fp32"
     carrier: Literal["input", "float8"] = "input"
     engine: Engine = "auto"
+    smooth_k: bool = True
+    codes: CodeFormat = "e4m3"
+    rotate: Rotation | None = None
+    layers: dict[str, str | Regime | StepSchedule] | None = None
 
     def __post_init__(self) -> None:
         checked = {
@@ -77,11 +91,19 @@ class FPSAttention:
             "scale_format": one_of("scale_format", self.scale_format, ("fp32", "pow2")),
             "carrier": one_of("carrier", self.carrier, ("input", "float8")),
             "engine": check_engine(self.engine),
+            "smooth_k": as_bool("smooth_k", self.smooth_k),
+            "codes": one_of("codes", self.codes, ("e4m3", "int8")),
+            "rotate": None if self.rotate is None else one_of("rotate", self.rotate, ("hadamard",)),
+            "layers": as_layers(self.layers),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
         if self.graph_key.float8 and self.graph_key.some_unquantized:
-            raise ValueError("the float8 carrier needs every regime of the schedule quantised: use carrier 'input'")
+            raise ValueError(
+                "the float8 carrier needs every regime of the schedule, and of layers, quantised: use carrier 'input'"
+            )
+        if self.carrier == "float8" and self.codes == "int8":
+            raise ValueError("codes is 'int8', of which the float8 carrier can't hold all: use carrier 'input'")
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> FPSAttention:
@@ -90,15 +112,65 @@ class FPSAttention:
         The schedule may also be a preset's name. Raises ValueError for a missing or unknown field, and for values that
         aren't such an attention's.
         """
-        data = as_fields("attention", data, _names(cls))
-        return cls(**{**data, "schedule": _schedule_from(data["schedule"])})
+        data = as_fields("attention", with_earlier(data), names_of(cls))
+        return cls(**{**data, "schedule": schedule_from(data["schedule"])})
 
     @cached_property
     def step_schedule(self) -> StepSchedule:
-        """The schedule in force: what is switched off taken out."""
-        schedule = cast(StepSchedule, self.schedule)  # which __post_init__ has made of a name
+        """The schedule in force where no layer has its own: what is switched off taken out."""
+        return self._in_force(cast(StepSchedule, self.schedule))  # which __post_init__ has made of a name
+
+    def _in_force(self, schedule: StepSchedule) -> StepSchedule:
         schedule = schedule if self.quantize else schedule.without_quantization()
         return schedule if self.sparse else schedule.without_sparsity()
+
+    @cached_property
+    def layer_schedules(self) -> Layers:
+        """Those of layers that have their own, in force."""
+        return tuple((name, self._in_force(schedule)) for name, schedule in cast(Layers, self.layers))
+
+    @cached_property
+    def schedules(self) -> tuple[StepSchedule, ...]:
+        """All that are in force, each once; the first is that of layers that have none of their own."""
+        return tuple(dict.fromkeys([self.step_schedule, *(schedule for _, schedule in self.layer_schedules)]))
+
+    @cached_property
+    def regimes(self) -> tuple[Regime, ...]:
+        """Those of all schedules, one after the other."""
+        return tuple(regime for schedule in self.schedules for regime in schedule.regimes)
+
+    def schedule_of(self, layer: int | None) -> StepSchedule:
+        """The schedule in force in a layer. None: where no layer has its own."""
+        own = [schedule for name, schedule in self.layer_schedules if layer is not None and layer in range_of(name)]
+        return own[0] if own else self.step_schedule
+
+    def regime_index(self, sigma: Float[Tensor, " b"], layer: int | None = None) -> Int[Tensor, " b"]:
+        """The index among `regimes` of that in force at each noise level. Raises ValueError as `check_sigma`."""
+        schedule = self.schedule_of(layer)
+        before = self.schedules[: self.schedules.index(schedule)]
+        return schedule.regime_index(sigma) + sum(len(other.regimes) for other in before)
+
+    @property
+    def quantizes(self) -> bool:
+        return any(schedule.quantizes for schedule in self.schedules)
+
+    @property
+    def is_sparse(self) -> bool:
+        return any(schedule.is_sparse for schedule in self.schedules)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether every regime of every layer has full windows and no quantisation."""
+        return not self.is_sparse and not self.quantizes
+
+    def check_model(self, layers: int, head_dim: int) -> None:
+        """Raises ValueError where a model of so many layers, of heads so wide, can't have this attention."""
+        check_layers(cast(Layers, self.layers), layers)
+        self._check_head_dim(head_dim)
+
+    def _check_head_dim(self, head_dim: int) -> None:
+        if self.rotate and head_dim & (head_dim - 1):
+            raise ValueError(f"rotate is hadamard and heads are of {head_dim} channels, expected a power of two")
 
     def plan(self, grid: Triple, sigma: Float[Tensor, " b"]) -> Plan:
         """What all layers of one forward pass share. grid: tokens on (T, H, W). sigma: noise level of each sample.
@@ -108,19 +180,13 @@ class FPSAttention:
         `check_sigma`.
         """
         grid = as_triple("grid", grid)
-        regime_index = self.step_schedule.regime_index(sigma)
+        regime_index = self.regime_index(sigma)
         if sigma.is_cuda and self.engine != "eager" and self.block % 128:
             raise ValueError(f"block is {self.block}, a GPU's kernel needs a multiple of 128 (or use engine eager)")
-        tables = _build_tables(self, grid, sigma.device)
-        layout, lists = tables.layout, tables.lists.pick(regime_index)
-        return Plan(
-            layout,
-            lists.block_mask(layout, window_mask_mod(layout, tables.windows[regime_index])),
-            lists.block_mask(layout, pad_mask_mod(layout)),
-            tables.groups[regime_index],
-            tables.quantized[regime_index],
-            self.meaning,
-        )
+        tables = build_tables(self.regimes, self.tile, self.block, grid, sigma.device)
+        own = [range_of(name) for name, _ in self.layer_schedules]
+        layers = tuple((x, tables.pick(self.regime_index(sigma, x.start), self.meaning)) for x in own)
+        return replace(tables.pick(regime_index, self.meaning), layers=layers)
 
     def __call__(
         self, q: Float[Tensor, "b h s d"], k: Float[Tensor, "b h s d"], v: Float[Tensor, "b h s d"], plan: Plan
@@ -133,6 +199,7 @@ class FPSAttention:
         """
         self._check_plan(plan)
         _check_inputs(q, k, v, plan, plan.layout.slots, "slots", ": order tokens with plan.layout.order")
+        self._check_head_dim(q.shape[-1])
         attend = algorithm.attend_slots if self.runs_inline(q) else algorithm.compiled_attend_slots
         return attend(self.graph_key, self.engine_for(q), q, k, v, plan)
 
@@ -145,6 +212,7 @@ class FPSAttention:
         """
         self._check_plan(plan)
         _check_inputs(q, k, v, plan, plan.layout.tokens, "tokens")
+        self._check_head_dim(q.shape[-1])
         attend = algorithm.attend_tokens if self.runs_inline(q) else algorithm.compiled_attend_tokens
         return attend(self.graph_key, self.engine_for(q), q, k, v, plan)
 
@@ -172,66 +240,36 @@ class FPSAttention:
 
     @cached_property
     def meaning(self) -> Meaning:
-        return Meaning(self.step_schedule, self.tile, self.block, self.scale_format, self.carrier == "float8")
+        return Meaning(
+            self.step_schedule,
+            self.layer_schedules,
+            self.tile,
+            self.block,
+            self.scale_format,
+            self.codes,
+            self.smooth_k,
+            self.rotate,
+            self.carrier == "float8",
+        )
 
     @cached_property
     def graph_key(self) -> GraphKey:
-        schedule = self.step_schedule
-        granularities = [regime.granularity for regime in schedule.regimes]
+        granularities = [regime.granularity for regime in self.regimes]
         return GraphKey(
             scale_format=self.scale_format,
+            codes=self.codes,
+            smooth_k=self.smooth_k,
+            rotate=self.rotate,
             float8=self.carrier == "float8",
-            quantizes=schedule.quantizes,
+            quantizes=self.quantizes,
             some_unquantized=None in granularities,
             one_scale_per_head=all(granularity == "head" for granularity in granularities),
         )
 
 
-def _names(kind: type) -> list[str]:
-    return [field.name for field in fields(kind)]
-
-
-def _schedule_from(data: object) -> str | StepSchedule:
-    return data if isinstance(data, str) else StepSchedule.from_dict(data)
-
-
-def as_schedule(schedule: object) -> StepSchedule:
-    """A StepSchedule itself, or a preset's numbers. Raises ValueError for anything else."""
-    if isinstance(schedule, StepSchedule):
-        return schedule
-    if not isinstance(schedule, str):
-        raise ValueError(f"schedule is {show(schedule)}, expected a StepSchedule or one of {', '.join(PRESETS)}")
-    return preset(schedule)
-
-
-@dataclass(frozen=True, eq=False)
-class RegimeTables:
-    """A row for each regime of a schedule, on one grid, from which every batch picks its samples' rows."""
-
-    layout: TileLayout
-    windows: Int[Tensor, "r 3"]
-    lists: BlockLists
-    groups: Int[Tensor, "r tiles"]
-    quantized: Bool[Tensor, " r"]
-
-
-@lru_cache(maxsize=16)
-@torch.inference_mode(False)  # what is kept here may meet a backward pass later
-def _build_tables(attention: FPSAttention, grid: Triple, device: torch.device) -> RegimeTables:
-    schedule = attention.step_schedule
-    tile = attention.tile or (grid if schedule.is_dense else plan_tile(grid, block=attention.block))
-    layout = TileLayout(grid, tile, attention.block, device)
-    check_blocks(layout)
-    layout.build()
-    windows = as_windows(schedule.windows(layout.tiles), layout)
-    granularities = [regime.granularity for regime in schedule.regimes]
-    return RegimeTables(
-        layout,
-        windows,
-        block_lists(layout, windows),
-        torch.stack([tile_groups(layout, granularity or 1) for granularity in granularities]),
-        torch.tensor([granularity is not None for granularity in granularities], device=device),
-    )
+def with_earlier(data: Any) -> Any:
+    """An attention's dict, with what files from before an option don't say of it: they were made without."""
+    return {**EARLIER, **data} if isinstance(data, dict) else data
 
 
 def _check_inputs(q: Tensor, k: Tensor, v: Tensor, plan: Plan, length: int, unit: str, hint: str = "") -> None:

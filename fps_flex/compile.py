@@ -80,10 +80,11 @@ def slots_innermost(v: Float[Tensor, "b h s d"]) -> Float[Tensor, "b h s d"]:
 
 
 def in_order_of_linears(
-    function: Callable[[Tensor, Tensor], Tensor], x: Float[Tensor, "b h s d"], other: Float[Tensor, "b h ..."]
+    function: Callable[..., Tensor], x: Float[Tensor, "b h s d"], *others: Any
 ) -> Float[Tensor, "b h s d"]:
-    """function(x, other), elementwise, with the result in memory as [B, S, H, D].
+    """function(x, *others), elementwise, with the result in memory as [B, S, H, D]. Tensors among others: [B, H, ...].
 
     That is how linear layers leave q, k and v: reads and writes then run side by side.
     """
-    return function(x.transpose(1, 2), other.transpose(1, 2)).transpose(1, 2)
+    swapped = (other.transpose(1, 2) if isinstance(other, Tensor) else other for other in others)
+    return function(x.transpose(1, 2), *swapped).transpose(1, 2)

@@ -37,7 +37,7 @@ from .wan.weights import read_saved_settings
 if TYPE_CHECKING:
     from diffusers import WanTransformer3DModel
     from diffusers.models.transformers.transformer_wan import WanAttention
-    from jaxtyping import Float, Num
+    from jaxtyping import Float, Int, Num
 
 
 def install(
@@ -51,11 +51,12 @@ def install(
     Any grid and noise level: both are read from each call. A tile longer than the grid on an axis is cut to it, so
     that one line serves long and short videos. Installed again, the new settings take the place of the old.
 
-    schedule, tile, options: as for FPSAttention (block, quantize, sparse, scale_format, carrier, engine).
+    schedule, tile, options: as for FPSAttention (block, quantize, sparse, scale_format, carrier, engine, smooth_k,
+    codes, rotate, layers).
     Gradients flow where blocks are neither compiled nor checkpointed. save_pretrained saves the settings too; after
     from_pretrained, `install_trained` with the folder puts this attention back.
     Raises ValueError for another kind of model, float16, a processor or a sequence split that isn't stock diffusers',
-    and for unknown, wrong or contradictory options.
+    for unknown, wrong or contradictory options, and for layers that aren't there.
     """
     _check_options(options, but=("schedule", "tile"))
     wan = _unwrap(transformer)
@@ -87,17 +88,17 @@ def uninstall(transformer: WanTransformer3DModel) -> None:
     What was saved before keeps its fps_flex.json, also when it is saved over now: delete that, or save elsewhere.
     """
     wan = _unwrap(transformer)
-    installed: FPSProcessor | None = vars(wan).get("_fps_processor")
+    installed: Installed | None = vars(wan).get("_fps_flex")
     if installed is None:
         raise ValueError("FPS attention is not installed in this transformer: nothing to uninstall")
-    for block, stock in zip(wan.blocks, installed.replaced, strict=True):
-        if block.attn1.processor is installed:
+    for block, own, stock in zip(wan.blocks, installed.processors, installed.replaced, strict=True):
+        if block.attn1.processor is own:
             block.attn1.set_processor(stock)
     for hook in installed.hooks:
         hook.remove()
     if isinstance(vars(wan).get("save_config"), SaveConfig):
         del wan.save_config
-    del wan._fps_processor
+    del wan._fps_flex
 
 
 class ForwardPass(local):
@@ -114,15 +115,10 @@ forward_pass = ForwardPass()
 
 
 class FPSProcessor:
-    """The attention processor that all self-attention layers of one transformer share.
+    """The attention processor of one self-attention layer."""
 
-    replaced: the stock processors, a layer each. hooks: on the transformer.
-    """
-
-    def __init__(self, attention: FPSAttention, patch: Triple) -> None:
-        self.attention, self.patch = attention, patch
-        self.replaced: list[Any] = []
-        self.hooks: list[torch.utils.hooks.RemovableHandle] = []
+    def __init__(self, layer: int) -> None:
+        self.layer = torch.tensor(layer, device="cpu")  # a tensor, so that all layers share one compiled graph
 
     def __call__(
         self,
@@ -143,8 +139,22 @@ class FPSProcessor:
         cos, sin = rotary_emb
         rope = cos[..., 0::2], sin[..., 1::2]
         q, k = (rotate(x, rope).type_as(v) for x in (q, k))  # a GPU's autocast norms in fp32
-        out = _attend_opaquely(q, k, v) if torch.compiler.is_compiling() else attend_raster(q, k, v)
+        attend = _attend_opaquely if torch.compiler.is_compiling() else attend_raster
+        out = attend(q, k, v, self.layer)
         return attn.to_out[1](attn.to_out[0](rearrange(out, "b s h d -> b s (h d)")))
+
+
+class Installed:
+    """What is in a transformer, for `uninstall`, and what plans each of its forward passes.
+
+    processors, replaced: ours and the stock ones, a layer each. hooks: on the transformer.
+    """
+
+    def __init__(self, attention: FPSAttention, patch: Triple, layers: int) -> None:
+        self.attention, self.patch = attention, patch
+        self.processors = [FPSProcessor(layer) for layer in range(layers)]
+        self.replaced: list[Any] = []
+        self.hooks: list[torch.utils.hooks.RemovableHandle] = []
 
     @torch.compiler.disable
     def before_forward(self, transformer: WanTransformer3DModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -164,27 +174,30 @@ class FPSProcessor:
 
 
 def attend_raster(
-    q: Float[Tensor, "b s h d"], k: Float[Tensor, "b s h d"], v: Float[Tensor, "b s h d"]
+    q: Float[Tensor, "b s h d"], k: Float[Tensor, "b s h d"], v: Float[Tensor, "b s h d"], layer: Int[Tensor, ""]
 ) -> Float[Tensor, "b s h d"]:
-    """Attention over raster tokens by the plan of the pass under way, through tile order and back."""
+    """Attention over raster tokens by the plan of the pass under way, through tile order and back.
+
+    layer: which one's, on the CPU.
+    """
     attention, plan = forward_pass.attention, forward_pass.plan
     if attention is None or plan is None:
         raise ValueError("FPS attention ran outside a forward pass of its transformer: call the transformer itself")
     q, k, v = (rearrange(x, "b s h d -> b h s d") for x in (q, k, v))
-    return rearrange(attention.over_tokens(q, k, v, plan), "b h s d -> b s h d")
+    return rearrange(attention.over_tokens(q, k, v, plan.of_layer(int(layer))), "b h s d -> b s h d")
 
 
 @torch.library.custom_op("fps_flex::attend_opaquely", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
-def _attend_opaquely(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _attend_opaquely(q: Tensor, k: Tensor, v: Tensor, layer: Tensor) -> Tensor:
     """`attend_raster` as one node of a compiled block's graph, so that no step replays another's plan.
 
     The engine inside is compiled by itself, as everywhere.
     """
-    return attend_raster(q, k, v)
+    return attend_raster(q, k, v, layer)
 
 
 @_attend_opaquely.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _(q: Tensor, k: Tensor, v: Tensor, layer: Tensor) -> Tensor:
     return q.new_empty(q.shape)
 
 
@@ -204,17 +217,18 @@ def cut_tile(attention: FPSAttention, grid: Triple) -> FPSAttention:
 def _install(wan: WanTransformer3DModel, attention: FPSAttention, settings: dict[str, Any]) -> None:
     """settings: what is saved with it, beside the attention."""
     _check(wan)
-    if "_fps_processor" in vars(wan):
+    attention.check_model(len(wan.blocks), wan.config.attention_head_dim)
+    if "_fps_flex" in vars(wan):
         uninstall(wan)
-    processor = FPSProcessor(attention, tuple(wan.config.patch_size))
-    for block in wan.blocks:
-        processor.replaced.append(block.attn1.processor)
+    installed = Installed(attention, tuple(wan.config.patch_size), len(wan.blocks))
+    for block, processor in zip(wan.blocks, installed.processors, strict=True):
+        installed.replaced.append(block.attn1.processor)
         block.attn1.set_processor(processor)
-    processor.hooks = [
-        wan.register_forward_pre_hook(processor.before_forward, with_kwargs=True),
-        wan.register_forward_hook(processor.after_forward),
+    installed.hooks = [
+        wan.register_forward_pre_hook(installed.before_forward, with_kwargs=True),
+        wan.register_forward_hook(installed.after_forward),
     ]
-    wan._fps_processor = processor
+    wan._fps_flex = installed
     wan.save_config = SaveConfig(wan, {**settings, "attention": asdict(attention)})
 
 
@@ -244,10 +258,10 @@ def _check(wan: WanTransformer3DModel) -> None:
 
     if wan.dtype == torch.float16:
         raise ValueError("the transformer is in float16, expected bfloat16 or float32: load it with torch.bfloat16")
-    installed = vars(wan).get("_fps_processor")
+    installed: Installed | None = vars(wan).get("_fps_flex")
     for i, block in enumerate(wan.blocks):
         processor = block.attn1.processor
-        if type(processor) is not WanAttnProcessor and processor is not installed:
+        if type(processor) is not WanAttnProcessor and processor not in (installed.processors if installed else ()):
             raise ValueError(
                 f"blocks.{i}.attn1 has another attention processor already, {type(processor).__name__}: "
                 "set diffusers' own again with transformer.set_attn_processor(WanAttnProcessor())"

@@ -1,4 +1,4 @@
-"""Tile-wise FP8: e4m3 codes, their scales, and gradients that pass the rounding straight through."""
+"""Tile-wise codes, e4m3 or int8, their scales, and gradients that pass the rounding straight through."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
 Granularity = int | Literal["head"]
 ScaleFormat = Literal["fp32", "pow2"]
+CodeFormat = Literal["e4m3", "int8"]
 
 E4M3_MAX = 448.0
+LARGEST: dict[CodeFormat, float] = {"e4m3": E4M3_MAX, "int8": 127.0}  # of each kind of codes
 
 
 def round_e4m3(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -26,12 +28,19 @@ def round_e4m3(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     return x.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).to(x.dtype)
 
 
-def scale_of(amax: Float[Tensor, "..."], scale_format: ScaleFormat = "fp32") -> Float[Tensor, "..."]:
-    """The scale under which `amax` becomes 448, the largest e4m3 value (paper, Algorithm 1); 1 where amax is 0.
+def round_codes(x: Float[Tensor, "..."], codes: CodeFormat) -> Float[Tensor, "..."]:
+    """Clamp to ±448 or ±127 and round to the nearest e4m3 value or whole number, ties to even. NaN stays NaN."""
+    return round_e4m3(x) if codes == "e4m3" else x.round().clamp(-LARGEST[codes], LARGEST[codes])
+
+
+def scale_of(
+    amax: Float[Tensor, "..."], scale_format: ScaleFormat = "fp32", codes: CodeFormat = "e4m3"
+) -> Float[Tensor, "..."]:
+    """The scale under which `amax` becomes the largest code, 448 in e4m3 (paper, Algorithm 1); 1 where amax is 0.
 
     scale_format: "fp32", or "pow2", which is that rounded up to a power of two (at least 2^-126).
     """
-    scale = (amax.double() / E4M3_MAX).float()  # true division of fp32, which a GPU's own by a number is not
+    scale = (amax.double() / LARGEST[codes]).float()  # true division of fp32, which a GPU's own by a number is not
     scale = torch.where(scale == 0, 1.0, scale)
     return _round_up_to_pow2(scale) if scale_format == "pow2" else scale
 
@@ -43,52 +52,71 @@ def _round_up_to_pow2(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
 
 
 class _Quantize(torch.autograd.Function):
-    """Codes = round(x / scale) in the carrier dtype; backward sees only the division (straight-through)."""
+    """Codes = round((x - mean) / scale) in the carrier dtype; backward sees only the division (straight-through)."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, scale: Tensor, carrier: torch.dtype) -> Tensor:
+    def forward(ctx, x: Tensor, scale: Tensor, mean: Tensor | None, carrier: torch.dtype, codes: CodeFormat) -> Tensor:
         ctx.save_for_backward(scale)
         ctx.dtype = x.dtype
-        codes = (x.float() / scale).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
-        return codes.to(carrier)  # torch 2.11 compiles zero gradients where the last step changes nothing
+        quotient = centre(x, mean) / scale
+        # torch 2.11 compiles zero gradients where the last step changes nothing
+        if codes == "int8":
+            return quotient.round().to(carrier).clamp(-LARGEST[codes], LARGEST[codes])
+        return quotient.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).to(carrier)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
         (scale,) = ctx.saved_tensors
         compute = torch.float64 if ctx.dtype == torch.float64 else torch.float32
-        return (grad.to(compute) / scale).to(ctx.dtype), None, None
+        return (grad.to(compute) / scale).to(ctx.dtype), None, None, None, None
+
+
+def centre(x: Float[Tensor, "..."], mean: Float[Tensor, "..."] | None) -> Float[Tensor, "..."]:
+    """x in fp32, less its mean where it has one."""
+    return x.float() if mean is None else x.float() - mean
 
 
 def quantize(
-    x: Float[Tensor, "..."], scale: Float[Tensor, "..."], carrier: torch.dtype | None = None
+    x: Float[Tensor, "..."],
+    scale: Float[Tensor, "..."],
+    carrier: torch.dtype | None = None,
+    codes: CodeFormat = "e4m3",
+    mean: Float[Tensor, "..."] | None = None,
 ) -> Float[Tensor, "..."]:
-    """Codes of x: round-to-nearest-even of fp32 x / scale, by true division, clamped to ±448 (paper, Algorithm 1).
+    """Codes of x: round-to-nearest-even of fp32 (x - mean) / scale, by true division, clamped (paper, Algorithm 1).
 
-    scale: fp32, broadcasts against x, a constant to autograd. carrier: the dtype that holds the codes (x's own by
-    default); every e4m3 value is exact in bfloat16 and wider. Gradients pass the rounding straight through.
+    scale, mean: fp32, broadcast against x, constants to autograd; no mean is 0. carrier: the dtype that holds the codes
+    (x's own by default); every e4m3 value and every whole number up to 127 is exact in bfloat16 and wider. Gradients
+    pass the rounding straight through.
     """
-    return _Quantize.apply(x, scale.detach(), carrier or x.dtype)
+    return _Quantize.apply(x, scale.detach(), mean, carrier or x.dtype, codes)
 
 
 class _FakeQuantize(torch.autograd.Function):
     """Codes times scale at once; the backward sees neither (straight-through)."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, scale: Tensor) -> Tensor:
+    def forward(ctx, x: Tensor, scale: Tensor, mean: Tensor | None, codes: CodeFormat) -> Tensor:
         # where the scale is infinite or NaN, so is the product
-        return round_e4m3(x.float() * _invert_pow2(scale)).to(x.dtype) * scale.to(x.dtype)
+        return round_codes(centre(x, mean) * _invert_pow2(scale), codes).to(x.dtype) * scale.to(x.dtype)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return grad, None, None, None
 
 
-def fake_quantize(x: Float[Tensor, "..."], scale: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+def fake_quantize(
+    x: Float[Tensor, "..."],
+    scale: Float[Tensor, "..."],
+    codes: CodeFormat = "e4m3",
+    mean: Float[Tensor, "..."] | None = None,
+) -> Float[Tensor, "..."]:
     """Codes times their power-of-two scale, `quantize(x, scale) * scale`, which is exact in x's dtype.
 
-    scale: fp32 powers of two, as scale_format "pow2" makes them; broadcasts against x. Gradients pass straight through.
+    scale: fp32 powers of two, as scale_format "pow2" makes them; broadcasts against x, and so does the mean. Gradients
+    pass straight through.
     """
-    return _FakeQuantize.apply(x, scale.detach())
+    return _FakeQuantize.apply(x, scale.detach(), mean, codes)
 
 
 def _invert_pow2(scale: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -100,10 +128,16 @@ def tile_amax(x: Float[Tensor, "b h s d"], layout: TileLayout) -> Float[Tensor, 
     """amax, the largest magnitude, of each tile; pads left out."""
     of_slot = x.detach().transpose(1, 2).abs().amax(-1).float()
     of_slot = of_slot.masked_fill(~layout.valid[:, None], 0.0)
-    of_block = rearrange(of_slot, "b (blocks slot) h -> b h 1 blocks slot", slot=layout.block).amax(-1)
-    tiles = torch.arange(layout.coords_of_tile.shape[1], device=x.device)
+    return tile_amax_of_blocks(
+        rearrange(of_slot, "b (blocks slot) h -> b h blocks slot", slot=layout.block).amax(-1), layout
+    )
+
+
+def tile_amax_of_blocks(of_block: Float[Tensor, "b h blocks"], layout: TileLayout) -> Float[Tensor, "b h tiles"]:
+    """The same from each block's amax."""
+    tiles = torch.arange(layout.coords_of_tile.shape[1], device=of_block.device)
     # every block against every tile: a scatter by tile would add atomics to the graph, and its order isn't fixed
-    return of_block.masked_fill(layout.tile_of_block != tiles[:, None], 0.0).amax(-1)
+    return of_block.unsqueeze(2).masked_fill(layout.tile_of_block != tiles[:, None], 0.0).amax(-1)
 
 
 def tile_groups(layout: TileLayout, granularity: Granularity) -> Int[Tensor, " tiles"]:
@@ -142,16 +176,21 @@ def slot_scales(
     layout: TileLayout,
     groups: Int[Tensor, "b tiles"],
     scale_format: ScaleFormat = "fp32",
+    codes: CodeFormat = "e4m3",
 ) -> Float[Tensor, "b h s 1"]:
     """The scale of Q or K at every slot (paper, Algorithm 1): one per tile, shared in its group. fp32."""
-    return scales_at_slots(tile_amax(x, layout), layout, groups, scale_format)
+    return scales_at_slots(tile_amax(x, layout), layout, groups, scale_format, codes)
 
 
 def scales_at_slots(
-    amax: Float[Tensor, "b h tiles"], layout: TileLayout, groups: Int[Tensor, "b tiles"], scale_format: ScaleFormat
+    amax: Float[Tensor, "b h tiles"],
+    layout: TileLayout,
+    groups: Int[Tensor, "b tiles"],
+    scale_format: ScaleFormat,
+    codes: CodeFormat = "e4m3",
 ) -> Float[Tensor, "b h s 1"]:
     """The same from each tile's amax."""
-    scale = materialize(scale_of(pool_amax(amax, groups), scale_format))
+    scale = materialize(scale_of(pool_amax(amax, groups), scale_format, codes))
     return scale[..., layout.tile_of_slot].unsqueeze(-1)
 
 

@@ -168,7 +168,8 @@ class StepSchedule:
     def regime_index(self, sigma: Float[Tensor, " b"]) -> Int[Tensor, " b"]:
         """The index of the regime in force at each noise level; a bound belongs to the regime it begins.
 
-        A sampler of 50 steps would meet bounds like 0.3 exactly, were sigma not rounded: ON_BOUND below counts as on.
+        50 steps evenly spaced before the shift would meet bounds like 0.3 exactly, were sigma not rounded: ON_BOUND
+        below counts as on. Other samplers' levels (UniPC's begin at 0.999) may be a step longer in a regime.
         Raises ValueError as `check_sigma`.
         """
         progress = self.progress(sigma)

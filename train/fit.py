@@ -27,7 +27,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
-from fps_flex import density
+from fps_flex import StepSchedule, TileLayout, density
 from fps_flex.wan import encoders  # noqa: F401 - so that --help and short class names know them
 from fps_flex.wan.base import check_base
 from fps_flex.wan.lora import trained
@@ -176,18 +176,23 @@ def describe(module: FlowModule, data: VideoData) -> str:
         module.plan(size, torch.zeros(1))
     plan = module.plan(data.size, torch.zeros(1))
     layout, attention = plan.layout, module.model.attention
-    windows = attention.step_schedule.windows(layout.tiles)
-    shares = density(layout, windows).tolist()
     lines = [
         f"model      {_count(module)}",
         f"clip       {data.frames} frames of {data.height}x{data.width} at {data.fps:g} fps",
         f"tokens     {layout.grid} = {layout.tokens:,}, in {layout.tiles} tiles of {layout.tile}; "
         f"{100 * layout.pad_share:.1f} % of {layout.slots:,} slots are pads",
     ]
-    for regime, window, share in zip(attention.step_schedule.regimes, windows, shares, strict=True):
-        scales = "no quantisation" if regime.granularity is None else f"scales by granularity {regime.granularity}"
-        lines.append(f"regime     window {window} tiles, density {share:.2f}, {scales}")
+    lines += [f"regime     {x}" for x in _regimes(attention.step_schedule, layout)]
+    for name, schedule in attention.layer_schedules:
+        lines += [f"in layers  {name}: {x}" for x in _regimes(schedule, layout)]
     return "\n".join(lines)
+
+
+def _regimes(schedule: StepSchedule, layout: TileLayout) -> Iterator[str]:
+    windows = schedule.windows(layout.tiles)
+    for regime, window, share in zip(schedule.regimes, windows, density(layout, windows).tolist(), strict=True):
+        scales = "no quantisation" if regime.granularity is None else f"scales by granularity {regime.granularity}"
+        yield f"window {window} tiles, density {share:.2f}, {scales}"
 
 
 def _count(module: FlowModule) -> str:

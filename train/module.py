@@ -149,7 +149,7 @@ class FlowModule(L.LightningModule):
                     f"the {type(part).__name__} gives {given}, expected the transformer's {name} = {getattr(wan, name)}"
                 )
         check_optimizer(optimizer, eps, sharded)
-        check_objective(objective, flow_weight, attention.step_schedule.is_dense and linears == "bf16")
+        check_objective(objective, flow_weight, attention.is_dense and linears == "bf16")
         if offload_activations and not checkpointing:
             raise ValueError("model.offload_activations is of recomputed blocks: set model.checkpointing true too")
         self.making = Making(base, linears, lora, adapter, sharded)

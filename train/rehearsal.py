@@ -16,17 +16,20 @@ from .module import FlowModule
 
 
 def rehearse(module: FlowModule, trainer: L.Trainer, grid: Triple) -> None:
-    """One block of one head, forward and backward over a tile, in the run's precision, engine and carrier.
+    """One block of one head for each schedule of layers, forward and backward over a tile, in the run's precision.
 
+    The engine and the carrier are the run's, too.
     grid: tokens of a clip. Raises ValueError where that fails.
     """
     whole, device = module.model, trainer.strategy.root_device
     head = whole.config.head_dim
-    config = replace(whole.config, dim=head, heads=1, ffn_dim=2 * head, layers=1)
+    schedules = whole.attention.schedules
+    config = replace(whole.config, dim=head, heads=1, ffn_dim=2 * head, layers=len(schedules))
+    attention = replace(whole.attention, layers={str(i): schedules[i] for i in range(1, len(schedules))})
     t, h, w = (size * patch for size, patch in zip(whole.attention.tile or grid, config.patch, strict=True))
     try:
         with torch.random.fork_rng(devices=[]):
-            model = build_model(None, config, whole.attention, narrow(module.making, config)).to(device)
+            model = build_model(None, config, attention, narrow(module.making, config)).to(device)
             model.residual = whole.residual
             latents = torch.randn(1, config.channels, t, h, w, device=device)
             text = torch.randn(1, 16, config.text_dim, device=device)

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from fps_flex.attention import EARLIER
 from fps_flex.checks import as_path
 from fps_flex.wan.lora import Lora
 from fps_flex.wan.trained import read_training_checkpoint
@@ -31,6 +32,7 @@ FIXED_PARTS = ("model.wan.", "model.codec.", "model.text.", "model.lora.")
 BASE = "model.checkpoint"  # of a LoRA known by its weights, wherever they lie
 ELSEWHERE = (".path", ".dtype")  # of an encoder: where it lies and how it is loaded, not what it is
 LAST_IF_ANY = "last-if-any"  # of --ckpt_path
+ATTENTION = "model.attention."
 UNSAID = ("run", "ckpt_path", "config", "data.folder")
 
 
@@ -124,7 +126,7 @@ def _check_base(before: dict[str, Any] | None, now: dict[str, Any] | None) -> No
 
 def options_of(config: dict[str, Any], module: FlowModule, data: VideoData) -> dict[str, Any]:
     """All that was asked of a run as plain values by dotted names: attention by its numbers, clips by their names."""
-    options = {name: value for name, value in _flatten(config) if not name.startswith("model.attention.")}
+    options = {name: value for name, value in _flatten(config) if not name.startswith(ATTENTION)}
     attention = json.loads(json.dumps(asdict(module.model.attention)))
     here = {"data.clips": data.clips(), "data.captions": data.captions(), "model.residual": module.model.residual}
     return options | dict(_flatten({"model": {"attention": attention}})) | here
@@ -135,6 +137,8 @@ def compare_options(path: Path, before: dict[str, Any], now: dict[str, Any]) -> 
 
     Raises ValueError for what can't change in a run.
     """
+    earlier = {f"{ATTENTION}{name}": value for name, value in EARLIER.items()}
+    before = {name: value for name, value in earlier.items() if name in now} | before
     names = [name for name in sorted(before.keys() | now.keys()) if _differs(before.get(name), now.get(name))]
     names = [name for name in names if name not in UNSAID]
     fixed = [name for name in names if name in FIXED or (name.startswith(FIXED_PARTS) and not name.endswith(ELSEWHERE))]

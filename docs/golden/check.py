@@ -28,11 +28,14 @@ CASES = {
     "mixed": method.compute,
     "fps": method.compute,
     "deep": method.compute,
+    "smooth": method.compute,
+    "int8": method.compute,
+    "rotated": method.compute,
 }
 
 # in the order in which one rule builds on another: (rule, its arrays less _fp32 and _pow2, what it says)
 RULES = (
-    ("inputs", "grid tile block windows granularity q k v grad_out x amax sigma shift tiles "
+    ("inputs", "grid tile block windows granularity smooth_k int8 rotate q k v grad_out x amax sigma shift tiles "
      "fps_bounds sta_bounds uniform_bounds fps_extents sta_extents uniform_extents",
      "what the case starts from; yours must be ours"),
     ("schedule", "progress fps_regime sta_regime uniform_regime",
@@ -47,14 +50,20 @@ RULES = (
      "a pair is kept if its tiles are and its key is a token; pads are masked as keys only"),
     ("blocks", "block_kinds partial_counts partial_blocks full_counts full_blocks",
      "full: every pair kept; partial: some, those whose keys hold pads; the rest is skipped"),
+    ("rotation", "q_rotated k_rotated",
+     "D = 2^n: q times Sylvester's Hadamard matrix and 2^-floor(n / 2), k the same with 2^-ceil(n / 2); sums in fp32"),
+    ("mean", "k_mean",
+     "of each channel of K over all tokens, after the rotation: fp32 sum / tokens by true division; pads don't count"),
     ("amax", "q_amax k_amax v_amax",
-     "Q and K: one per tile and head; V: one per channel and head; pads don't count"),
+     "Q and K (less its mean, if that is taken off): one per tile and head; V: one per channel and head; without pads"),
     ("groups", "groups",
      "granularity g: tile (t, h, w) belongs to group (t // g, h // g, w // g); 0: all tiles of a head"),
     ("scales", "q_scale k_scale v_scale scale",
-     "fp32 amax of the group / 448 by true division, 1 for 0; pow2: rounded up to a power of two, which stays itself"),
+     "fp32 amax of the group / 448 (int8: 127) by true division, 1 for 0; pow2: rounded up to a power of two, if it "
+     "isn't one"),
     ("codes", "q_bits k_bits v_bits bits q_codes k_codes v_codes codes",
-     "fp32 x / scale by true division, clamped to +-448, to the nearest e4m3 value, ties to even"),
+     "fp32 x (K less its mean) / scale by true division, clamped to +-448 (127), to the nearest e4m3 value (whole "
+     "number), ties to even"),
     ("output", "out",
      "softmax(scores of codes / sqrt(D) * Q's scale * K's scale) over the kept keys, times V's codes, times V's scale"),
     ("gradients", "dq dk dv",
@@ -206,13 +215,17 @@ def error_bounds(golden, form, precision):
 
     grad_weights = grad_size @ v_size.swapaxes(-1, -2)
     grad_scores = weights * (grad_weights + (weights * grad_weights).sum(-1, keepdims=True)) / root
-    sizes = {
+    bounds = {
         "out": (2 * u + in_fp32) * (weights @ v_size) + lost * (seen @ v_size),
         "dq": (4 * u + 4 * in_fp32) * (grad_scores @ k_size),
         "dk": 4 * u * (grad_scores.swapaxes(-1, -2) @ q_size) + 4 * (grad_scores * in_fp32).swapaxes(-1, -2) @ q_size,
         "dv": 4 * u * (weights.swapaxes(-1, -2) @ grad_size) + 4 * (weights * in_fp32).swapaxes(-1, -2) @ grad_size,
     }
-    return {f"{name}_{form}": method.to_tokens(x, layout) for name, x in sizes.items()}
+    if method.has(golden, "rotate"):  # each element is a sum of all channels' errors, and rounded once more
+        for name in "qk":
+            entry = np.abs(method.times_hadamard(np.eye(q.shape[-1]), name)[0, 0])
+            bounds[f"d{name}"] = bounds[f"d{name}"].sum(-1, keepdims=True) * entry * (1 + u) + 0 * bounds[f"d{name}"]
+    return {f"{name}_{form}": method.to_tokens(x, layout) for name, x in bounds.items()}
 
 
 def check_ours(folder=HERE):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-E4M3_MAX = np.float32(448)
+E4M3_MAX, INT8_MAX = np.float32(448), np.float32(127)
 PAD = 1e4  # what pad slots of q, k and v hold here: no result may depend on it
 FORMS = ("fp32", "pow2")
 
@@ -100,6 +100,40 @@ def block_lists(kinds, kind):
     return (kinds == kind).sum(-1, dtype=np.int32), columns
 
 
+# what makes Q and K easier to round and changes no score; only where a case says so
+
+
+def has(case, option):
+    """Whether a case has an option: smooth_k, int8 or rotate. What it doesn't hold it hasn't."""
+    return bool(case.get(option, 0))
+
+
+def hadamard(dim):
+    """Sylvester's: -1 to the number of bits that row and column have in common. dim: a power of two."""
+    return np.array([[(-1) ** (i & j).bit_count() for j in range(dim)] for i in range(dim)], np.float32)
+
+
+def times_hadamard(x, name):
+    """q or k, or a gradient of it, in [..., D], D = 2^n: also times 2^-floor(n / 2) or 2^-ceil(n / 2)."""
+    n = x.shape[-1].bit_length() - 1
+    power = n // 2 if name == "q" else n - n // 2
+    return x @ (hadamard(x.shape[-1]) * np.float32(2.0**-power))
+
+
+def rotated(case):
+    """q and k as they go on, rotated or not."""
+    return {name: times_hadamard(case[name], name) if has(case, "rotate") else case[name] for name in "qk"}
+
+
+def mean_of_tokens(x, layout):
+    """fp32 sum over the tokens / their number by true division; pads don't count. [B, H, 1, D]"""
+    return (x[:, :, layout.valid].sum(2, keepdims=True, dtype=np.float64) / layout.valid.sum()).astype(np.float32)
+
+
+def centre(x, mean):
+    return np.float32(x) - mean
+
+
 # scales and codes
 
 
@@ -131,9 +165,9 @@ def pool(amax, groups):
     return pooled
 
 
-def scale_of(amax, form):
-    """fp32 amax / 448 by true division, 1 where that is 0; pow2 rounds it up to a power of two."""
-    scale = np.float32(amax) / E4M3_MAX
+def scale_of(amax, form, largest=E4M3_MAX):
+    """fp32 amax / the largest code by true division, 1 where that is 0; pow2 rounds it up to a power of two."""
+    scale = np.float32(amax) / largest
     scale = np.where(scale == 0, np.float32(1), scale)
     if form == "pow2":
         mantissa, exponent = np.frexp(scale)  # scale = mantissa * 2^exponent, mantissa in [0.5, 1)
@@ -157,8 +191,13 @@ def round_half_even(x):
     return np.rint(x)
 
 
-def quantize(x, scale):
-    return round_e4m3(divide(x, scale))
+def round_int8(x):
+    """Nearest whole number, ties to even; beyond 127 it is 127."""
+    return np.clip(round_half_even(x), -INT8_MAX, INT8_MAX).astype(np.float32)
+
+
+def quantize(x, scale, largest=E4M3_MAX):
+    return (round_e4m3 if largest == E4M3_MAX else round_int8)(divide(x, scale))
 
 
 def decode(bits):
@@ -227,6 +266,10 @@ def compute(case):
         **_blocks(np.stack([block_kinds(one, layout.block) for one in seen])),
         "groups": np.stack([groups_of_tiles(layout, g) for g in case["granularity"].tolist()]),
     }
+    if has(case, "rotate"):
+        got |= {f"{name}_rotated": x for name, x in rotated(case).items()}
+    if has(case, "smooth_k"):
+        got["k_mean"] = mean_of_tokens(to_slots(rotated(case)["k"], layout, PAD), layout)
     for form in FORMS:
         got |= _attention(case, layout, got["groups"], seen[:, None], form)
     return got
@@ -243,21 +286,27 @@ def _blocks(kinds):
 
 
 def quantized(case, layout, groups, form):
-    """{q, k, v: (amax, scale, scale at every slot, codes)}; V's scale is one per channel."""
-    parts = {}
-    for name in "qkv":
-        x = to_slots(case[name], layout, PAD)
+    """{q, k, v: (amax, scale, scale at every slot, codes)}; V's scale is one per channel, its codes are e4m3."""
+    parts, slots = {}, slots_of(case, layout)
+    for name, x in slots.items():
+        largest = INT8_MAX if has(case, "int8") and name != "v" else E4M3_MAX
         if name == "v":
             amax = amax_of_channels(x, layout)
             scale = scale_of(amax, form)
             spread = at_slots = scale[:, :, None]
         else:
             amax = amax_of_tiles(x, layout)
-            scale = scale_of(pool(amax, groups), form)
+            scale = scale_of(pool(amax, groups), form, largest)
             at_slots = scale[..., layout.tile_of_slot]
             spread = at_slots[..., None]
-        parts[name] = amax, scale, at_slots, quantize(x, spread)
+        parts[name] = amax, scale, at_slots, quantize(x, spread, largest)
     return parts
+
+
+def slots_of(case, layout):
+    """q, k and v in slots, as they are divided: q and k rotated, k less its mean, where the case says so."""
+    q, k, v = (to_slots(x, layout, PAD) for x in (*rotated(case).values(), case["v"]))
+    return {"q": q, "k": centre(k, mean_of_tokens(k, layout)) if has(case, "smooth_k") else k, "v": v}
 
 
 def _attention(case, layout, groups, seen, form):
@@ -265,14 +314,22 @@ def _attention(case, layout, groups, seen, form):
     got = {}
     for name, (amax, scale, _, codes) in parts.items():
         got |= {f"{name}_amax": amax, f"{name}_scale_{form}": scale, f"{name}_codes_{form}": to_tokens(codes, layout)}
-        got[f"{name}_bits_{form}"] = encode(got[f"{name}_codes_{form}"])
+        if name == "v" or not has(case, "int8"):
+            got[f"{name}_bits_{form}"] = encode(got[f"{name}_codes_{form}"])
     codes = [codes.astype(np.float64) for *_, codes in parts.values()]
     scales = [at_slots.astype(np.float64) for _, _, at_slots, _ in parts.values()]
     out = attend(*codes, *scales, seen)
     grads = gradients(*codes, *scales, seen, grad_of_slots(case, layout))
+    if has(case, "rotate"):
+        grads = rotate_back(*grads)
     for name, x in zip(("out", "dq", "dk", "dv"), (out, *grads), strict=True):
         got[f"{name}_{form}"] = to_tokens(x, layout)
     return got
+
+
+def rotate_back(dq, dk, dv):
+    """The matrices are symmetric."""
+    return times_hadamard(dq, "q"), times_hadamard(dk, "k"), dv
 
 
 def grad_of_slots(case, layout):

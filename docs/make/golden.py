@@ -13,20 +13,22 @@ import torch
 from jsonargparse import auto_cli
 from torch import Tensor
 
-from fps_flex import FPSAttention, Plan, Regime, StepSchedule, density, preset, sliding_tile_mask_mod
+from fps_flex import FPSAttention, Plan, Regime, StepSchedule, TileLayout, density, preset, sliding_tile_mask_mod
 from fps_flex.checks import Triple
 from fps_flex.masks import tile_mask
 from fps_flex.quant import (
+    CodeFormat,
     channel_scales,
     pool_amax,
     quantize,
     round_e4m3,
     scale_of,
-    slot_scales,
+    scales_at_slots,
     tile_amax,
     tile_groups,
 )
 from fps_flex.schedule import Extent
+from fps_flex.smoothing import Rotation, centred_tile_amax, key_stats, mean_of_tokens, rotate_channels
 from fps_flex.wan.flow import sampling_levels
 from train.common.atomic import beside
 from train.common.console import check_writable
@@ -40,7 +42,10 @@ UNIT = 2.0**-5  # inputs are whole numbers of at most 8 bits times powers of two
 
 @dataclass(frozen=True)
 class Case:
-    """A batch with one regime a sample. unlike: samples, heads, q and k differ in size, and so in all their scales."""
+    """A batch with one regime a sample. unlike: samples, heads, q and k differ in size, and so in all their scales.
+
+    smooth_k, codes, rotate: as in FPSAttention; where any is not the default of these, K has a mean to take off.
+    """
 
     schedule: str | StepSchedule
     grid: Triple
@@ -50,9 +55,19 @@ class Case:
     head_dim: int
     block: int = 8
     unlike: bool = False
+    smooth_k: bool = False
+    codes: CodeFormat = "e4m3"
+    rotate: Rotation | None = None
+
+    @property
+    def options(self) -> Arrays:
+        """Those that cases have beside the first ones'; 1 is on."""
+        given = {"smooth_k": self.smooth_k, "int8": self.codes == "int8", "rotate": self.rotate is not None}
+        return {name: np.array(1, np.int32) for name, on in given.items() if on}
 
     def attention(self, scale_format: str) -> FPSAttention:
-        return FPSAttention(self.schedule, self.tile, self.block, scale_format=scale_format, engine="eager")
+        options = {"smooth_k": self.smooth_k, "codes": self.codes, "rotate": self.rotate, "scale_format": scale_format}
+        return FPSAttention(self.schedule, self.tile, self.block, engine="eager", **options)
 
 
 CASES = {
@@ -75,6 +90,21 @@ CASES = {
         ),
         (7, 3, 7), (2, 2, 2), (0.6 + 2e-5, 0.6 + 5e-6, 0.2), heads=2, head_dim=8, unlike=True,
     ),
+    # K's mean taken off, e4m3; edge tiles, pads, two heads whose means differ
+    "smooth": Case(
+        StepSchedule((), (Regime((2, 1, 2), 2),)),
+        (3, 3, 5), (2, 2, 2), (0.5,), heads=2, head_dim=8, smooth_k=True,
+    ),
+    # int8 codes of Q and K
+    "int8": Case(
+        StepSchedule((), (Regime((1, 2, 2), 1),)),
+        (3, 3, 5), (2, 2, 2), (0.5,), heads=1, head_dim=16, codes="int8",
+    ),
+    # all three; D = 2^3, so that q and k are rotated by matrices of unlike size
+    "rotated": Case(
+        StepSchedule((0.5,), (Regime((2, 2, 1), 1), Regime((1, 2, 3), "head")), shift=1.0),
+        (3, 3, 5), (2, 2, 2), (0.75, 0.25), heads=1, head_dim=8, smooth_k=True, codes="int8", rotate="hadamard",
+    ),
 }  # fmt: skip
 
 
@@ -90,6 +120,8 @@ def _build_case(case: Case, seed: int) -> Arrays:
     inputs = draw_inputs((len(case.sigma), case.heads, tokens, case.head_dim), plan, seed)
     if case.unlike:
         inputs = make_unlike(inputs)
+    if case.options:
+        inputs = give_k_a_mean(inputs)
     schedule = case.attention("fp32").step_schedule
     regimes = [schedule.regimes[i] for i in schedule.regime_index(torch.tensor(case.sigma)).tolist()]
     windows = torch.tensor([regime.window_in_tiles(plan.layout.tiles) for regime in regimes])
@@ -97,12 +129,15 @@ def _build_case(case: Case, seed: int) -> Arrays:
     arrays = {
         "grid": np.array(case.grid, np.int32), "tile": np.array(case.tile, np.int32),
         "block": np.array(case.block, np.int32), "windows": np.array(_as_given(regimes, windows), np.int32),
-        "granularity": np.array(granularities, np.int32), **inputs, **_build_tables(plan, windows),
+        "granularity": np.array(granularities, np.int32), **case.options, **inputs, **_build_tables(plan, windows),
     }  # fmt: skip
     groups = torch.stack([tile_groups(plan.layout, regime.granularity) for regime in regimes])
     arrays["groups"] = groups.int().numpy()
+    if case.rotate:
+        rotated = rotate_channels(*(torch.from_numpy(inputs[name]) for name in "qk"))
+        arrays |= {f"{name}_rotated": x.numpy() for name, x in zip("qk", rotated, strict=True)}
     for scale_format in FORMATS:
-        arrays |= _build_codes(inputs, plan, groups, scale_format)
+        arrays |= _build_codes(arrays, case, plan, groups, scale_format)
         arrays |= _build_outputs(inputs, case, scale_format)
     return arrays
 
@@ -141,6 +176,14 @@ def make_unlike(inputs: Arrays) -> Arrays:
     powers = {"q": lambda b, h: b - h, "k": lambda b, h: 2 * h - b - 2, "v": lambda b, h: b + 3 * h}
     sample, head = (i[..., None, None] for i in np.indices(inputs["q"].shape[:2]))
     return inputs | {name: inputs[name] * np.exp2(power(sample, head)) for name, power in powers.items()}
+
+
+def give_k_a_mean(inputs: Arrays) -> Arrays:
+    """K with a channel per head that is large everywhere; sums over tokens and channels are exact in fp32."""
+    k = np.rint(inputs["k"] * 64) / 64
+    for head in range(k.shape[1]):
+        k[:, head, :, 2 + head] = 16 * (-1) ** head + np.rint(k[:, head, :, 2 + head] * 8) / 8
+    return inputs | {"k": k.astype(np.float32)}
 
 
 def _with_tie(x: np.ndarray, amax: float, tie: float) -> np.ndarray:
@@ -184,25 +227,35 @@ def _as_map(counts: np.ndarray, indices: np.ndarray) -> np.ndarray:
     return row[..., :-1]
 
 
-def _build_codes(inputs: Arrays, plan: Plan, groups: Tensor, scale_format: str) -> Arrays:
+def _build_codes(inputs: Arrays, case: Case, plan: Plan, groups: Tensor, scale_format: str) -> Arrays:
     """amax, scales and codes, from slots whose pads hold junk."""
     layout, arrays = plan.layout, {}
     for name in ("q", "k", "v"):
-        x = layout.order(torch.from_numpy(inputs[name]), dim=2).masked_fill(~layout.valid[:, None], PAD)
+        x, mean = _slots(inputs[f"{name}_rotated" if case.rotate and name != "v" else name], layout), None
+        codes = "e4m3" if name == "v" else case.codes
         if name == "v":
             at_slots = channel_scales(x, layout, scale_format)
             amax, scale = x[:, :, layout.valid].abs().amax(2), at_slots[:, :, 0]
         else:
             amax = tile_amax(x, layout)
-            scale = scale_of(pool_amax(amax, groups), scale_format)
-            at_slots = slot_scales(x, layout, groups, scale_format)
-        bits = quantize(x, at_slots, torch.float8_e4m3fn).view(torch.uint8)
+            if name == "k" and case.smooth_k:
+                stats = key_stats(x, layout)
+                mean = mean_of_tokens(stats.total, layout.tokens)
+                amax, arrays["k_mean"] = centred_tile_amax(stats, mean, layout), mean.numpy()
+            scale = scale_of(pool_amax(amax, groups), scale_format, codes)
+            at_slots = scales_at_slots(amax, layout, groups, scale_format, codes)
         arrays |= {
             f"{name}_amax": amax.numpy(), f"{name}_scale_{scale_format}": scale.numpy(),
-            f"{name}_codes_{scale_format}": layout.unorder(quantize(x, at_slots), dim=2).numpy(),
-            f"{name}_bits_{scale_format}": layout.unorder(bits, dim=2).numpy(),
+            f"{name}_codes_{scale_format}": layout.unorder(quantize(x, at_slots, None, codes, mean), dim=2).numpy(),
         }  # fmt: skip
+        if codes == "e4m3":
+            bits = quantize(x, at_slots, torch.float8_e4m3fn, mean=mean).view(torch.uint8)
+            arrays[f"{name}_bits_{scale_format}"] = layout.unorder(bits, dim=2).numpy()
     return arrays
+
+
+def _slots(x: np.ndarray, layout: TileLayout) -> Tensor:
+    return layout.order(torch.from_numpy(x), dim=2).masked_fill(~layout.valid[:, None], PAD)
 
 
 def _build_outputs(inputs: Arrays, case: Case, scale_format: str) -> Arrays:
@@ -236,7 +289,7 @@ def _build_numbers() -> Arrays:
 def _build_schedule() -> Arrays:
     """Regimes and windows of the presets that share shift 5.
 
-    A 50-step sampler meets both bounds of `fps` exactly; the last levels are just before, within and past the slack.
+    50 evenly spaced steps meet both bounds of `fps` exactly; the last levels are before, within and past the slack.
     """
     sigma = torch.cat([sampling_levels(50, 5.0), *(levels_around(bound, 5.0) for bound in (0.3, 0.7))])
     tiles = [(3, 5, 10), (3, 4, 7), (3, 5, 14), (4, 6, 10), (1, 1, 1), (2, 3, 25), (2, 3, 5)]

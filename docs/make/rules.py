@@ -74,7 +74,7 @@ def draw_windows(axes: Axes, tiles: int, window: int) -> None:
 
 
 def draw_regimes(axes: Axes) -> None:
-    """Noise level of each of 50 steps, and the regime that it meets."""
+    """Noise level of each of 50 evenly spaced steps, as Euler's are, and the regime that it meets."""
     schedule = preset("fps")
     sigma = sampling_levels(50, schedule.shift)[:-1]
     regime = schedule.regime_index(sigma)
@@ -82,7 +82,7 @@ def draw_regimes(axes: Axes) -> None:
         steps = (regime == i).nonzero().flatten()
         label = f"{name}: steps {steps[0]} to {steps[-1]}, W window {schedule.regimes[i].window[2]:g}, granularity "
         axes.bar(steps, sigma[steps], 0.8, color=color, label=label + str(schedule.regimes[i].granularity))
-    axes.set(xlabel="step of 50, shift 5", ylabel="sigma")
+    axes.set(xlabel="step of 50, evenly spaced, shift 5", ylabel="sigma")
     axes.legend(fontsize=7, loc="upper right")
     axes.set_ylim(0, 1.35)
     axes.set_title("Regimes of the fps preset: progress 0.3 and 0.7 begin the next", fontsize=9)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import product
+from dataclasses import dataclass, field, replace
+from itertools import islice, product
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor
@@ -14,17 +15,24 @@ from torch import Tensor
 from fps_flex import FPSAttention, Regime, StepSchedule, TileLayout
 from fps_flex.algorithm import prepare
 from fps_flex.masks import as_windows, tile_mask
-from fps_flex.quant import ScaleFormat
+from fps_flex.quant import CodeFormat, Granularity, ScaleFormat
 from fps_flex.reference import Precision, reference_attention
+from fps_flex.wan.flow import euler_sample
+from fps_flex.wan.sequence import All, Attend, Call, Share, Whole
 from train.common.work import find_device
 
+from ..generate.models import TextToVideo, open_model
 from ..timing import Row, report
 from .sizes import Triple
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-COLUMNS = ("inputs", "k_mean", "granularity", "scales", "p", "error")
+COLUMNS = ("inputs", "rounded", "codes", "smooth_k", "rotate", "granularity", "scales", "p", "error")
+RANDOM = ("gaussian", "smooth", "outliers", "offset in q")
+OUTLIER = 20.0
+
+Qkv = tuple[Tensor, Tensor, Tensor]
 
 
 def accuracy(
@@ -33,48 +41,112 @@ def accuracy(
     heads: int = 2,
     dim: int = 128,
     seed: int = 0,
+    checkpoint: str | None = None,
     out: Path | None = None,
 ) -> None:
-    """Errors of quantising Q, K and V at each granularity, with each form of scales and each precision of P.
+    """Errors of rounding Q, K and V: kinds of codes, smoothing, rotation, and then granularities, scales and P.
 
-    Inputs are Gaussian; `smooth`, alike in space and time as a video's are; or with `outliers`: four of K's channels
-    have a mean of 20 and all others one of up to a few. Taking K's mean over tokens off K changes no softmax.
+    Inputs are Gaussian; `smooth`, alike in space and time as a video's are; with `outliers`: four of K's channels have
+    a mean of 20 and all others one of up to a few; with the same in Q (`offset in q`), which nothing takes off; or what
+    the layers of a checkpoint compute. `rounded` says which of Q, K and V are: V's part no code of Q and K saves.
 
     Args:
-        grid: tokens on (T, H, W).
-        tile: tokens of a tile on (T, H, W).
-        heads: attention heads.
-        dim: channels of a head.
+        grid: tokens on (T, H, W), of random inputs.
+        tile: tokens of a tile on (T, H, W), of random inputs.
+        heads: attention heads, of random inputs.
+        dim: channels of a head, of random inputs.
         seed: of the inputs.
+        checkpoint: measure the q, k and v of each layer of this model, half way through a video, not random ones.
         out: JSON file to write.
     """
-    rows = _measure(grid, tile, heads, dim, seed)
-    report(rows, out, COLUMNS, grid=grid, tile=tile, heads=heads, head_dim=dim, seed=seed)
+    if checkpoint is None:
+        sizes = {"grid": grid, "tile": tile, "heads": heads, "head_dim": dim}
+        cases = ((name, _draw(name, grid, heads, dim, seed, find_device()), FPSAttention(tile=tile)) for name in RANDOM)
+    else:
+        model = open_model(checkpoint)
+        grid, sizes = model.grid(model.clip.size), {"checkpoint": checkpoint}
+        cases = ((f"layer {i}", qkv, model.attention) for i, qkv in enumerate(qkv_of(model, seed)))
+    rows = (row for name, qkv, base in cases for row in _measure(name, qkv, base, grid))
+    report(rows, out, COLUMNS, **sizes, seed=seed)
 
 
-def _measure(grid: Triple, tile: Triple, heads: int, dim: int, seed: int) -> Iterator[Row]:
-    device = find_device()
-    everything = torch.ones((), dtype=torch.bool, device=device)
-    for name, centred in (("gaussian", False), ("smooth", False), ("outliers", False), ("outliers", True)):
-        q, k, v = _inputs(name, grid, heads, dim, seed, device)
-        exact = reference_attention(q, k, v, lambda b, h, i, j: everything)
-        keys = k - k.mean(2, keepdim=True) if centred else k
-        k_mean = "taken off" if centred else "kept"
-        for granularity, scales, p in product((1, 2, "head"), get_args(ScaleFormat), get_args(Precision)):
-            attention = FPSAttention(StepSchedule((), (Regime(granularity=granularity),)), tile, scale_format=scales)
-            error = relative_error(_quantised(attention, q, keys, v, grid, p), exact)
-            yield dict(zip(COLUMNS, (name, k_mean, granularity, scales, p, error), strict=True))
+def _measure(name: str, qkv: Qkv, base: FPSAttention, grid: Triple) -> Iterator[Row]:
+    """base: whose tile and block are taken."""
+    everything = torch.ones((), dtype=torch.bool, device=qkv[0].device)
+    exact = reference_attention(*qkv, lambda b, h, i, j: everything)
+
+    def row(rounded: str, granularity: Granularity = 1, p: Precision = "fp32", **options: Any) -> Row:
+        options = {"smooth_k": True, "codes": "e4m3", "rotate": None, "scale_format": "fp32", **options}
+        schedule = StepSchedule((), (Regime(granularity=granularity),))
+        attention = FPSAttention(schedule, base.tile, base.block, engine="eager", **options)
+        error = relative_error(_rounded(attention, qkv, grid, rounded, p), exact)
+        said = (options[x] for x in ("codes", "smooth_k", "rotate"))
+        return dict(zip(COLUMNS, (name, rounded, *said, granularity, options["scale_format"], p, error), strict=True))
+
+    yield row("v")
+    kinds = product(("q k v", "q k"), get_args(CodeFormat), (False, True), (None, "hadamard"))
+    for rounded, codes, smooth_k, rotate in kinds:
+        yield row(rounded, codes=codes, smooth_k=smooth_k, rotate=rotate)
+    for granularity, scales, p in product((1, 2, "head"), get_args(ScaleFormat), get_args(Precision)):
+        if (granularity, scales, p) != (1, "fp32", "fp32"):  # which is among those above
+            yield row("q k v", granularity, p, scale_format=scales)
 
 
-def _quantised(attention: FPSAttention, q: Tensor, k: Tensor, v: Tensor, grid: Triple, p: Precision) -> Tensor:
-    plan = attention.plan(grid, torch.full((1,), 0.5, device=q.device))
-    call = prepare(attention.graph_key, *(plan.layout.order(x, dim=2) for x in (q, k, v)), plan)
+def _rounded(attention: FPSAttention, qkv: Qkv, grid: Triple, rounded: str, p: Precision) -> Tensor:
+    """The attention with some of q, k and v rounded and the others as they are."""
+    plan = attention.plan(grid, torch.full((1,), 0.5, device=qkv[0].device))
+    q, k, v = (plan.layout.order(x, dim=2) for x in qkv)
+    call = prepare(attention.graph_key, q, k, v, plan)
+    if rounded == "q k":
+        call = replace(call, v=v, v_scale=None)
+    if rounded == "v":
+        call = replace(call, q=q, k=k, score_mod=None, softmax_scale=None)
     mask_mod = plan.oracle_block_mask.mask_mod
     out = reference_attention(call.q, call.k, call.v, mask_mod, call.score_mod, call.softmax_scale, p)
     return plan.layout.unorder(out if call.v_scale is None else out * call.v_scale, dim=2)
 
 
-def _inputs(name: str, grid: Triple, heads: int, dim: int, seed: int, device: torch.device) -> tuple[Tensor, ...]:
+@dataclass(frozen=True)
+class Recorder(Whole):
+    """Keeps each layer's q, k and v, in slots, of the last forward pass."""
+
+    qkv: dict[int, Qkv] = field(default_factory=dict)
+
+    def share(self, call: Call) -> Share:
+        return RecordingShare(call, self.qkv)
+
+
+@dataclass(frozen=True)
+class RecordingShare(All):
+    qkv: dict[int, Qkv]
+
+    def attend(self, layer: int) -> Attend:
+        attend = super().attend(layer)
+
+        def record(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            self.qkv[layer] = q, k, v
+            return attend(q, k, v)
+
+        return record
+
+
+@torch.no_grad()
+def qkv_of(model: TextToVideo, seed: int, steps: int = 20) -> Iterator[Qkv]:
+    """q, k and v [1, H, tokens, D] of each layer in fp32, at the middle one of a video's steps."""
+    device, size = find_device(), model.codec.latent_size(model.clip.size)
+    wan, text = model.load(device), model.text([""], device)
+    wan.compiled, wan.sequence = False, (recorder := Recorder())
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(1, model.codec.channels, *size, generator=generator).to(device)
+    denoised = euler_sample(lambda x, sigma: wan(x, 1000 * sigma, text), noise, steps, model.shift or 5.0)
+    next(islice(denoised, steps // 2, None))
+    layout = wan.attention.plan(model.grid(model.clip.size), torch.zeros(1, device=device)).layout
+    for _, qkv in sorted(recorder.qkv.items()):
+        q, k, v = (layout.unorder(x.float(), dim=2) for x in qkv)
+        yield q, k, v
+
+
+def _draw(name: str, grid: Triple, heads: int, dim: int, seed: int, device: torch.device) -> Qkv:
     generator = torch.Generator(device).manual_seed(seed)
     tokens = prod(grid)
 
@@ -84,10 +156,10 @@ def _inputs(name: str, grid: Triple, heads: int, dim: int, seed: int, device: to
     q, k, v = draw(), draw(), draw()
     if name == "smooth":
         q, k, v = (_smooth(x, grid) for x in (q, k, v))
-    if name == "outliers":
+    if name in ("outliers", "offset in q"):
         mean = torch.randn(1, heads, 1, dim, device=device, generator=generator)
-        mean[..., torch.randperm(dim, device=device, generator=generator)[:4]] = 20
-        k = k + mean
+        mean[..., torch.randperm(dim, device=device, generator=generator)[:4]] = OUTLIER
+        q, k = (q, k + mean) if name == "outliers" else (q + mean, k)
     return q, k, v
 
 

@@ -11,10 +11,10 @@ import torch
 from fps_flex import FPSAttention, preset
 from fps_flex.checks import as_whole
 from fps_flex.quant import ScaleFormat
-from fps_flex.wan.flow import sampling_levels
 from fps_flex.wan.linears import Linears, check_linears, quantize_linears
 from train.common.work import find_device
 
+from ..generate.sampling import build_scheduler, list_regimes
 from ..timing import Row, check_some, clock, compare, forget_peak, peak_gb, report
 from .rivals import random_stock
 from .sizes import GRIDS, SIGMAS, Level, Size, attention_of, compute_dtype, draw_inputs, levels_of, random_wan, sized
@@ -38,7 +38,7 @@ def model(
 ) -> None:
     """One forward pass of one video with random weights in bf16 (fp32 on a CPU), in each regime of each schedule.
 
-    From those follows what a video of 50 steps with guidance takes, without its VAE and text encoder.
+    From those follows what a video of 50 UniPC steps with guidance takes, without its VAE and text encoder.
 
     Args:
         size: of the model: 1.3B at 480p, 14B at 720p, 81 frames each, or tiny.
@@ -124,7 +124,7 @@ def _whole_video(name: str, attention: FPSAttention, seconds: dict[int, float]) 
 
     seconds: of a pass, by the regime's index.
     """
-    regimes = attention.step_schedule.regime_index(sampling_levels(STEPS, SHIFT)[:-1]).tolist()
+    regimes = list_regimes(attention, build_scheduler("unipc", STEPS, SHIFT))
     total = PASSES * sum(seconds[regime] for regime in regimes)
     times = {"step_seconds": total / (PASSES * STEPS), "video_seconds": total}
     return {"model": name, "regime": f"{STEPS} steps x {PASSES}", "density": "", **times, "peak_gb": ""}

@@ -147,11 +147,14 @@ class _Run:
         grid, scheduler = _grid(self.size), self.pipe.scheduler
         layout = self.attention.plan(grid, torch.zeros(1)).layout
         return {
-            "density": mean_density(self.attention, grid, scheduler),
+            "density": mean_density(self.attention, grid, scheduler, len(self.pipe.transformer.blocks)),
             "regimes": list_regimes(self.attention, scheduler),
             "tile": layout.tile,
             "tokens": layout.tokens,
             "pad_share": layout.pad_share,
             "scale_format": self.attention.scale_format,
             "carrier": self.attention.carrier,
+            "codes": self.attention.codes,
+            "smooth_k": self.attention.smooth_k,
+            "rotate": self.attention.rotate,
         }

@@ -84,7 +84,7 @@ class _Bench:
     def __init__(self, training: Training, attention: FPSAttention, schedule: str) -> None:
         self.training, self.attention, self.device = training, attention, find_device()
         self.compiled = training.compiled and self.device.type == "cuda"
-        self.name = f"{schedule}, {attention.scale_format} scales" if attention.step_schedule.quantizes else schedule
+        self.name = f"{schedule}, {attention.scale_format} scales" if attention.quantizes else schedule
         self.config, self.grid = training.config, training.grid
         self.facts = {"model": training.size, "layers": self.config.layers, "tokens": prod(self.grid)}
 

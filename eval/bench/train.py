@@ -101,7 +101,7 @@ class Training:
         """Raises ValueError for what can't be trained so on this machine."""
         for kind in linears:
             check_base(self.base, kind, self.lora is not None, find_device())
-        if self.objective == "distill" and all(x.step_schedule.is_dense for x in attentions):
+        if self.objective == "distill" and all(x.is_dense for x in attentions):
             raise ValueError("objective distill learns from dense attention, no other is measured: add schedule fps")
 
 
@@ -147,7 +147,7 @@ def _attentions(
     named: dict[str, FPSAttention] = {}
     for schedule in schedules:
         attention = attention_of(size, schedule)
-        if attention.step_schedule.quantizes:
+        if attention.quantizes:
             named |= {f"{schedule}, {x} scales": replace(attention, scale_format=x) for x in scale_formats}
         else:
             named[schedule] = attention
@@ -225,7 +225,7 @@ class Case:
                 lora=Lora(training.lora, training.lora) if training.lora else None,
                 base=training.base,
                 linears=self.linears,
-                objective="flow" if self.attention.step_schedule.is_dense else training.objective,
+                objective="flow" if self.attention.is_dense else training.objective,
                 optimizer=training.optimizer,
                 eps=1e-15 if training.optimizer == "adamw" else LEAST_EPS,
                 offload_activations=training.offload,

@@ -126,14 +126,14 @@ def _make_rows(rows: list[Row], opened: list[tuple[TextToVideo, Settings]], jobs
 
 def _check_dense(model: TextToVideo, asked: AttentionChanges | None) -> None:
     """Raises ValueError for a model whose attention is dense, with what makes it so, and what to do."""
-    if not model.attention.step_schedule.is_dense:
+    if not model.attention.is_dense:
         return
     own = trained_attention(model.weights)
     why = (
         "that is what the checkpoint was trained with: name another with --attention.schedule fps "
         "--attention.tile [7,9,6], or a checkpoint trained with it with --trained"
     )
-    if own is not None and not own.step_schedule.is_dense:
+    if own is not None and not own.is_dense:
         options = [f"--attention.{name}" for name in asked.named() if name in ("schedule", "quantize", "sparse")]
         why = f"{' and '.join(options)} made it so, leave out what did"
     raise ValueError(f"there is nothing to compare with dense attention: {why}")
@@ -164,21 +164,22 @@ def plan_rows(checkpoint: str, trained: str | None, attention: FPSAttention) -> 
     """(row, checkpoint, attention); what would be the same as an earlier row is left out."""
     plain = replace(attention, carrier="input")
     rows = {
-        REFERENCE: replace(plain, schedule="dense", tile=None),
+        REFERENCE: replace(plain, schedule="dense", tile=None, layers=None),
         "quantised": replace(attention, sparse=False),
         "sparse": replace(plain, quantize=False),
         "joint": attention,
     }
     planned = {}
     for name, how in rows.items():
-        if name == REFERENCE or not how.step_schedule.is_dense:
-            planned.setdefault(how.step_schedule.regimes, (name, checkpoint, how))
+        if name == REFERENCE or not how.is_dense:
+            planned.setdefault((how.step_schedule.regimes, how.layer_schedules), (name, checkpoint, how))
     return [*planned.values()] + ([("joint-trained", trained, attention)] if trained else [])
 
 
 def describe_row(name: str, folder: Path, model: TextToVideo, settings: Settings) -> Row:
     scheduler = build_scheduler(settings.sampler, settings.steps, settings.shift)
-    mean = mean_density(model.attention, model.grid(settings.clip.size), scheduler)
+    layers = model.weights.config.layers
+    mean = mean_density(model.attention, model.grid(settings.clip.size), scheduler, layers)
     return Row(name, folder, describe_weights(model), describe_attention(model.attention), mean)
 
 
@@ -191,16 +192,17 @@ def describe_weights(model: TextToVideo) -> str:
 
 def was_trained_dense(model: TextToVideo) -> bool:
     attention = trained_attention(model.weights)
-    return attention is None or attention.step_schedule.is_dense
+    return attention is None or attention.is_dense
 
 
 def describe_attention(attention: FPSAttention) -> str:
-    schedule = attention.step_schedule
-    if schedule.is_dense:
+    if attention.is_dense:
         return "dense"
-    parts = ["FP8"] * schedule.quantizes + ["windows"] * schedule.is_sparse
+    rounded = "INT8 and FP8" if attention.codes == "int8" else "FP8"
+    parts = [rounded] * attention.quantizes + ["windows"] * attention.is_sparse
     name = preset_of(attention.schedule)
-    return " and ".join(parts) + (f" of {name}" if name else "")
+    others = ", ".join(layers for layers, _ in attention.layer_schedules)
+    return " and ".join(parts) + (f" of {name}" if name else "") + (f", other in layers {others}" if others else "")
 
 
 def note_on_weights(model: TextToVideo, with_trained: bool) -> list[str]:

@@ -8,7 +8,8 @@ from typing import Any, Literal
 from fps_flex import FPSAttention, Regime, StepSchedule
 from fps_flex.checks import show
 from fps_flex.engines import Engine
-from fps_flex.quant import ScaleFormat
+from fps_flex.layers import Layers
+from fps_flex.quant import CodeFormat, ScaleFormat
 from fps_flex.schedule import PRESETS, preset_of
 from fps_flex.tiles import Triple
 from train.common.work import speaks
@@ -48,6 +49,10 @@ class AttentionChanges:
         scale_format: of the FP8 scales: fp32, or powers of two.
         carrier: of FP8 values: the input's dtype, or float8 on a GPU.
         engine: what computes it.
+        smooth_k: take K's mean over tokens off it before it is rounded.
+        codes: of Q and K, e4m3 or int8.
+        rotate: Q and K before they are rounded: hadamard, or null for not, `trained` is that of training.
+        layers: those that follow another schedule: {0-1: dense}; {} for none.
     """
 
     schedule: str | ScheduleChanges | None = None
@@ -58,6 +63,10 @@ class AttentionChanges:
     scale_format: ScaleFormat | None = None
     carrier: Literal["input", "float8"] | None = None
     engine: Engine | None = None
+    smooth_k: bool | None = None
+    codes: CodeFormat | None = None
+    rotate: Literal["hadamard", "trained"] | None = "trained"
+    layers: dict[str, str | Regime | StepSchedule] | None = None
 
     def named(self) -> dict[str, Any]:
         """The options that are changed."""
@@ -121,6 +130,7 @@ def _differ(one: FPSAttention, words: str, other: FPSAttention) -> str:
     """The options that two differ in, with both values: 'engine eager in place of auto'."""
     pairs = {x.name: (getattr(one, x.name), getattr(other, x.name)) for x in fields(FPSAttention)}
     schedules = pairs.pop("schedule")
+    pairs["layers"] = tuple(map(_say_layers, pairs["layers"]))
     if any(map(preset_of, schedules)):
         parts = {"schedule": tuple(map(_name_schedule, schedules))}
     else:
@@ -132,6 +142,10 @@ def _name_schedule(schedule: StepSchedule) -> str:
     """A preset's name, or what a schedule of one's own is."""
     windows = ", ".join(map(_say_regime, schedule.regimes))
     return preset_of(schedule) or f"one of its own (bounds {_say(schedule.bounds)}, {windows})"
+
+
+def _say_layers(layers: Layers) -> str:
+    return ", ".join(f"{name} {_name_schedule(schedule)}" for name, schedule in layers) or "none"
 
 
 def _say(value: Any) -> str:

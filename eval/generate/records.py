@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fps_flex.attention import with_earlier
 from fps_flex.checks import is_real, show
 from train.common.atomic import ELSEWHERE, digest_file, write_json
 
@@ -97,13 +98,13 @@ class Records:
 
 def open_records(model: TextToVideo, settings: Settings, out: Path, folder: Path | None = None) -> Records:
     """folder: of the records; None puts them beside the videos. Raises ValueError for broken encoders."""
-    scheduler = build_scheduler(settings.sampler, settings.steps, settings.shift)
+    scheduler, layers = build_scheduler(settings.sampler, settings.steps, settings.shift), model.weights.config.layers
     versions = {name: version(name) for name in ("torch", "diffusers")}
     shared = {
         **asdict(settings),
         **describe(model),
         "regimes": list_regimes(model.attention, scheduler),
-        "density": mean_density(model.attention, model.grid(settings.clip.size), scheduler),
+        "density": mean_density(model.attention, model.grid(settings.clip.size), scheduler, layers),
         "fingerprints": find_fingerprints(model),
         "versions": versions,
         "machine": {"device": name_device(), "commit": find_commit(), "versions": versions},
@@ -195,6 +196,7 @@ def find_other_weights(video: Path, made: dict[str, Any], now: dict[str, Any]) -
 def _check_settings(video: Path, made: dict[str, Any], now: dict[str, Any], changed: list[str]) -> None:
     """changed: names of parts with other weights. Raises ValueError where they lay elsewhere, or a setting differs."""
     were, are = _parts(made), _parts(now)
+    made = {**made, "attention": with_earlier(made["attention"])}
     plain = [name for name in now if name not in {*NOTED, *OF_WEIGHTS, *are}]
     other = [name for name in plain if not says_the_same(made[name], now[name])]
     other += [name for name in are if not says_the_same(were[name].options, are[name].options)]

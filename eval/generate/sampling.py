@@ -55,18 +55,19 @@ def build_scheduler(sampler: Sampler, steps: int, shift: float) -> Any:
 
 
 def list_regimes(attention: FPSAttention, scheduler: Any) -> list[int]:
-    """The index of the regime in force at each step."""
+    """The index of the regime in force at each step, in layers that have no schedule of their own."""
     return attention.step_schedule.regime_index(scheduler.timesteps / TIMESTEPS).tolist()
 
 
-def mean_density(attention: FPSAttention, grid: tuple[int, int, int], scheduler: Any) -> float:
-    """Mean over the sampler's steps of the share of the attention's blocks that is computed.
+def mean_density(attention: FPSAttention, grid: tuple[int, int, int], scheduler: Any, layers: int) -> float:
+    """Mean over the sampler's steps, and a model's layers, of the share of the attention's pairs that is computed.
 
     grid: frames, rows and columns of tokens.
     """
-    layout = attention.plan(grid, torch.zeros(1)).layout
-    of_regime = density(layout, attention.step_schedule.windows(layout.tiles))
-    return of_regime[list_regimes(attention, scheduler)].mean().item()
+    layout, sigma = attention.plan(grid, torch.zeros(1)).layout, scheduler.timesteps / TIMESTEPS
+    of_regime = density(layout, [regime.window_in_tiles(layout.tiles) for regime in attention.regimes])
+    of_layer = [of_regime[attention.regime_index(sigma, layer)].mean() for layer in range(layers)]
+    return torch.stack(of_layer).mean().item()
 
 
 @torch.inference_mode()

@@ -105,6 +105,7 @@ def _check(
 def _check_attention(model: TextToVideo, clip: Clip, device: torch.device, team: Team) -> None:
     """Raises ValueError for an attention that the device can't compute, or the team can't share."""
     config, dtype = model.weights.config, torch.bfloat16 if device.type == "cuda" else torch.float32
+    model.attention.check_model(config.layers, config.head_dim)
     plan = model.attention.plan(model.grid(clip.size), torch.zeros(1, device=device))
     model.attention.engine_for(torch.empty(1, config.heads, 1, config.head_dim, dtype=dtype, device=device))
     team.sequence.share(Call(model.attention, plan, torch.zeros(1), config.heads, config.head_dim, dtype))

@@ -47,6 +47,11 @@ def all_max(x: Float[Tensor, "..."], group: Group) -> Float[Tensor, "..."]:
     return functional.wait_tensor(functional.all_reduce(x.contiguous(), "max", cast(Any, group.name)))
 
 
+def all_sum(x: Float[Tensor, "..."], group: Group) -> Float[Tensor, "..."]:
+    """The sum of each value over the processes, without gradients."""
+    return functional.wait_tensor(functional.all_reduce(x.contiguous(), "sum", cast(Any, group.name)))
+
+
 class _Exchange(torch.autograd.Function):
     """all_to_all, whose gradients go back the way the rows came."""
 

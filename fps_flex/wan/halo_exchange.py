@@ -10,10 +10,13 @@ from einops import rearrange
 from torch import Tensor
 
 from ..engines import FLOAT8
+from ..quant import CodeFormat
 from .collectives import Group, Lengths, all_to_all
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, UInt8
+
+NAN_IN_INT8 = -128.0
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class Wire:
     """How K and V travel.
 
     sent, received: slots to and from each process. moves: whether any process gets any. as_bytes: they are codes, a
-    byte each.
+    byte each. codes: K's kind; V's are e4m3.
     """
 
     sent: Lengths
@@ -29,6 +32,7 @@ class Wire:
     group: Group
     moves: bool
     as_bytes: bool
+    codes: CodeFormat = "e4m3"
 
 
 def receive(
@@ -45,11 +49,13 @@ class _Receive(torch.autograd.Function):
     def forward(ctx: Any, k: Tensor, v: Tensor, sent_rows: Tensor, wire: Wire) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(sent_rows)
         ctx.wire, ctx.dtype = wire, k.dtype
-        own = [rearrange(x.to(FLOAT8).view(torch.uint8) if wire.as_bytes else x, _SLOTS_FIRST) for x in (k, v)]
+        pair = (to_bytes(k, wire.codes), to_bytes(v, "e4m3")) if wire.as_bytes else (k, v)
+        own = [rearrange(x, _SLOTS_FIRST) for x in pair]
         sent = torch.stack([x.index_select(0, sent_rows) for x in own], dim=1)
         others = all_to_all(sent, wire.received, wire.sent, wire.group).unbind(1)
-        held = (torch.cat(pair) for pair in zip(own, others, strict=True))
-        k, v = (rearrange(x.view(FLOAT8).to(ctx.dtype) if wire.as_bytes else x, _SLOTS_THIRD) for x in held)
+        k, v = (rearrange(torch.cat(both), _SLOTS_THIRD) for both in zip(own, others, strict=True))
+        if wire.as_bytes:
+            k, v = from_bytes(k, wire.codes, ctx.dtype), from_bytes(v, "e4m3", ctx.dtype)
         return k, v
 
     @staticmethod
@@ -65,6 +71,20 @@ class _Receive(torch.autograd.Function):
 
 
 _SLOTS_FIRST, _SLOTS_THIRD = "b h s d -> s b h d", "s b h d -> b h s d"
+
+
+def to_bytes(codes: Float[Tensor, "..."], kind: CodeFormat) -> UInt8[Tensor, "..."]:
+    """int8 has no NaN: -128 stands for it, which is no code."""
+    if kind == "int8":
+        return codes.nan_to_num(NAN_IN_INT8).to(torch.int8).view(torch.uint8)
+    return codes.to(FLOAT8).view(torch.uint8)
+
+
+def from_bytes(held: UInt8[Tensor, "..."], kind: CodeFormat, dtype: torch.dtype) -> Float[Tensor, "..."]:
+    if kind == "int8":
+        codes = held.view(torch.int8).to(dtype)
+        return codes.masked_fill(codes == NAN_IN_INT8, float("nan"))
+    return held.view(FLOAT8).to(dtype)
 
 
 def _add(

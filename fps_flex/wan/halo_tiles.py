@@ -46,20 +46,28 @@ def deal_tiles(layout: TileLayout, windows: Windows, processes: int) -> Deal:
             f"the halo deals {tiles} tiles out to {processes} processes (grid {layout.grid}, tiles {layout.tile}), "
             "expected at least one each: take fewer processes, or smaller tiles"
         )
-    kept = tile_mask(layout, as_windows(windows, layout)).any(0)
-    return min((_deal_along(axis, layout, kept, processes) for axis in range(3)), key=lambda deal: deal.busiest)
+    owners = (_owners_along(axis, layout, processes) for axis in range(3))
+    return min((reach(layout, windows, owner, processes) for owner in owners), key=lambda deal: deal.busiest)
 
 
-def _deal_along(axis: int, layout: TileLayout, kept: Bool[Tensor, "tiles tiles"], processes: int) -> Deal:
+@lru_cache(maxsize=64)
+def reach(layout: TileLayout, windows: Windows, owner: Lengths, processes: int) -> Deal:
+    """What of each other's tiles processes get under some windows, tiles having been dealt out before."""
+    layout, owners = replace(layout, device=CPU), torch.tensor(owner)
+    slots, kept = layout.tile_of_slot.bincount(), tile_mask(layout, as_windows(windows, layout)).any(0)
+    reached = torch.stack([kept[owners == p].any(0) & (owners != p) for p in range(processes)])
+    rows = torch.stack([(reached * slots)[:, owners == q].sum(1) for q in range(processes)], dim=1)
+    return Deal(owner, tuple(map(tuple, rows.tolist())), tuple(map(tuple, reached.tolist())))
+
+
+def _owners_along(axis: int, layout: TileLayout, processes: int) -> Lengths:
     """Shares of about as many slots, of tiles that follow each other on one axis."""
     slots = layout.tile_of_slot.bincount()
     order = layout.coords_of_tile[axis].argsort(stable=True)
     middle = slots[order].cumsum(0) - slots[order] / 2
     owner = torch.empty_like(slots)
     owner[order] = torch.tensor(_leave_none_out((middle * processes / slots.sum()).long().tolist(), processes))
-    reached = torch.stack([kept[owner == p].any(0) & (owner != p) for p in range(processes)])
-    rows = torch.stack([(reached * slots)[:, owner == q].sum(1) for q in range(processes)], dim=1)
-    return Deal(tuple(owner.tolist()), tuple(map(tuple, rows.tolist())), tuple(map(tuple, reached.tolist())))
+    return tuple(owner.tolist())
 
 
 def _leave_none_out(owners: list[int], processes: int) -> list[int]:
@@ -99,6 +107,10 @@ class SomeTiles(TileLayout):
         return self.whole.tile_of_slot[self.chosen]
 
 
+def _some(windows: Windows, regimes: frozenset[int]) -> Windows:
+    return tuple(windows[i] for i in sorted(regimes))
+
+
 @dataclass(frozen=True, eq=False)
 class HaloTiles:
     """What one process has and gets.
@@ -123,9 +135,16 @@ class HaloTiles:
 
 @lru_cache(maxsize=16)
 @torch.inference_mode(False)  # what is kept here may meet a backward pass later
-def halo_tiles(layout: TileLayout, windows: Windows, in_force: frozenset[int], group: Group) -> HaloTiles:
-    """windows: of all regimes. in_force: the regimes of a batch's samples. Raises ValueError as `deal_tiles`."""
-    deal = deal_tiles(layout, tuple(windows[i] for i in sorted(in_force)), group.size)
+def halo_tiles(
+    layout: TileLayout, windows: Windows, in_force: frozenset[int], group: Group, dealt: frozenset[int] | None = None
+) -> HaloTiles:
+    """windows: of all regimes. in_force: the regimes of a batch's samples. dealt: those that tiles are dealt for, if
+    others.
+
+    Raises ValueError as `deal_tiles`.
+    """
+    owners = deal_tiles(layout, _some(windows, dealt or in_force), group.size).owner
+    deal = reach(layout, _some(windows, in_force), owners, group.size)
     owner, reached = torch.tensor(deal.owner), torch.tensor(deal.reached)
     tile = layout.tile_of_slot.cpu()
     parts = [(owner == p)[tile].nonzero().flatten() for p in range(group.size)]

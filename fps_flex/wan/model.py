@@ -108,7 +108,8 @@ class Wan(nn.Module):
     model, which rounds less and keeps twice the bytes per block; None takes `default_residual`.
     The attribute `sequence` says how processes share a video's tokens (sequence.py); at first they don't.
 
-    Raises ValueError for an unknown residual.
+    Raises ValueError for an unknown residual, and for an attention that says something of layers that aren't there, or
+    can't have heads of this size.
     """
 
     def __init__(
@@ -121,6 +122,7 @@ class Wan(nn.Module):
         offload: bool = False,
     ) -> None:
         super().__init__()
+        attention.check_model(config.layers, config.head_dim)
         self.config, self.attention = config, attention
         self.checkpointing, self.compiled, self.residual = checkpointing, compiled, residual
         self.offload = offload
@@ -172,8 +174,9 @@ class Wan(nn.Module):
         x = share.split(plan.layout.order(x))
         x = x.float() if self.residual == "fp32" else x
         run = _compiled_run if self.compiled else _run
-        for block in self.blocks:
-            forward = partial(run, block, modulation=modulation, text=text, rope=rope, attend=share.attend)
+        for layer, block in enumerate(self.blocks):
+            attend = share.attend(layer)
+            forward = partial(run, block, modulation=modulation, text=text, rope=rope, attend=attend)
             x = self._recomputed(forward, x) if self.checkpointing and torch.is_grad_enabled() else forward(x)
         return self._unpatchify(plan.layout.unorder(share.gather(self.head(x, time))), grid)
 

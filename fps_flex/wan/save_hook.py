@@ -31,8 +31,8 @@ class SaveConfig:
         Where layers have got other processors since, config.json alone: nothing would say of which.
         """
         folder = Path(save_directory)
-        ours = vars(self.transformer).get("_fps_processor")
-        others = [i for i, block in enumerate(self.transformer.blocks) if block.attn1.processor is not ours]
+        ours = getattr(vars(self.transformer).get("_fps_flex"), "processors", ())
+        others = [i for i, block in enumerate(self.transformer.blocks) if block.attn1.processor not in ours]
         if others:
             logger.warning("%s: without %s, since blocks %s have another attention by now", folder, SETTINGS, others)
         elif not folder.is_file():  # diffusers refuses it

@@ -1,13 +1,13 @@
 """How a video's tokens are shared among processes, from the first block to the last.
 
-Wan knows three words of it: `split` keeps this process's share of the slots, `attend` is attention between shares, the
-only place where anything is exchanged, and `gather` puts the shares together again. `Whole` shares nothing.
+Wan knows three words of it: `split` keeps this process's share of the slots, `attend` gives a layer's attention between
+shares, the only place where anything is exchanged, and `gather` puts the shares together again. `Whole` shares nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Protocol
 
@@ -28,7 +28,8 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 class Call:
     """What of a forward pass decides how its tokens are shared.
 
-    sigma: on the CPU where nothing shall wait for a GPU. heads, head_dim, dtype: of q, k and v.
+    sigma: on the CPU where nothing shall wait for a GPU. heads, head_dim, dtype: of q, k and v. layer: which one's
+    schedule holds, and plan is of; None for those that have none of their own.
     """
 
     attention: FPSAttention
@@ -37,29 +38,34 @@ class Call:
     heads: int
     head_dim: int
     dtype: torch.dtype
+    layer: int | None = None
+
+    def in_layer(self, layer: int) -> Call:
+        """This one, or that of a layer with a schedule of its own."""
+        plan = self.plan.of_layer(layer)
+        return self if plan is self.plan else replace(self, plan=plan, layer=layer)
 
     @cached_property
     def regimes(self) -> tuple[int, ...]:
         """The index of each sample's regime. Waits for a GPU where sigma is on one."""
-        return tuple(self.attention.step_schedule.regime_index(self.sigma).tolist())
+        return tuple(self.attention.regime_index(self.sigma, self.layer).tolist())
 
     @property
     def windows(self) -> tuple[Triple, ...]:
-        """In tiles, of all regimes of the schedule."""
-        return tuple(self.attention.step_schedule.windows(self.plan.layout.tiles))
+        """In tiles, of all regimes of the attention."""
+        return tuple(regime.window_in_tiles(self.plan.layout.tiles) for regime in self.attention.regimes)
 
     @property
     def is_quantized(self) -> bool:
         """Whether all samples are."""
-        return all(self.attention.step_schedule.regimes[i].granularity is not None for i in self.regimes)
+        return all(self.attention.regimes[i].granularity is not None for i in self.regimes)
 
 
 class Share(Protocol):
     """One process's part in one forward pass."""
 
-    @property
-    def attend(self) -> Attend:
-        """Attention of this process's queries, over slots in tile order."""
+    def attend(self, layer: int) -> Attend:
+        """A layer's attention of this process's queries, over slots in tile order."""
         ...
 
     def split(self, x: Float[Tensor, "..."], dim: int = 1) -> Float[Tensor, "..."]:
@@ -84,12 +90,17 @@ class Whole:
     """Each process has all tokens of its videos."""
 
     def share(self, call: Call) -> Share:
-        return _All(partial(call.attention, plan=call.plan))
+        return All(call)
 
 
 @dataclass(frozen=True)
-class _All:
-    attend: Attend
+class All:
+    """All slots are this process's."""
+
+    call: Call
+
+    def attend(self, layer: int) -> Attend:
+        return partial(self.call.attention, plan=self.call.plan.of_layer(layer))
 
     def split(self, x: Float[Tensor, "..."], dim: int = 1) -> Float[Tensor, "..."]:
         return x

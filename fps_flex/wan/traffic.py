@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .collectives import Lengths
-from .halo_tiles import deal_tiles
+from .halo_tiles import Windows, deal_tiles, reach
 from .sequence import Call
 from .ulysses import cut_slots
 
@@ -41,9 +41,14 @@ def halo_traffic(call: Call, processes: int) -> Traffic:
 
     Raises ValueError as `deal_tiles`.
     """
-    windows = tuple(call.windows[i] for i in sorted(set(call.regimes)))
-    rows = deal_tiles(call.plan.layout, windows, processes).rows
+    of_layer, of_most = (_windows_in_force(x) for x in (call, replace(call, layer=None)))
+    owners = deal_tiles(call.plan.layout, of_most, processes).owner
+    rows = reach(call.plan.layout, of_layer, owners, processes).rows
     values = 2 * len(call.sigma) * call.heads * call.head_dim
     size = 1 if call.is_quantized else call.dtype.itemsize
     forward = tuple(sum(row) * values * size for row in rows)
     return Traffic(forward, tuple(sum(column) * values * call.dtype.itemsize for column in zip(*rows, strict=True)))
+
+
+def _windows_in_force(call: Call) -> Windows:
+    return tuple(call.windows[i] for i in sorted(set(call.regimes)))

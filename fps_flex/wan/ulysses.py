@@ -30,20 +30,22 @@ class Ulysses:
 
     def share(self, call: Call) -> UlyssesShare:
         """Raises ValueError as `cut_slots`."""
-        lengths = cut_slots(call, self.group.size)
-        attend = partial(
-            attend_to_own_heads, attention=call.attention, plan=call.plan, lengths=lengths, group=self.group
-        )
-        return UlyssesShare(attend, lengths, self.group)
+        return UlyssesShare(call, cut_slots(call, self.group.size), self.group)
 
 
 @dataclass(frozen=True)
 class UlyssesShare:
     """lengths: slots of each process, one part after the other."""
 
-    attend: Attend
+    call: Call
     lengths: Lengths
     group: Group
+
+    def attend(self, layer: int) -> Attend:
+        plan = self.call.plan.of_layer(layer)
+        return partial(
+            attend_to_own_heads, attention=self.call.attention, plan=plan, lengths=self.lengths, group=self.group
+        )
 
     def split(self, x: Float[Tensor, "..."], dim: int = 1) -> Float[Tensor, "..."]:
         # a copy, so that the others' slots don't stay in memory

@@ -12,6 +12,7 @@ from eval.generate.attention import DENSE, AttentionChanges, ScheduleChanges, ch
 from eval.generate.command import command as generate
 from eval.vbench.__main__ import command as vbench
 from fps_flex import FPSAttention, Regime, StepSchedule, preset
+from fps_flex.attention import EARLIER
 from fps_flex.wan import WAN_TINY, Wan, WanConfig
 from fps_flex.wan.codecs import ByteText, PixelCodec
 from fps_flex.wan.convert import main as convert
@@ -32,6 +33,10 @@ CHANGES = {  # option -> word of the command line, value
     "scale_format": ("fp32", "fp32"),
     "carrier": ("float8", "float8"),
     "engine": ("auto", "auto"),
+    "smooth_k": ("false", False),
+    "codes": ("int8", "int8"),
+    "rotate": ("hadamard", "hadamard"),
+    "layers": ("{0-1: dense, 2: {window: [1, null, null]}}", {"0-1": "dense", 2: Regime((1, None, None))}),
 }
 
 
@@ -125,6 +130,37 @@ def test_an_exported_fine_tune_keeps_its_attention_too(exported, wan_folder, tmp
     assert made(exported, tmp_path / "own", encoders) == OWN
     got = made(exported, tmp_path / "sta", encoders, "--attention.schedule=sta")
     assert got == replace(OWN, schedule=preset("sta"))
+
+
+def test_checkpoints_and_records_from_before_an_option_are_of_attention_without_it(tmp_path, capsys):
+    old = {name: value for name, value in asdict(OWN).items() if name not in EARLIER}
+    checkpoint, out = save(tmp_path / "old.ckpt", WAN_TINY, attention=old), tmp_path / "out"
+    assert made(checkpoint, out) == replace(OWN, smooth_k=False)
+    (record,) = out.glob("*-seed0.json")
+    said = json.loads(record.read_text())
+    record.write_text(json.dumps({**said, "attention": old}))
+    capsys.readouterr()
+    generate([f"--checkpoint={checkpoint}", f"--out={out}", "--prompt=a", "--steps=1", "--guidance=1"])
+    assert "1 of 1 videos are there already" in capsys.readouterr().out
+    smooth = [f"--checkpoint={checkpoint}", f"--out={out}", "--prompt=a", "--steps=1", "--guidance=1",
+              "--attention.smooth_k=true"]  # fmt: skip
+    line = refused(capsys, generate, smooth)
+    assert "was made with attention" in line and "choose another --out" in line
+
+
+def test_layers_that_a_model_lacks_are_refused_before_anything_is_made(trained, tmp_path, capsys):
+    words = [f"--checkpoint={trained}", f"--out={tmp_path / 'out'}", "--prompt=a", "--steps=1"]
+    line = refused(capsys, generate, [*words, "--attention.layers={2-5: dense}"])
+    assert "layers names 2-5, and the model has 3 layers: expected some of 0 to 2" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_layers_are_said_by_their_names_and_taken_out_again(trained, tmp_path, capsys):
+    assert made(trained, tmp_path / "own", "--attention.layers={0: dense}").layers == (("0", preset("dense")),)
+    assert "layers 0 dense in place of none" in capsys.readouterr().out
+    own = save(tmp_path / "layers.ckpt", WAN_TINY, attention=asdict(replace(OWN, layers={"0-1": "sta"})))
+    assert made(own, tmp_path / "kept").layers == (("0-1", preset("sta")),)
+    assert made(own, tmp_path / "out", "--attention.layers={}") == OWN
 
 
 def test_released_weights_stay_dense_without_a_schedule(wan_folder, tmp_path, capsys):

@@ -24,6 +24,7 @@ from fps_flex.wan import Wan
 from fps_flex.wan.flow import draw_noise_levels
 from tests.helpers.cases import relative_error
 from tests.helpers.commands import refused
+from tests.helpers.tiny_run import tiny_checkpoint
 
 
 def read(path):
@@ -113,10 +114,7 @@ def test_model_measures_stock_and_ours_and_adds_up_a_video(tmp_path):
     assert [row["model"] for row in rows] == ["stock"] + ["sdpa, bf16"] * 2 + ["fps, bf16"] * 4
     early, middle, late, video = rows[3:]
     assert [row["regime"] for row in rows[3:]] == ["early", "middle", "late", "50 steps x 2"]
-    counts = FPSAttention("fps").step_schedule.regime_index(
-        torch.linspace(1, 0, 51)[:-1] * 5 / (1 + 4 * torch.linspace(1, 0, 51)[:-1])
-    )
-    expected = 2 * sum((counts == i).sum().item() * row["step_seconds"] for i, row in enumerate((early, middle, late)))
+    expected = 2 * sum(n * row["step_seconds"] for n, row in zip((15, 21, 14), (early, middle, late), strict=True))
     assert video["video_seconds"] == pytest.approx(expected) and rows[0]["speedup"] == 1
 
 
@@ -146,13 +144,17 @@ def test_residual_measures_error_time_and_memory_of_each_stream(tmp_path, capsys
 def test_kernel_measures_rivals_and_ours_with_errors(tmp_path, capsys):
     kernel("tiny", windows=((5, 2, 1), (5, 2, 2)), rounds=2, repeats=2, out=tmp_path / "kernel.json")
     rows = read(tmp_path / "kernel.json")
-    assert [row["method"] for row in rows] == ["SDPA"] + ["sparse only", "power-of-two scales", "fp32 scales"] * 2
+    rounded = ("", ", K not smoothed", ", int8", ", rotated")
+    ours = ["sparse only", *(f"{scales} scales{x}" for x in rounded for scales in ("power-of-two", "fp32"))]
+    ours = [x for x in ours if x not in ("fp32 scales, int8", "fp32 scales, rotated")]
+    assert [row["method"] for row in rows] == ["SDPA", *ours * 2]
     for row in rows[1:]:
         assert row["module_ms"] > 0 and row["kernel_ms"] > 0 and row["module_speedup"] > 0
         assert row["density"] == (0.5 if row["window"] == [5, 2, 1] else 1)
         assert row["error"] < 1e-5 if row["method"] == "sparse only" else 0.02 < row["error"] < 0.08
+        assert "int8" not in row["method"] or row["error"] < 0.035
     table = (tmp_path / "kernel.md").read_text()
-    assert table.strip() in capsys.readouterr().out and table.count("\n") == 9
+    assert table.strip() in capsys.readouterr().out and table.count("\n") == 3 + 14
     assert (tmp_path / "kernel.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -184,12 +186,25 @@ def test_length_profile_and_accuracy_run(tmp_path, capsys):
     assert sum(row["share"] for row in rows) == pytest.approx(1) and rows[0]["ms"] >= rows[-1]["ms"]
     command(["accuracy", "--grid=[4,8,8]", "--tile=[2,4,4]", f"--out={tmp_path / 'accuracy.json'}"])
     rows = read(tmp_path / "accuracy.json")
-    errors = {
-        tuple(row[name] for name in ("inputs", "k_mean", "granularity", "scales", "p")): row["error"] for row in rows
-    }
-    assert len(errors) == 4 * 3 * 2 * 3 and all(0.01 < error < 0.5 for error in errors.values())
-    assert errors["gaussian", "kept", 1, "fp32", "fp32"] < errors["gaussian", "kept", 1, "fp32", "e4m3"]
-    assert errors["outliers", "taken off", 1, "fp32", "fp32"] < errors["outliers", "kept", 1, "fp32", "fp32"]
+    errors = {tuple(x for name, x in row.items() if name != "error"): row["error"] for row in rows}
+    assert len(errors) == len(rows) == 4 * (1 + 16 + 17) and all(0.001 < error < 0.5 for error in errors.values())
+    whole = ("q k v", "e4m3", True, None, 1, "fp32")
+    assert errors["gaussian", *whole, "fp32"] < errors["gaussian", *whole, "e4m3"]
+    outliers = {(row["rounded"], row["codes"], row["smooth_k"], row["rotate"]): row["error"]
+                for row in rows[68:85]}  # fmt: skip
+    assert all(row["inputs"] == "outliers" for row in rows[68:102])
+    for codes, bound in (("e4m3", 0.05), ("int8", 0.035)):
+        assert outliers["q k v", codes, True, None] < bound < 0.04 + bound < 0.1 + outliers["q k v", codes, False, None]
+    assert outliers["q k", "int8", True, None] < 0.02 < outliers["v", "e4m3", True, None] < 0.03
+
+
+def test_accuracy_measures_what_the_layers_of_a_model_compute(tmp_path):
+    checkpoint = tiny_checkpoint(tmp_path / "run")
+    command(["accuracy", f"--checkpoint={checkpoint}", f"--out={tmp_path / 'accuracy.json'}"])
+    rows = read(tmp_path / "accuracy.json")
+    assert [*dict.fromkeys(row["inputs"] for row in rows)] == ["layer 0", "layer 1", "layer 2"]
+    assert len(rows) == 3 * 34 and all(0 < row["error"] < 0.2 for row in rows)
+    assert len({row["error"] for row in rows}) > 80
 
 
 @pytest.mark.parametrize(

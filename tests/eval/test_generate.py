@@ -243,6 +243,42 @@ def test_any_shift_within_bounds_samples_every_step(sampler, shift):
     assert len(list_regimes(FPSAttention("fps", tile=(1, 2, 2)), scheduler)) == 50
 
 
+@pytest.mark.parametrize(
+    ("sampler", "schedule", "steps", "shift", "expected"),
+    [
+        ("unipc", "fps", 50, 5.0, [15, 21, 14]), ("euler", "fps", 50, 5.0, [15, 20, 15]),
+        ("unipc", "sta", 50, 5.0, [15, 35]), ("euler", "sta", 50, 5.0, [15, 35]),
+        ("unipc", "fps", 20, 5.0, [6, 9, 5]), ("euler", "fps", 20, 5.0, [6, 8, 6]),
+        ("unipc", "fps", 50, 3.0, [11, 19, 20]), ("euler", "fps", 50, 3.0, [11, 19, 20]),
+    ],
+)  # fmt: skip
+def test_steps_are_in_the_regime_of_the_level_that_the_model_is_told(sampler, schedule, steps, shift, expected):
+    """Those of docs/porting.md among them; as recorded, and as the model itself meets them."""
+    attention, scheduler = FPSAttention(schedule, tile=(1, 2, 2)), build_scheduler(sampler, steps, shift)
+    regimes = list_regimes(attention, scheduler)
+    assert [regimes.count(i) for i in range(len(expected))] == expected and regimes == sorted(regimes)
+    met = []
+
+    def wan(x, timestep, text):
+        met.append(attention.step_schedule.regime_index(timestep / 1000).item())
+        return torch.zeros_like(x)
+
+    x, text = torch.randn(1, 2, 1, 2, 2), torch.zeros(1, 1, 1)
+    sample_latents(wan, scheduler, x, text, text, guidance=1.0)
+    assert met == regimes
+
+
+def test_the_samples_of_training_are_eulers():
+    met = []
+
+    def velocity(x, sigma):
+        met.append(preset("fps").regime_index(sigma).item())
+        return torch.zeros_like(x)
+
+    list(euler_sample(velocity, torch.randn(1, 2, 1, 2, 2), 50, 5.0))
+    assert met == [0] * 15 + [1] * 20 + [2] * 15
+
+
 @pytest.mark.parametrize("left", [0, 100, 0.5, -1])
 def test_a_video_that_is_cut_short_is_made_again(wan_folder, tmp_path, capsys, left):
     arguments = [f"--checkpoint={wan_folder}", "--prompt=a", f"--out={tmp_path}", *SMALL, "--fps=0.1"]

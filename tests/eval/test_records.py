@@ -113,9 +113,9 @@ def test_the_density_is_the_mean_over_the_steps():
     attention, scheduler = FPSAttention("fps", tile=(1, 2, 2), block=16), build_scheduler("unipc", 10, 3.0)
     regimes = list_regimes(attention, scheduler)
     assert {0, 1, 2} == set(regimes)
-    found = mean_density(attention, (6, 8, 8), scheduler)
+    found = mean_density(attention, (6, 8, 8), scheduler, 2)
     sparse = FPSAttention("dense", tile=(1, 2, 2), block=16)
-    assert mean_density(sparse, (6, 8, 8), scheduler) == 1.0 > found > 0
+    assert mean_density(sparse, (6, 8, 8), scheduler, 2) == 1.0 > found > 0
 
 
 def test_weights_that_were_trained_on_make_the_videos_again(trained, tmp_path, capsys):

@@ -41,7 +41,7 @@ def attention_of(case, **options):
     count = len(case.windows)
     regimes = [Regime(*pair) for pair in zip(case.windows, case.granularities, strict=True)]
     schedule = StepSchedule(tuple((i + 1) / count for i in range(count - 1)), tuple(regimes), shift=1.0)
-    return FPSAttention(schedule, case.tile, case.block, **options)
+    return FPSAttention(schedule, case.tile, case.block, **{"smooth_k": False, **options})
 
 
 def sigma_of(case):
@@ -182,7 +182,19 @@ def test_bad_options_are_named():
         ({"schedule": "paper"}, "schedule is 'paper', expected one of fps, sta, uniform, dense"),
         ({"scale_format": "bf16"}, "scale_format is 'bf16', expected one of fp32, pow2"),
         ({"carrier": "int8"}, "carrier is 'int8', expected one of input, float8"),
-        ({"carrier": "float8", "schedule": "sta"}, "float8 carrier needs every regime of the schedule quantised"),
+        (
+            {"carrier": "float8", "schedule": "sta"},
+            "float8 carrier needs every regime of the schedule, and of layers, q",
+        ),
+        (
+            {"carrier": "float8", "layers": {3: "dense"}},
+            "float8 carrier needs every regime of the schedule, and of layers",
+        ),
+        ({"carrier": "float8", "codes": "int8"}, "codes is 'int8', of which the float8 carrier can't hold all: use"),
+        ({"codes": "int4"}, "codes is 'int4', expected one of e4m3, int8"),
+        ({"rotate": "fourier"}, "rotate is 'fourier', expected one of hadamard"),
+        ({"rotate": True}, "rotate is True, expected one of hadamard"),
+        ({"smooth_k": "yes"}, "smooth_k is 'yes', expected True or False"),
         ({"tile": (2, 2)}, r"tile is \(2, 2\), expected three sizes"),
     ):
         with pytest.raises(ValueError, match=message):

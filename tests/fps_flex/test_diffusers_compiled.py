@@ -121,17 +121,33 @@ def test_another_schedule_compiles_nothing(fresh_compiler):
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
+def test_layers_with_schedules_of_their_own_compile_nothing_and_get_them(fresh_compiler):
+    layers = {1: Regime((1, 1, 1), granularity=1)}
+    transformer = tiny_transformer()
+    dense = call(transformer)
+    install(transformer, "dense", **SMALL, layers=layers)
+    expected = call(transformer)
+    assert relative_error(expected, dense) > OTHER / 10
+    install(transformer, "dense", **SMALL)
+    transformer.compile_repeated_blocks(fullgraph=True, backend="eager")
+    call(transformer)
+    for layers_now, latents in ((layers, expected), ({"0-1": "dense"}, dense), (layers, expected)):
+        install(transformer, "dense", **SMALL, layers=layers_now)
+        assert relative_error(call(transformer), latents) < SAME
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
 def test_the_compiled_op_returns_what_it_says():
     transformer = tiny_transformer()
     install(transformer, THREE, **SMALL)
-    processor = transformer.blocks[0].attn1.processor
+    installed, layer = transformer._fps_flex, transformer.blocks[0].attn1.processor.layer
     latents, timestep, _ = inputs((0.95, 0.4))
     q, k, v = torch.randn(3, 2, 105, 2, 24)
-    processor.before_forward(transformer, (latents,), {"timestep": timestep})
+    installed.before_forward(transformer, (latents,), {"timestep": timestep})
     try:
-        torch.library.opcheck(_attend_opaquely, (q, k, v), test_utils=("test_schema", "test_faketensor"))
-        out = _attend_opaquely(q, k, v)
-        assert out.is_contiguous() and torch.equal(out, attend_raster(q, k, v))
+        torch.library.opcheck(_attend_opaquely, (q, k, v, layer), test_utils=("test_schema", "test_faketensor"))
+        out = _attend_opaquely(q, k, v, layer)
+        assert out.is_contiguous() and torch.equal(out, attend_raster(q, k, v, layer))
     finally:
-        processor.after_forward()
+        installed.after_forward()
     assert torch.Tag.cudagraph_unsafe in torch.ops.fps_flex.attend_opaquely.default.tags

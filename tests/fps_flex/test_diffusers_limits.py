@@ -110,14 +110,14 @@ def test_a_model_fine_tuned_here_goes_on_with_the_attention_it_was_trained_with(
     attention = torch.load(checkpoint, weights_only=True)["fps_flex"]["attention"]
     wan = load_wan(exported, FPSAttention.from_dict(attention))
     install_trained(transformer, trained[which])
-    assert transformer.blocks[0].attn1.processor.attention == FPSAttention.from_dict(attention)
+    assert transformer._fps_flex.attention == FPSAttention.from_dict(attention)
     latents, text = torch.randn(2, 24, 5, 8, 8), torch.randn(2, 8, 32)
     with torch.no_grad():
         for timestep in (torch.tensor([950.0, 300.0]), torch.tensor([700.0, 50.0])):
             expected, got = wan(latents, timestep, text), transformer(latents, timestep, text).sample
             assert expected.std() > 0.01 and relative_error(got, expected) < SAME
     install_trained(transformer, trained[which], scale_format="pow2")
-    changed = asdict(transformer.blocks[0].attn1.processor.attention)
+    changed = asdict(transformer._fps_flex.attention)
     assert changed == {**asdict(FPSAttention.from_dict(attention)), "scale_format": "pow2"}
 
 

@@ -25,7 +25,7 @@ def with_attention(**options):
 
 
 def attention_of(transformer):
-    return transformer.blocks[0].attn1.processor.attention
+    return transformer._fps_flex.attention
 
 
 def came_back(folder, before, expected):

@@ -36,6 +36,12 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+KINDS = [
+    {}, {"scale_format": "pow2"}, {"schedule": "sta"}, {"schedule": "dense"}, {"smooth_k": False}, {"codes": "int8"},
+    {"rotate": "hadamard", "schedule": "sta"}, {"codes": "int8", "rotate": "hadamard", "scale_format": "pow2"},
+]  # fmt: skip
+
+
 @pytest.fixture
 def compiled(monkeypatch):
     """The same wrappers with a backend that only counts: what torch.compile traces anew, without generating code.
@@ -84,7 +90,7 @@ def test_new_regimes_scales_and_mixes_compile_nothing(compiled):
 
 
 @pytest.mark.compiles
-@pytest.mark.parametrize("options", [{}, {"scale_format": "pow2"}, {"schedule": "sta"}, {"schedule": "dense"}], ids=str)
+@pytest.mark.parametrize("options", KINDS, ids=str)
 def test_all_that_is_around_the_kernel_is_one_graph_for_every_mix_of_regimes(compiled, options):
     """As a GPU compiles it, from raster order to raster order; another schedule of the same kind compiles nothing."""
     sizes = {"tile": (2, 2, 2), "block": 8, **options}
@@ -101,11 +107,12 @@ def test_all_that_is_around_the_kernel_is_one_graph_for_every_mix_of_regimes(com
 
 @pytest.mark.compiles
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("options", [{}, {"scale_format": "pow2"}, {"schedule": "sta"}, {"schedule": "dense"}], ids=str)
+@pytest.mark.parametrize("options", KINDS, ids=str)
 def test_gradients_through_the_one_graph_are_the_oracles(options, dtype):
     """Traced with its backward, as AOTAutograd does it for a GPU; the oracle takes the kernel's place."""
     ours = FPSAttention(engine="eager", tile=(2, 2, 2), block=8, **options)
     plan = ours.plan((4, 4, 7), torch.tensor([0.99, 0.5]))
+    torch._dynamo.reset()  # more kinds are tried here than graphs are kept
     one_graph = torch.compile(attend_tokens, fullgraph=True, dynamic=False, backend="aot_eager")
     values = torch.randn(3, 2, 2, 112, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
     results = []
@@ -119,8 +126,9 @@ def test_gradients_through_the_one_graph_are_the_oracles(options, dtype):
 
 
 @pytest.mark.compiles
-def test_all_blocks_of_a_model_share_one_graph(compiled):
-    model = Wan(WAN_TINY, FPSAttention(tile=(1, 4, 4), block=16))
+@pytest.mark.parametrize("layers", [{}, {"0": "dense", "2": Regime((1, 1, 1), "head")}], ids=["alike", "unlike"])
+def test_all_blocks_of_a_model_share_one_graph(compiled, layers):
+    model = Wan(WAN_TINY, FPSAttention(tile=(1, 4, 4), block=16, layers=layers))
     torch.nn.init.normal_(model.head.head.weight, std=0.02)
     latents, text = torch.randn(2, 24, 5, 16, 16), torch.randn(2, 7, 32)
     for timestep in ([990.0, 300.0], [300.0, 800.0]):

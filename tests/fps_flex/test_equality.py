@@ -11,7 +11,7 @@ import torch
 
 from eval.fidelity.command import describe_attention, plan_rows
 from fps_flex import FPSAttention, Regime, StepSchedule, TileLayout, preset, schedule
-from fps_flex.attention import _build_tables
+from fps_flex.tables import build_tables
 from fps_flex.wan import Wan, WanConfig
 from fps_flex.wan.export import export
 from fps_flex.wan.weights import SETTINGS, open_weights, read_settings
@@ -30,7 +30,7 @@ def kept_pairs(schedule):
 
 @pytest.mark.parametrize("order", [(FULL, ONE), (ONE, FULL)], ids=["full-first", "one-first"])
 def test_full_windows_and_windows_of_one_tile_keep_their_own_masks(order):
-    _build_tables.cache_clear()
+    build_tables.cache_clear()
     kept = {schedule: kept_pairs(schedule) for schedule in order}
     assert len(kept) == 2 and kept[FULL] == 576 and kept[ONE] == 24
     assert not ONE.is_dense and FULL.is_dense

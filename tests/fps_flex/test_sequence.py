@@ -10,6 +10,7 @@ from fps_flex.masks import pad_mask_mod, sliding_tile_mask_mod, window_mask_mod
 from fps_flex.wan.auto import Auto
 from fps_flex.wan.collectives import Group
 from fps_flex.wan.halo import Halo
+from fps_flex.wan.halo_exchange import from_bytes, to_bytes
 from fps_flex.wan.halo_tiles import deal_tiles, halo_tiles
 from fps_flex.wan.traffic import Traffic, halo_traffic, ulysses_traffic
 from fps_flex.wan.ulysses import Ulysses
@@ -113,6 +114,17 @@ def test_the_bytes_of_14b_at_720p(processes, level, ulysses, halo):
 def test_the_busiest_gets_most_in_all_that_is_counted():
     traffic = Traffic(forward=(5, 1), backward=(1, 4))
     assert traffic.busiest(trains=False) == 5 and traffic.busiest(trains=True) == 6
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_codes_travel_as_bytes_and_nan_stays_nan(dtype):
+    """int8 has none: it would arrive as a number."""
+    whole = torch.tensor([*range(-127, 128), torch.nan], dtype=dtype)
+    values = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).to(dtype)
+    for codes, kind in ((whole, "int8"), (values, "e4m3")):
+        sent = to_bytes(codes, kind)
+        assert sent.dtype == torch.uint8 and sent.shape == codes.shape
+        torch.testing.assert_close(from_bytes(sent, kind, dtype), codes, rtol=0, atol=0, equal_nan=True)
 
 
 def kind_of(call, processes, caplog, monkeypatch, rank=0):

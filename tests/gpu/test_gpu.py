@@ -68,12 +68,18 @@ def ordered(plan, *shape, dtype=torch.bfloat16):
     ]
 
 
+ROUNDED = [{}, {"smooth_k": False}, {"codes": "int8"}, {"codes": "int8", "rotate": "hadamard"}]
+
+
+@pytest.mark.parametrize("rounded", ROUNDED, ids=str)
 @pytest.mark.parametrize(("engine", "scale_format"), [("triton", "fp32"), ("triton", "pow2"), ("flash", "pow2")])
 @pytest.mark.parametrize("schedule", ["fps", "sta", "uniform", "dense"])
-def test_mixed_regimes_equal_the_oracle(schedule, engine, scale_format):
+def test_mixed_regimes_equal_the_oracle(schedule, engine, scale_format, rounded):
     _skip_without(engine)
+    if rounded and schedule != "sta":
+        return  # which has samples that are rounded and samples that aren't
     sigma = torch.tensor(FPS_SIGMA, device="cuda")
-    options = {"schedule": schedule, "tile": (4, 6, 6), "scale_format": scale_format}
+    options = {"schedule": schedule, "tile": (4, 6, 6), "scale_format": scale_format, **rounded}
     kernel, eager = FPSAttention(engine=engine, **options), FPSAttention(engine="eager", **options)
     plan = kernel.plan((9, 12, 20), sigma)
     results = []
@@ -101,6 +107,31 @@ def test_quantising_on_the_gpu_gives_the_cpus_scales_and_codes():
     expected = round_all(x.cpu(), cpu_plan)
     for rounded in (round_all, compiled(round_all)):
         assert all(torch.equal(a.cpu(), b) for a, b in zip(rounded(x, plan), expected, strict=True))
+
+
+@pytest.mark.parametrize("codes", ["e4m3", "int8"])
+def test_smoothing_on_the_gpu_gives_the_cpus_codes(codes):
+    """Of K whose sums are exact in any order; compiled with all that makes codes."""
+    sigma = torch.tensor(FPS_SIGMA, device="cuda")
+    attention = FPSAttention(tile=(4, 6, 6), codes=codes)
+    plan, cpu_plan = attention.plan((9, 12, 20), sigma), attention.plan((9, 12, 20), sigma.cpu())
+    q, k, v = ((x * 32).round() / 32 for x in ordered(plan, 3, 2, 128))
+    k[..., 5] += 16
+
+    def make_codes(q, k, v, plan):
+        call = prepare(attention.graph_key, q, k, v, plan)
+        return call.q, call.k, call.v
+
+    expected = make_codes(q.cpu(), k.cpu(), v.cpu(), cpu_plan)
+    for made in (make_codes, compiled(make_codes)):
+        assert all(torch.equal(a.cpu(), b) for a, b in zip(made(q, k, v, plan), expected, strict=True))
+
+
+def test_int8_products_on_the_gpus_bf16_cores_are_those_of_integers():
+    q, k = torch.randint(-127, 128, (2, 512, 128), device="cuda", generator=torch.Generator("cuda").manual_seed(0))
+    q[0], k[0] = 127, 127
+    product = torch.mm(q.bfloat16(), k.bfloat16().mT, out_dtype=torch.float32)
+    assert torch.equal(product.cpu().long(), q.cpu() @ k.cpu().mT)
 
 
 def test_the_float8_carrier_stays_within_what_e4m3_rounding_allows():

@@ -20,10 +20,10 @@ def with_gradients(out, leaves, dtype):
     return [out.detach(), *torch.autograd.grad(out, leaves, weights_of(out.shape, dtype).to(out))]
 
 
-def loop_over_tiles(case, codes, scales, dtype):
+def loop_over_tiles(case, codes, scales, dtype, rotate=False):
     """The output and the gradients of the oracle, as tensors. codes, scales: as of `oracle.quantized`."""
     weights = weights_of(codes[0].shape, dtype).double().numpy()
-    return [torch.from_numpy(x) for x in oracle.attention(case, codes, scales, weights)]
+    return [torch.from_numpy(x) for x in oracle.attention(case, codes, scales, weights, rotate)]
 
 
 def compare_with_loop(case, dtype, device="cpu", engine="eager", pads=0.0):

@@ -20,21 +20,28 @@ KINDS = {"ulysses": Ulysses, "halo": Halo, "auto": Auto}
 TRAFFIC = {Ulysses: ulysses_traffic, Halo: halo_traffic}
 HEADS, HEAD_DIM = 12, 16
 LEVELS = {"early": [0.99], "middle": [0.8], "late": [0.2], "mixed": [0.99, 0.2, 0.8]}
+LAYERS = {"0": "dense", "2": Regime((1, 1, 1), 1)}  # more than what tiles are dealt out for, and less
 MIXED = StepSchedule(regimes=(Regime((2, None, 0.5)), Regime((1, 2, None), "head"), Regime((2, 1, 2), 2)))
 
 
 def attention_of(name, **options):
-    schedules = {"mixed": MIXED, "pow2": "fps", "unquantized": "fps"}
-    options |= {"scale_format": "pow2"} if name == "pow2" else {"quantize": False} if name == "unquantized" else {}
-    return FPSAttention(schedules.get(name, name), **{"tile": (2, 2, 3), "block": 8, **options})
+    options |= {
+        "pow2": {"scale_format": "pow2"}, "unquantized": {"quantize": False}, "mixed": {"schedule": MIXED},
+        "sta": {"schedule": "sta"}, "rough": {"smooth_k": False}, "int8": {"codes": "int8"},
+        "rotated": {"codes": "int8", "rotate": "hadamard", "scale_format": "pow2", "schedule": MIXED},
+        "layers": {"schedule": MIXED, "layers": LAYERS, "codes": "int8"},
+    }.get(name, {})  # fmt: skip
+    return FPSAttention(**{"schedule": "fps", "tile": (2, 2, 3), "block": 8, **options})
 
 
 ATTENTIONS = ("fps", "pow2", "sta", "unquantized", "mixed")
 CASES = [
     *product(("ulysses", "halo"), (2,), ATTENTIONS, LEVELS, ("float32", "bfloat16")),
     *product(("ulysses", "halo"), (3, 4), ("fps", "mixed"), ("mixed",), ("float32", "bfloat16")),
+    *product(("ulysses", "halo"), (2, 3), ("rough", "int8", "rotated"), ("middle", "mixed"), ("float32", "bfloat16")),
+    *product(("ulysses", "halo"), (2, 3), ("layers 0", "layers 1", "layers 2"), ("middle", "mixed"), ("float32",)),
 ]
-WANS = list(product(KINDS, (2, 4), ("fps", "unquantized")))
+WANS = [*product(KINDS, (2, 4), ("fps", "unquantized")), *product(("ulysses", "halo"), (2,), ("layers",))]
 
 
 def call_of(attention, levels, dtype, heads=HEADS, head_dim=HEAD_DIM, grid=(5, 5, 8)):
@@ -43,31 +50,35 @@ def call_of(attention, levels, dtype, heads=HEADS, head_dim=HEAD_DIM, grid=(5, 5
 
 
 def draw(call):
-    """q, k, v and the output's gradient; pads hold what would spoil every scale."""
+    """q, k, v and the output's gradient; pads hold what would spoil every scale.
+
+    Sums over tokens are exact in fp32, so that the mean of K is the same in whatever order they are added.
+    """
     generator = torch.Generator().manual_seed(0)
     layout = call.plan.layout
     shape = (4, len(call.sigma), call.heads, layout.slots, call.head_dim)
-    q, k, v, grad = torch.randn(shape, generator=generator).masked_fill(~layout.valid[:, None], 1e4).to(call.dtype)
+    drawn = (torch.randn(shape, generator=generator) * 64).round() / 64
+    q, k, v, grad = drawn.masked_fill(~layout.valid[:, None], 1e4).to(call.dtype)
     return q, k, v, grad.masked_fill(~layout.valid[:, None], 0)
 
 
-def attend(sequence, call):
+def attend(sequence, call, layer=1):
     """Output and gradients of q, k, v at the slots of this process, and the bytes that either brought it."""
     share = sequence.share(call)
     *leaves, grad = (share.split(x, dim=2) for x in draw(call))
     leaves = [x.requires_grad_() for x in leaves]
     with counted() as forward:
-        out = share.attend(*leaves)
+        out = share.attend(layer)(*leaves)
     with counted() as backward:
         grads = torch.autograd.grad(out, leaves, grad)
     return [out.detach(), *grads], (sum(forward), sum(backward))
 
 
-def compare(sequence, call):
+def compare(sequence, call, layer=1):
     """What processes give together, what one gives, the bytes that came, and the bytes that were promised."""
-    got, counts = attend(sequence, call)
-    share, (expected, _) = sequence.share(call), attend(Whole(), call)
-    traffic = TRAFFIC[type(sequence)](call, sequence.group.size)
+    got, counts = attend(sequence, call, layer)
+    share, (expected, _) = sequence.share(call), attend(Whole(), call, layer)
+    traffic = TRAFFIC[type(sequence)](call.in_layer(layer), sequence.group.size)
     promised = traffic.forward[sequence.group.rank], traffic.backward[sequence.group.rank]
     return got, [share.split(x, dim=2) for x in expected], counts, promised
 
@@ -97,7 +108,7 @@ def counted():
         functional.all_to_all_single = exchange
 
 
-CONFIG = WanConfig(dim=96, ffn_dim=160, heads=4, layers=2, channels=16, text_dim=32, freq_dim=64)
+CONFIG = WanConfig(dim=96, ffn_dim=160, heads=4, layers=3, channels=16, text_dim=32, freq_dim=64)
 
 
 def build_wan(name, sequence=None, **options):
@@ -124,9 +135,10 @@ def run_all(rank):
     found = {"attention": {}, "wan": {}}
     for kind, size, name, levels, dtype in CASES:
         if rank < size:
-            call = call_of(attention_of(name), LEVELS[levels], getattr(torch, dtype))
+            attention, _, layer = name.partition(" ")
+            call = call_of(attention_of(attention), LEVELS[levels], getattr(torch, dtype))
             sequence = KINDS[kind](Group.of(groups[size]))
-            found["attention"][kind, size, name, levels, dtype] = compare(sequence, call)
+            found["attention"][kind, size, name, levels, dtype] = compare(sequence, call, int(layer or 1))
     for kind, size, name in WANS:
         if rank < size:
             sequence = KINDS[kind](Group.of(groups[size]))

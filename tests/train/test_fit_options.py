@@ -56,6 +56,11 @@ BAD = {
     "model.attention.scale_format": ["bf16", "7", "null"],
     "model.attention.carrier": ["float8", "bf16", "null"],
     "model.attention.engine": ["triton", "flash", "cudnn"],
+    "model.attention.smooth_k": SWITCH,
+    "model.attention.codes": ["int4", "7", "null"],
+    "model.attention.rotate": ["fourier", "7", "true"],
+    "model.attention.layers": ["{0-3: dense}", "{1-0: dense}", "{0: paper}", "{0-1: dense, 1: sta}", "[0]", "7",
+                               "{0: {window: [0,1,1]}}", "{0: {windows: [1,1,1]}}"],
     "model.codec": ENCODER,
     "model.codec.init_args.stride": ["[0,2,2]", "[-1,2,2]", "[2,2]"],
     "model.text": ENCODER,
@@ -105,7 +110,10 @@ BAD = {
 }  # fmt: skip
 
 # of options with parts, what a line may name in their place
-PARTS = {"model.attention.schedule": ("bounds",), "model.attention.schedule.regimes": ("window", "granularity")}
+PARTS = {
+    "model.attention.schedule": ("bounds",), "model.attention.schedule.regimes": ("window", "granularity"),
+    "model.attention.layers": ("layers", "window"),
+}  # fmt: skip
 
 # what Lightning's Trainer takes, and a run here would not do, or not as it says
 NOT_MEANT = ["max_epochs=3", "gradient_clip_algorithm=value", "fast_dev_run=true", "overfit_batches=1",

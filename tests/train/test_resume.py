@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from fps_flex import FPSAttention
+from fps_flex.attention import EARLIER
 from tests.helpers.commands import ROOT, refused, run_apart
 from tests.helpers.tiny_run import read_checkpoint, same_tensors, tiny_words, train_apart, train_tiny
 from tests.train.stops import differences, end_of
@@ -170,6 +171,19 @@ def test_a_presets_new_numbers_change_no_old_run_in_silence(run, tmp_path, capfd
     assert FPSAttention.from_dict(record).schedule != FPSAttention("fps").schedule
     train_tiny(tmp_path / "fps", "--trainer.max_steps=2", "--ckpt_path=last", "--model.attention.schedule=fps")
     assert "changed    model.attention.schedule.bounds [0.3, 0.7] -> []" in capfd.readouterr().out
+
+
+def test_a_run_from_before_an_option_was_one_without_it(tmp_path, capfd):
+    run = train_tiny(tmp_path / "old", "--trainer.max_steps=1")
+    old = read_checkpoint(run)
+    for name in EARLIER:
+        del old["fps_flex"]["attention"][name], old["fps_flex"]["options"][f"model.attention.{name}"]
+    torch.save(old, run / "checkpoints/last.ckpt")
+    train_tiny(run, "--trainer.max_steps=2", "--ckpt_path=last")
+    assert "changed    model.attention" not in capfd.readouterr().out
+    torch.save(old, run / "checkpoints/last.ckpt")
+    train_tiny(run, "--trainer.max_steps=2", "--ckpt_path=last", "--model.attention.smooth_k=true")
+    assert "changed    model.attention.smooth_k false -> true" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(
