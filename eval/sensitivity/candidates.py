@@ -9,7 +9,7 @@ from itertools import product
 from typing import Any, Literal
 
 from fps_flex import FPSAttention, Regime, StepSchedule, TileLayout, density
-from fps_flex.quant import Granularity
+from fps_flex.quant import CodeFormat, Granularity
 from fps_flex.schedule import PRESETS, WHOLE, Window
 from fps_flex.tiles import Triple
 
@@ -26,11 +26,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Candidate:
-    """A regime on a grid. tiles: its window on (T, H, W). density: the share of token pairs that it computes."""
+    """A regime on a grid. tiles: its window on (T, H, W). density: the share of token pairs that it computes.
+
+    codes: of Q and K, where they are quantised.
+    """
 
     regime: Regime
     tiles: Triple
     density: float
+    codes: CodeFormat = "e4m3"
 
     @property
     def kind(self) -> Kind:
@@ -42,29 +46,34 @@ class Candidate:
         """The same for all that are equal on this grid."""
         window = "whole" if self.regime.window == WHOLE else "x".join(map(str, self.tiles))
         scales = self.regime.granularity
-        return f"{window}, {'unquantised' if scales is None else f'scales {scales}'}"
+        codes = "" if self.codes == "e4m3" else f" {self.codes}"
+        return f"{window}, {'unquantised' if scales is None else f'scales {scales}{codes}'}"
 
     def describe(self) -> dict[str, Any]:
         regime = {"window": list(self.regime.window), "granularity": self.regime.granularity}
-        return {**regime, "tiles": list(self.tiles), "density": self.density, "kind": self.kind}
+        return {**regime, "codes": self.codes, "tiles": list(self.tiles), "density": self.density, "kind": self.kind}
 
     def attention(self, base: FPSAttention) -> FPSAttention:
         """`base` with this regime at every noise level."""
         carrier = "input" if self.regime.granularity is None else base.carrier  # float8 holds codes alone
-        return replace(base, schedule=StepSchedule((), (self.regime,)), carrier=carrier)
+        return replace(base, schedule=StepSchedule((), (self.regime,)), carrier=carrier, codes=self.codes)
 
 
-def on_grid(regime: Regime, layout: TileLayout) -> Candidate:
-    """A window as long as the grid on all axes is the whole of it."""
+def on_grid(regime: Regime, layout: TileLayout, codes: CodeFormat = "e4m3") -> Candidate:
+    """A window as long as the grid on all axes is the whole of it; without quantisation all codes are one."""
     tiles = regime.window_in_tiles(layout.tiles)
     regime = replace(regime, window=WHOLE) if tiles == layout.tiles else regime
-    return Candidate(regime, tiles, density(layout, tiles).item())
+    codes = "e4m3" if regime.granularity is None else codes
+    return Candidate(regime, tiles, density(layout, tiles).item(), codes)
 
 
 def list_candidates(
-    layout: TileLayout, windows: Sequence[Window] | None = None, granularities: Sequence[Granularity] | None = None
+    layout: TileLayout,
+    windows: Sequence[Window] | None = None,
+    granularities: Sequence[Granularity] | None = None,
+    codes: Sequence[CodeFormat] = ("e4m3",),
 ) -> list[Candidate]:
-    """Each window alone, each granularity alone, all pairs of them, and the regimes of the presets.
+    """Each window alone, each granularity alone, all pairs of them, and the regimes of the presets, in all codes.
 
     windows, granularities: None takes those of this file. What is equal on this grid comes once, as it was said first.
     Raises ValueError for a window that the grid doesn't have.
@@ -76,8 +85,9 @@ def list_candidates(
     scales = GRANULARITIES if granularities is None else granularities
     pairs = product((WHOLE, *(WINDOWS if windows is None else windows)), (*scales, None))
     found: dict[str, Candidate] = {}
-    for regime in (*(Regime(*pair) for pair in pairs), *_regimes_of_presets()):
-        candidate = on_grid(regime, layout)
+    regimes = [*(Regime(*pair) for pair in pairs), *_regimes_of_presets()]
+    for regime, kind in product(regimes, codes):
+        candidate = on_grid(regime, layout, kind)
         if candidate.regime != Regime():
             found.setdefault(str(candidate), candidate)
     return [*found.values()]

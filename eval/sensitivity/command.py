@@ -18,7 +18,7 @@ import torch
 
 from fps_flex import FPSAttention
 from fps_flex.checks import as_whole, at_home, show
-from fps_flex.quant import Granularity
+from fps_flex.quant import CodeFormat, Granularity
 from fps_flex.schedule import Window
 from fps_flex.tiles import plan_tile
 from fps_flex.wan.linears import check_linears
@@ -56,6 +56,7 @@ def main(
     every: int = 5,
     windows: list[Window] | None = None,
     granularities: list[Granularity] | None = None,
+    codes: list[CodeFormat] | None = None,
     layers: bool = False,
     attention: AttentionChanges | None = None,
     **options: Any,
@@ -74,6 +75,7 @@ def main(
             shares, [] none.
         granularities: to try: tiles per axis that share a scale, or head; none takes 1 and 4, [] none. The presets'
             regimes are always tried too.
+        codes: of Q and K, to try: e4m3, int8; none takes those of training. `propose` takes the better ones.
         layers: measure each layer's part in the velocity's error too, which `propose --layers` takes.
         attention: tile, block, scale_format, carrier and engine in place of those of training.
         options: of `Options`.
@@ -81,7 +83,7 @@ def main(
     out, prompts = at_home(out), prompts and at_home(prompts)
     jobs = plan_jobs(read_prompts(prompt, prompts), count, seed)
     model, settings = resolve_settings(Options(checkpoint=checkpoint, **options))
-    experiment = plan_experiment(model, settings, attention, windows, granularities, every, layers, out)
+    experiment = plan_experiment(model, settings, attention, windows, granularities, codes, every, layers, out)
     check_linears(settings.linears, find_device())
     first = rank_and_world()[0] == 0
     with writable(out), locked(out, "--out") if first else nullcontext():
@@ -99,6 +101,7 @@ def plan_experiment(
     changes: AttentionChanges | None,
     windows: list[Window] | None,
     granularities: list[Granularity] | None,
+    codes: list[CodeFormat] | None,
     every: int,
     layers: bool,
     out: Path,
@@ -106,10 +109,10 @@ def plan_experiment(
     """Raises ValueError for what doesn't fit the model's grid, and for a schedule, whose place the candidates take."""
     as_whole("every", every)
     base = find_base(model, settings, changes or AttentionChanges())
-    model = replace(model, attention=replace(base, schedule="dense", carrier="input"))
+    model = replace(model, attention=replace(base, schedule="dense", carrier="input", layers=None))
     check_size(model, settings.clip.size)
     layout = model.attention.plan(model.grid(settings.clip.size), torch.zeros(1)).layout
-    candidates = list_candidates(layout, windows, granularities)
+    candidates = list_candidates(layout, windows, granularities, codes or [base.codes])
     steps = [*range(min(every // 2, settings.steps - 1), settings.steps, every)]
     probe = find_probe(candidates) if layers else None
     return Experiment(model, settings, base, candidates, steps, probe, out)
@@ -117,13 +120,13 @@ def plan_experiment(
 
 def find_base(model: TextToVideo, settings: Settings, changes: AttentionChanges) -> FPSAttention:
     """The attention in which candidates take the schedule's place: that of training, but for what is named."""
-    refused = [name for name in ("schedule", "quantize", "sparse") if name in changes.named()]
+    refused = [name for name in ("schedule", "quantize", "sparse", "layers", "codes") if name in changes.named()]
     if refused:
         raise ValueError(
-            f"attention.{refused[0]} is given, and what is measured are --windows and --granularities: leave it out"
+            f"attention.{refused[0]} is given, and --windows, --granularities and --codes say what is measured: leave it out"
         )
     trained = trained_attention(model.weights) or FPSAttention()
-    base = changes.apply(replace(trained, schedule="fps", quantize=True, sparse=True, carrier="input"))
+    base = changes.apply(replace(trained, schedule="fps", quantize=True, sparse=True, carrier="input", layers=None))
     if base.tile is None:
         base = replace(base, tile=plan_tile(model.grid(settings.clip.size), block=base.block))
     return base

@@ -6,15 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fps_flex import FPSAttention, StepSchedule
+from fps_flex import StepSchedule
+from fps_flex.quant import CodeFormat
 
 from .layerwise import Choices, mean_density, name_ranges, sum_errors
 from .predict import as_schedule
 from .result import PRODUCER, Sensitivity
 from .tables import percent
 
+MEASURED_WITH = ("tile", "block", "scale_format", "smooth_k", "rotate")  # and codes
 
-def fragment(measured: Sensitivity, chosen: Choices) -> str:
+
+def fragment(measured: Sensitivity, chosen: Choices, codes: CodeFormat) -> str:
     """chosen: of all layers, one for each, or one for all of them."""
     common, ranges = name_ranges(chosen)
     lines = [
@@ -28,9 +31,8 @@ def fragment(measured: Sensitivity, chosen: Choices) -> str:
         lines.append("  layers:")
         for name, choice in ranges.items():
             lines += [f'    "{name}":', *_schedule_lines(as_schedule(measured, choice), indent=6)]
-    options = {name: measured.base[name] for name in ("tile", "block", "scale_format")}
-    shown = {name: x for name, x in options.items() if name != "scale_format" or x != FPSAttention.scale_format}
-    return "\n".join([*lines, *(f"  {name}: {_plain(x)}" for name, x in shown.items())]) + "\n"
+    options = {name: measured.base[name] for name in MEASURED_WITH} | {"codes": codes}
+    return "\n".join([*lines, *(f"  {name}: {_plain(x)}" for name, x in options.items())]) + "\n"
 
 
 def _schedule_lines(schedule: StepSchedule, indent: int) -> list[str]:
@@ -44,11 +46,13 @@ def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def describe_use(measured: Sensitivity, path: Path) -> str:
-    tile = tuple(measured.base["tile"])
-    return "\n".join([
+def describe_use(measured: Sensitivity, path: Path, chosen: Choices) -> str:
+    lines = [
         f"{path} holds it:",
         f"  python -m eval.generate --config {path} --checkpoint CKPT ...",
         f"  python -m train.fit --config YOURS.yaml --config {path} ...",
-        f'  install(transformer, schedule=StepSchedule.read("{path}"), tile={tile})',
-    ])  # fmt: skip
+    ]
+    if len(chosen) == 1:
+        tile = tuple(measured.base["tile"])
+        lines.append(f'  install(transformer, schedule=StepSchedule.read("{path}"), tile={tile})')
+    return "\n".join(lines)

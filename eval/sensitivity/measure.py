@@ -160,7 +160,7 @@ class Work:
             return out
 
         replay = Replay(dense, candidates)
-        exact = velocity(replay)
+        exact = velocity(everywhere(replay.attend))
         whole = torch.cat([compare(velocity(everywhere(one)), exact) for one in candidates])
         layers = None
         if x.probe is not None:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from fps_flex import Regime, StepSchedule
+from fps_flex.quant import CodeFormat
 
 from .candidates import on_grid
 from .fronts import Choice
@@ -37,14 +38,14 @@ def share_out(measured: Sensitivity) -> np.ndarray:
     return measured.velocity_mse[..., None] * parts / total.clip(LEAST)
 
 
-def predict(measured: Sensitivity, errors: np.ndarray, schedule: StepSchedule) -> Choice:
+def predict(measured: Sensitivity, errors: np.ndarray, schedule: StepSchedule, codes: CodeFormat = "e4m3") -> Choice:
     """What a schedule costs in density and in error at all steps [step, candidate].
 
     Raises ValueError for a regime that wasn't measured.
     """
     candidates = measured.list_candidates()
     place = {str(one): i for i, one in enumerate([*candidates, on_grid(Regime(), measured.layout)])}
-    names = [str(on_grid(regime, measured.layout)) for regime in schedule.regimes]
+    names = [str(on_grid(regime, measured.layout, codes)) for regime in schedule.regimes]
     missing = [name for name in names if name not in place]
     if missing:
         raise ValueError(f"{missing[0]} was not measured")

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
 from fps_flex.checks import at_home, require
+from fps_flex.quant import CodeFormat
 from train.common.atomic import check_ours, write_text
 from train.common.console import check_writable
 
@@ -21,6 +23,7 @@ from .result import FILE, Sensitivity, read
 from .tables import compare_presets, percent
 
 FRAGMENT = "schedule.yaml"
+CODES: tuple[CodeFormat, ...] = get_args(CodeFormat)
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,23 @@ class Goal:
     @property
     def relative_mse(self) -> float:
         return self.error**2
+
+
+class OutOfReach(ValueError):
+    """least: the density, or the relative MSE, that can be reached."""
+
+    def __init__(self, goal: Goal, least: float) -> None:
+        self.least = least
+        if goal.budget is not None:
+            super().__init__(
+                f"budget is {goal.budget:g}, expected at least {least:.4f}, the density of the sparsest window measured: "
+                "measure sparser ones with --windows, or raise the budget"
+            )
+        else:
+            super().__init__(
+                f"error is {goal.error:g}, expected at least {sqrt(least):.4f}, the least of all that was measured: "
+                "measure other --windows or --granularities, or allow more"
+            )
 
 
 def propose(
@@ -68,15 +88,33 @@ def propose(
     check_writable(path.parent, "--out")
     check_ours(path)
     candidates = measured.list_candidates()
-    among = [i for i, one in enumerate(candidates) if (one.regime.granularity is not None) == quantize]
-    if not among:
+    able = [i for i, one in enumerate(candidates) if (one.regime.granularity is not None) == quantize]
+    if not able:
         raise ValueError(f"{folder / FILE} has no window but the whole, expected some with --quantize false")
-    errors = over_steps(measured, measured.velocity_mse)
-    front = find_front(errors, densities_of(measured), among)
-    chosen = choose_by_layer(measured, goal, among) if layers else (choose(front, goal),)
-    write_text(path, fragment(measured, chosen))
-    print(describe(measured, errors, front, chosen))
-    print(f"\n{describe_use(measured, path)}")
+    of_codes = {codes: [i for i in able if candidates[i].codes == codes] for codes in CODES}
+    codes, chosen = choose_codes(measured, goal, layers, {codes: among for codes, among in of_codes.items() if among})
+    write_text(path, fragment(measured, chosen, codes))
+    print(describe(measured, chosen, codes, of_codes[codes]))
+    print(f"\n{describe_use(measured, path, chosen)}")
+
+
+def choose_codes(
+    measured: Sensitivity, goal: Goal, layers: bool, of_codes: dict[CodeFormat, list[int]]
+) -> tuple[CodeFormat, Choices]:
+    """The better of the codes, of which an attention has one kind, and what is chosen in them.
+
+    of_codes: the candidates that may be chosen. Raises ValueError as `choose`, where none reaches the goal.
+    """
+    found, missed = {}, []
+    for codes, among in of_codes.items():
+        try:
+            found[codes] = choose_by_layer(measured, goal, among) if layers else choose(measured, goal, among)
+        except OutOfReach as error:
+            missed.append(error)
+    if not found:
+        raise min(missed, key=lambda error: error.least)
+    best = min(found, key=lambda x: mean_density(found[x]) if goal.budget is None else sum_errors(found[x]))
+    return best, found[best]
 
 
 def densities_of(measured: Sensitivity) -> np.ndarray:
@@ -84,38 +122,38 @@ def densities_of(measured: Sensitivity) -> np.ndarray:
     return np.array([one.density for one in measured.list_candidates()])
 
 
-def choose(front: list[Choice], goal: Goal) -> Choice:
-    """Raises ValueError where the goal can't be reached, with what can."""
+def front_of(measured: Sensitivity, among: list[int]) -> list[Choice]:
+    return find_front(over_steps(measured, measured.velocity_mse), densities_of(measured), among)
+
+
+def choose(measured: Sensitivity, goal: Goal, among: list[int]) -> Choices:
+    """One for all layers. Raises OutOfReach where the goal can't be reached."""
+    front = front_of(measured, among)
     if goal.budget is not None:
-        return pick_density(front, goal.budget) or _refuse_budget(goal.budget, front[0].density)
-    return pick_error(front, goal.relative_mse) or _refuse_error(goal.error, front[-1].error)
+        found, least = pick_density(front, goal.budget), front[0].density
+    else:
+        found, least = pick_error(front, goal.relative_mse), front[-1].error
+    if found is None:
+        raise OutOfReach(goal, least)
+    return (found,)
 
 
 def choose_by_layer(measured: Sensitivity, goal: Goal, among: list[int]) -> Choices:
     """Raises ValueError as `choose`, and where layers weren't measured one at a time."""
     front = [*find_layer_front(over_steps(measured, share_out(measured)), densities_of(measured), among)]
     if goal.budget is not None:
-        return last_within(iter(front), goal.budget) or _refuse_budget(goal.budget, mean_density(front[0]))
-    return first_within(iter(front), goal.relative_mse) or _refuse_error(goal.error, sum_errors(front[-1]))
+        found, least = last_within(iter(front), goal.budget), mean_density(front[0])
+    else:
+        found, least = first_within(iter(front), goal.relative_mse), sum_errors(front[-1])
+    if found is None:
+        raise OutOfReach(goal, least)
+    return found
 
 
-def _refuse_budget(budget: float, least: float):
-    raise ValueError(
-        f"budget is {budget:g}, expected at least {least:.4f}, the density of the sparsest window that was measured: "
-        "measure sparser ones with --windows, or raise the budget"
-    )
-
-
-def _refuse_error(error: float, least: float):
-    raise ValueError(
-        f"error is {error:g}, expected at least {sqrt(least):.4f}, the least of all that was measured: measure other "
-        "--windows or --granularities, or allow more"
-    )
-
-
-def describe(measured: Sensitivity, errors: np.ndarray, front: list[Choice], chosen: Choices) -> str:
+def describe(measured: Sensitivity, chosen: Choices, codes: CodeFormat, among: list[int]) -> str:
     """A table: the proposal, and the presets beside the least error at each one's density."""
+    front = front_of(measured, among)
     own = (f"{mean_density(chosen):.3f}", percent(sum_errors(chosen)))
     same = pick_density(front, mean_density(chosen))
-    rows = [("proposed", *own, percent(same.error)), *compare_presets(measured, errors, front)]
+    rows = [("proposed", *own, percent(same.error) if same else "none"), *compare_presets(measured, front, codes)]
     return table(("schedule", "mean density", "predicted velocity error", "least at that density"), rows, "lrrr")

@@ -25,20 +25,11 @@ class ByLayer:
 
     attend_of: Callable[[int], Attend]
 
-    def share(self, call: Call) -> LayersInTurn:
-        return LayersInTurn(self.attend_of)
+    def share(self, call: Call) -> ByLayer:
+        return self
 
-
-class LayersInTurn:
-    """One forward pass, which asks for its layers' attention in their order."""
-
-    def __init__(self, attend_of: Callable[[int], Attend]) -> None:
-        self.attend_of, self.layer = attend_of, -1
-
-    @property
-    def attend(self) -> Attend:
-        self.layer += 1
-        return self.attend_of(self.layer)
+    def attend(self, layer: int) -> Attend:
+        return self.attend_of(layer)
 
     def split(self, x: Float[Tensor, "..."], dim: int = 1) -> Float[Tensor, "..."]:
         return x
@@ -72,10 +63,7 @@ class Replay:
         self.dense, self.candidates = dense, candidates
         self.errors: list[Float[Tensor, "c h 2"]] = []
 
-    def share(self, call: Call) -> LayersInTurn:
-        return LayersInTurn(lambda layer: self._attend)
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         exact, layout = self.dense(q, k, v), self.dense.plan.layout
         self.errors.append(torch.stack([compare_heads(one(q, k, v), exact, layout) for one in self.candidates]).cpu())
         return exact

@@ -87,7 +87,7 @@ class Sensitivity:
         return TileLayout(as_triple("grid", self.grid), as_triple("tile", self.base["tile"]), self.base["block"])
 
     def list_candidates(self) -> list[Candidate]:
-        return [on_grid(Regime(tuple(x["window"]), x["granularity"]), self.layout) for x in self.candidates]
+        return [on_grid(Regime(tuple(x["window"]), x["granularity"]), self.layout, x["codes"]) for x in self.candidates]
 
     def progress(self) -> np.ndarray:
         """Of denoising, at each of the sampler's steps [steps]."""

@@ -6,12 +6,13 @@ from math import sqrt
 
 import numpy as np
 
+from fps_flex.quant import CodeFormat
 from fps_flex.schedule import PRESETS
 
 from ..markdown import table
 from .errors import snr_db
 from .fronts import Choice, pick_density
-from .predict import LEAST, predict
+from .predict import LEAST, over_steps, predict
 from .result import Sensitivity
 
 ALIGN = "llrrrrr"
@@ -51,12 +52,12 @@ def describe_worst(measured: Sensitivity) -> str:
     return "\n".join(lines)
 
 
-def compare_presets(measured: Sensitivity, errors: np.ndarray, front: list[Choice]) -> list[tuple[str, ...]]:
+def compare_presets(measured: Sensitivity, front: list[Choice], codes: CodeFormat) -> list[tuple[str, ...]]:
     """A row per preset: its density and error, and the least error at that density."""
-    rows = []
+    rows, errors = [], over_steps(measured, measured.velocity_mse)
     for name, schedule in PRESETS.items():
         if not schedule.is_dense:
-            own = predict(measured, errors, schedule)
+            own = predict(measured, errors, schedule, codes)
             best = pick_density(front, own.density)
             rows.append((name, f"{own.density:.3f}", percent(own.error), percent(best.error) if best else "none"))
     return rows

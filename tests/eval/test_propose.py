@@ -126,8 +126,26 @@ def test_training_takes_the_file_and_keeps_its_numbers(folder, tmp_path):
     run = train_tiny(tmp_path / "run", f"--config={tmp_path / 'ours.yaml'}")
     _, attention = read_settings(run / "checkpoints/last.ckpt")
     assert attention.schedule == StepSchedule.read(tmp_path / "ours.yaml")
-    assert attention.tile == (1, 4, 4) and attention.engine == "eager"  # the rest is of the other config
+    assert attention.tile == (1, 4, 4) and attention.engine == "eager"  # which is of the other config
     assert "ours.yaml" not in json.dumps(torch.load(run / "checkpoints/last.ckpt", weights_only=True)["fps_flex"])
+
+
+def test_a_schedule_by_layer_goes_into_training_and_does_better(checkpoint, folder, tmp_path):
+    """Measured on another prompt and seed, beside the best that is the same in all layers."""
+    propose(folder, "--budget", "0.6", "--out", str(tmp_path / "same.yaml"))
+    propose(folder, "--budget", "0.6", "--layers", "true", "--out", str(tmp_path / "layers.yaml"))
+    run = train_tiny(tmp_path / "run", f"--config={tmp_path / 'layers.yaml'}")
+    _, by_layer = read_settings(run / "checkpoints/last.ckpt")
+    assert len(by_layer.schedules) > 1
+    model, settings = resolve_settings(Options(checkpoint=str(checkpoint)))
+    dense = replace(model.attention, schedule="dense")
+    same = replace(dense, schedule=StepSchedule.read(tmp_path / "same.yaml"))
+    attentions = {"same": same, "by layer": replace(same, schedule=by_layer.schedule, layers=dict(by_layer.layers))}
+    shape = (1, model.codec.channels, *model.codec.latent_size(settings.clip.size))
+    noise, cpu = torch.randn(shape, generator=torch.Generator().manual_seed(21)), torch.device("cpu")
+    wan, text = model.load(cpu), model.text(["two green squares moving up"], cpu)
+    errors = measure_velocities(wan, attentions, dense, [noise], text, STEPS, settings.shift)
+    assert errors["by layer"] < errors["same"]
 
 
 def test_generation_takes_the_file(checkpoint, folder, tmp_path, capsys):

@@ -93,6 +93,17 @@ def test_candidates_are_alone_and_together(measured):
     assert "whole, unquantised" not in names
 
 
+def test_codes_are_tried_beside_each_other():
+    from eval.sensitivity.candidates import list_candidates
+
+    layout, base = TileLayout((4, 8, 8), (2, 4, 4), 16), FPSAttention(tile=(2, 4, 4), block=16)
+    found = list_candidates(layout, [], [1], ["e4m3", "int8"])
+    names = [str(one) for one in found]
+    assert "whole, scales 1" in names and "whole, scales 1 int8" in names
+    assert names.count("2x2x1, unquantised") == 1 and len({*names}) == len(names)
+    assert {one.attention(base).codes for one in found if "int8" in str(one)} == {"int8"}
+
+
 def test_sums_leave_out_pads():
     layout = TileLayout((2, 3, 3), (1, 2, 2), 8)
     exact, got = torch.randn(2, 1, 3, layout.slots, 4)
