@@ -54,7 +54,7 @@ class OutOfReach(ValueError):
         self.least = least
         if goal.budget is not None:
             super().__init__(
-                f"budget is {goal.budget:g}, expected at least {least:.4f}, the density of the sparsest window measured: "
+                f"budget is {goal.budget:g}, expected at least {least:.4f}, the density of the sparsest window tried: "
                 "measure sparser ones with --windows, or raise the budget"
             )
         else:
