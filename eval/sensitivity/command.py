@@ -123,7 +123,7 @@ def find_base(model: TextToVideo, settings: Settings, changes: AttentionChanges)
     refused = [name for name in ("schedule", "quantize", "sparse", "layers", "codes") if name in changes.named()]
     if refused:
         raise ValueError(
-            f"attention.{refused[0]} is given, and --windows, --granularities and --codes say what is tried: leave it out"
+            f"attention.{refused[0]} is given, and --windows, --granularities and --codes say what to try: leave it out"
         )
     trained = trained_attention(model.weights) or FPSAttention()
     base = changes.apply(replace(trained, schedule="fps", quantize=True, sparse=True, carrier="input", layers=None))

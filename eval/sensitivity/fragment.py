@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fps_flex import StepSchedule
+from fps_flex import FPSAttention, StepSchedule
 from fps_flex.quant import CodeFormat
 
 from .layerwise import Choices, mean_density, name_ranges, sum_errors
@@ -31,8 +31,18 @@ def fragment(measured: Sensitivity, chosen: Choices, codes: CodeFormat) -> str:
         lines.append("  layers:")
         for name, choice in ranges.items():
             lines += [f'    "{name}":', *_schedule_lines(as_schedule(measured, choice), indent=6)]
-    options = {name: measured.base[name] for name in MEASURED_WITH} | {"codes": codes}
+    options = options_of(measured, codes)
     return "\n".join([*lines, *(f"  {name}: {_plain(x)}" for name, x in options.items())]) + "\n"
+
+
+def options_of(measured: Sensitivity, codes: CodeFormat) -> dict[str, Any]:
+    """All but the schedule that decides what an attention computes."""
+    options = {name: measured.base[name] for name in MEASURED_WITH} | {"codes": codes}
+    return options | {"tile": tuple(options["tile"])}
+
+
+def _default(name: str) -> Any:
+    return getattr(FPSAttention, name)
 
 
 def _schedule_lines(schedule: StepSchedule, indent: int) -> list[str]:
@@ -46,13 +56,14 @@ def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def describe_use(measured: Sensitivity, path: Path, chosen: Choices) -> str:
+def describe_use(measured: Sensitivity, path: Path, chosen: Choices, codes: CodeFormat) -> str:
+    """How to use what `fragment` wrote."""
     lines = [
         f"{path} holds it:",
         f"  python -m eval.generate --config {path} --checkpoint CKPT ...",
         f"  python -m train.fit --config YOURS.yaml --config {path} ...",
     ]
     if len(chosen) == 1:
-        tile = tuple(measured.base["tile"])
-        lines.append(f'  install(transformer, schedule=StepSchedule.read("{path}"), tile={tile})')
+        options = "".join(f", {name}={x!r}" for name, x in options_of(measured, codes).items() if x != _default(name))
+        lines.append(f'  install(transformer, schedule=StepSchedule.read("{path}"){options})')
     return "\n".join(lines)

@@ -95,7 +95,7 @@ def propose(
     codes, chosen = choose_codes(measured, goal, layers, {codes: among for codes, among in of_codes.items() if among})
     write_text(path, fragment(measured, chosen, codes))
     print(describe(measured, chosen, codes, of_codes[codes]))
-    print(f"\n{describe_use(measured, path, chosen)}")
+    print(f"\n{describe_use(measured, path, chosen, codes)}")
 
 
 def choose_codes(
