@@ -25,7 +25,7 @@ from fps_flex.wan.linears import check_linears
 from train.common.atomic import check_ours, write_json
 from train.common.console import cli_errors, run_command, writable
 from train.common.lock import locked
-from train.common.work import find_device, rank_and_world
+from train.common.work import find_device, rank_and_world, wait_for_all
 
 from ..generate.attention import AttentionChanges
 from ..generate.command import plan_jobs, read_prompts, resolve_settings
@@ -87,9 +87,11 @@ def main(
     check_linears(settings.linears, find_device())
     first = rank_and_world()[0] == 0
     with writable(out), locked(out, "--out") if first else nullcontext():
-        for name in (FILE, "steps.png", "layers.png"):
-            check_ours(out / name)
-        check_identity(experiment)
+        if first:
+            for name in (FILE, "steps.png", "layers.png"):
+                check_ours(out / name)
+            check_identity(experiment)
+        wait_for_all()
         measure(experiment, jobs)
         if first:
             report(experiment, jobs)
