@@ -113,7 +113,8 @@ def choose_codes(
             missed.append(error)
     if not found:
         raise min(missed, key=lambda error: error.least)
-    best = min(found, key=lambda x: mean_density(found[x]) if goal.budget is None else sum_errors(found[x]))
+    costs = {x: (mean_density(found[x]), sum_errors(found[x])) for x in found}
+    best = min(found, key=lambda x: costs[x] if goal.budget is None else costs[x][::-1])
     return best, found[best]
 
 
