@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from .checks import as_fields, as_tuple, is_whole, show
+from .checks import is_whole, show
 from .schedule import PRESETS, Regime, StepSchedule, preset
 
 Layers = tuple[tuple[str, StepSchedule], ...]  # "3" or "0-1", from 0 and inclusive, and what these layers follow
@@ -26,12 +26,7 @@ def as_schedule(schedule: object) -> StepSchedule:
 
 def schedule_from(data: object) -> str | StepSchedule:
     """The inverse of `dataclasses.asdict`; a preset's name stays one. Raises ValueError for anything else."""
-    if isinstance(data, str):
-        return data
-    data = as_fields("schedule", data, names_of(StepSchedule))
-    given = as_tuple("regimes", data["regimes"], "a list of regimes")
-    regimes = [Regime(**as_fields(f"regimes[{i}]", regime, names_of(Regime))) for i, regime in enumerate(given)]
-    return StepSchedule(**{**data, "regimes": tuple(regimes)})
+    return data if isinstance(data, str) else StepSchedule.from_dict(data)
 
 
 def names_of(kind: type) -> list[str]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from .checks import as_instance, as_real, as_triple, as_tuple, is_real, is_whole, one_of, show
+from .checks import as_fields, as_instance, as_path, as_real, as_triple, as_tuple, is_real, is_whole, one_of, show
 from .quant import Granularity, check_granularity
 from .tiles import Triple
 
@@ -120,6 +121,28 @@ class StepSchedule:
         for name, value in (("bounds", bounds), ("regimes", regimes), ("shift", shift)):
             object.__setattr__(self, name, value)
 
+    @classmethod
+    def from_dict(cls, data: object) -> StepSchedule:
+        """The inverse of `dataclasses.asdict`. Raises ValueError for a missing or unknown field or another value."""
+        data = as_fields("schedule", data, [field.name for field in fields(cls)])
+        given, names = as_tuple("regimes", data["regimes"], "a list of regimes"), [x.name for x in fields(Regime)]
+        regimes = [Regime(**as_fields(f"regimes[{i}]", regime, names)) for i, regime in enumerate(given)]
+        return cls(**{**data, "regimes": tuple(regimes)})
+
+    @classmethod
+    def read(cls, path: str | Path) -> StepSchedule:
+        """The schedule of a YAML or JSON file: of its attention, as `eval.sensitivity propose` and training configs
+        have it, or its bounds, regimes and shift alone.
+
+        Raises ValueError for what can't be read or says another thing, and for an attention that has other schedules
+        for some layers, which one schedule can't hold.
+        """
+        path = as_path("path", path)
+        try:
+            return _schedule_in(_read_yaml(path))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
     @property
     def quantizes(self) -> bool:
         return any(regime.granularity is not None for regime in self.regimes)
@@ -166,6 +189,26 @@ class StepSchedule:
         return replace(self, regimes=tuple(replace(regime, window=WHOLE) for regime in self.regimes))
 
 
+def _read_yaml(path: Path) -> object:
+    import yaml
+
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"can't be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeError, RecursionError) as error:
+        raise ValueError(f"is no YAML ({show(str(error))})") from None
+
+
+def _schedule_in(data: object) -> StepSchedule:
+    for name in ("model", "attention"):
+        data = data[name] if isinstance(data, dict) and name in data else data
+    if isinstance(data, dict) and data.get("layers"):
+        raise ValueError("has a schedule for each of some layers: pass its schedule and its layers to FPSAttention")
+    data = data["schedule"] if isinstance(data, dict) and "schedule" in data else data
+    return preset(data) if isinstance(data, str) else StepSchedule.from_dict(data)
+
+
 def check_sigma(sigma: Float[Tensor, " b"]) -> None:
     """Raises ValueError unless sigma is floats [B], none of them NaN or outside 0 to 1, but for rounding.
 
@@ -186,7 +229,9 @@ def check_sigma(sigma: Float[Tensor, " b"]) -> None:
         raise ValueError(f"sigma is {show(sigma.tolist())}, expected noise levels from 0 (the video) to 1 (pure noise)")
 
 
-# The paper's thresholds, windows and granularities are unpublished: these numbers are ours.
+# The paper's thresholds, windows and granularities are unpublished: these numbers are ours, and measured on no model.
+# `fps` follows the paper's words (coarse, fine, intermediate), `sta` keeps the start dense as Sliding Tile Attention
+# does, `uniform` has one regime throughout. For a model of yours, eval.sensitivity finds what replaces them.
 PRESETS = {
     "fps": StepSchedule(),
     "sta": StepSchedule(bounds=(0.3,), regimes=(Regime(), Regime((None, None, 0.1), granularity=1))),
@@ -196,7 +241,11 @@ PRESETS = {
 
 
 def preset(name: str) -> StepSchedule:
-    """A schedule by name: fps, sta, uniform or dense. Raises ValueError for another."""
+    """A schedule by name: fps, sta, uniform or dense. Raises ValueError for another.
+
+    But for dense they are starting points of ours, measured on no model: `python -m eval.sensitivity` and its `propose`
+    find a schedule that replaces them for a model and a size, which `StepSchedule.read` reads.
+    """
     return PRESETS[one_of("schedule", name, tuple(PRESETS))]
 
 

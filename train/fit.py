@@ -101,8 +101,8 @@ class FitCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str] | None) -> None:
         """Raises ValueError for parts of a schedule beside a preset's name: the parser would forget the preset."""
-        super().parse_arguments(parser, args)
-        words = sys.argv[1:] if args is None else args
+        words = name_model_files(sys.argv[1:] if args is None else args)
+        super().parse_arguments(parser, words)
         check_schedule_parts(words, parser.parse_args)
         check_no_empty(words)
 
@@ -149,6 +149,26 @@ class FitCLI(LightningCLI):
         """All that was asked for, as plain values by dotted names."""
         config = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
         return options_of(config, self.model, self.datamodule) | {WANDB_ID: self.wandb_id}
+
+
+def name_model_files(words: list[str]) -> list[str]:
+    """A command line whose --config files that hold an attention alone, as for eval.generate, are the model's."""
+    named = [*words]
+    for i, word in enumerate(words):
+        option, sign, path = word.partition("=")
+        path = path if sign else "".join(words[i + 1 : i + 2])
+        if option == "--config" and _holds_attention(path):
+            named[i] = f"--model{sign}{path if sign else ''}"
+    return named
+
+
+def _holds_attention(path: str) -> bool:
+    """Of a file that can't be read the parser tells."""
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+    return isinstance(data, dict) and data.keys() == {"attention"}
 
 
 def _check_start(model: Namespace, accelerator: str) -> None:
