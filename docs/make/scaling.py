@@ -95,7 +95,7 @@ def _is_mix(row: dict[str, object], schedule: str) -> bool:
 
 
 PLANS = (
-    Plan("1.3B, 480p", "1.3B", WAN_1_3B, RESOLUTIONS["480p"], 1, 4, "train-1.3b-480p-linears-rowwise-h100.json"),
+    Plan("1.3B, 480p", "1.3B", WAN_1_3B, RESOLUTIONS["480p"], 1, 4, "train-1.3b-480p-linears-h100.json"),
     Plan("14B, 720p", "14B", WAN_14B, RESOLUTIONS["720p"], 4, 2, "train-14b-480p-lora-bf16-h100.json"),
 )
 
