@@ -40,7 +40,7 @@ from .callbacks import AverageWeights, LogFirstValidation, LossCurve, Progress, 
 from .checkpoints import TOGETHER, Checkpoints
 from .common.console import check_no_empty, check_schedule_parts, check_writable, one_line, stop
 from .common.lock import locked
-from .common.work import find_device, wait_for_the_first
+from .common.work import find_device, leave_together, wait_for_the_first
 from .data import VideoData
 from .index import check_encoders
 from .module import FlowModule
@@ -284,6 +284,7 @@ def main(args: list[str] | None = None) -> None:
         logging.getLogger(f"lightning.{part}").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
+    warnings.filterwarnings("ignore", message="LightningCLI.s args parameter")  # which are this process's own, read
     try:
         cli = prepare(args)
         run = Path(cli.config.run)
@@ -298,6 +299,8 @@ def main(args: list[str] | None = None) -> None:
         wait_for_the_first()
         hints = (hint for option, hint in INSTEAD.items() if option in line)
         stop("; ".join((line, *hints)), code=2)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        leave_together()
     if cli.trainer.is_global_zero:
         ends = {name: list(values.values()) for name, values in read_losses(run).items() if name.startswith("val/")}
         losses = [f"{name} {values[0]:.3g} -> {values[-1]:.3g}; " for name, values in ends.items() if values]

@@ -21,7 +21,7 @@ from fps_flex.wan.guidance import OnePassEach
 from fps_flex.wan.sequence import Sequence, Whole
 from train.common.console import one_line, stop
 from train.common.sharing import SequenceParallel
-from train.common.work import PATIENCE, find_device, rank_and_world
+from train.common.work import PATIENCE, find_device, leave_together, rank_and_world
 
 Result = TypeVar("Result")
 
@@ -87,7 +87,7 @@ class Team:
     def disband(self) -> None:
         """Once all of the team are through. Threads of theirs that still ran would end a process with a fault."""
         if self.members is not None:
-            _leave(self.members)
+            leave_together(self.members)
 
 
 def refuse_together(told: str | None, group: dist.ProcessGroup) -> None:
@@ -102,13 +102,8 @@ def refuse_together(told: str | None, group: dist.ProcessGroup) -> None:
         if group.rank() == 0:
             print(f"error: {reasons[0]}", file=sys.stderr, flush=True)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's to the others, as soon as one has ended
-        _leave(group)
+        leave_together(group)
         sys.exit(2)
-
-
-def _leave(group: dist.ProcessGroup) -> None:
-    dist.barrier(group)
-    dist.destroy_process_group()
 
 
 def form_team(parallel: Parallel) -> Team:

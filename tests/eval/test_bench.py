@@ -144,7 +144,7 @@ def test_residual_measures_error_time_and_memory_of_each_stream(tmp_path, capsys
 def test_kernel_measures_rivals_and_ours_with_errors(tmp_path, capsys):
     kernel("tiny", windows=((5, 2, 1), (5, 2, 2)), rounds=2, repeats=2, out=tmp_path / "kernel.json")
     rows = read(tmp_path / "kernel.json")
-    rounded = ("", ", K not smoothed", ", int8", ", rotated")
+    rounded = ("", ", K smoothed", ", int8", ", rotated")
     ours = ["sparse only", *(f"{scales} scales{x}" for x in rounded for scales in ("power-of-two", "fp32"))]
     ours = [x for x in ours if x not in ("fp32 scales, int8", "fp32 scales, rotated")]
     assert [row["method"] for row in rows] == ["SDPA", *ours * 2]

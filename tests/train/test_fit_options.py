@@ -101,6 +101,8 @@ BAD = {
     "data.seed": ["-1", "1.5", "4294967296"],
     "parallel.shard": SWITCH,
     "parallel.sequence": [*INTEGER, "2"],
+    "parallel.exchange": ["ring", "7", "null", "halo"],
+    "parallel.timeout": ["0", "-1", "nan", "long"],
     "checkpoint.every_n_train_steps": INTEGER,
     "ema.decay": ["1", *SHARE[:2]],
     "sample.prompts": ["[]", "[7]", "['']"],

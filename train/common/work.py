@@ -6,6 +6,7 @@ import gc
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import TypeVar
 
@@ -16,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 Item = TypeVar("Item")
 PATIENCE = timedelta(days=365)
-FIRST_SAYS = 5.0  # seconds
+FIRST_SAYS = 20.0  # seconds, of which a busy machine may need many
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -52,6 +53,13 @@ def wait_for_all() -> None:
         if not dist.is_initialized():
             dist.init_process_group("gloo", timeout=PATIENCE)
         dist.barrier()
+
+
+def leave_together(group: dist.ProcessGroup | None = None) -> None:
+    """Meet once more, then part: a process that ends before the others have may be aborted by threads of its own."""
+    with suppress(RuntimeError):  # one that is gone already
+        dist.barrier(group)
+    dist.destroy_process_group()
 
 
 def progress_bar(enabled: bool = True) -> Progress:
