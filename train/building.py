@@ -73,10 +73,8 @@ def open_start(checkpoint: str | None, wan: WanConfig) -> Weights | None:
 def build_model(weights: Weights | None, wan: WanConfig, attention: FPSAttention, making: Making) -> Wan:
     """weights: None for random ones. Raises ValueError for an adapter that can't be started from."""
     start = read_adapter_start(making, weights, wan)
-    if making.sharded:
-        return _build_without_values(wan, attention, making)
-    if weights is None and making.base == "fp32":
-        model = Wan(wan, attention)
+    if making.sharded or (weights is None and making.base == "fp32"):
+        model = build_empty(wan, attention) if making.sharded else Wan(wan, attention)
         compute_in_fp8(model, making.linears)
     else:
         tensors = Wan(wan, attention).state_dict().items() if weights is None else weights.stream()
@@ -84,18 +82,8 @@ def build_model(weights: Weights | None, wan: WanConfig, attention: FPSAttention
         model = build_base(wan, attention, tensors, making.base, making.linears, device)
     if making.lora:
         add_adapter(model, making.lora)
-        if start:
+        if start and not making.sharded:
             load_adapter(model, start)
-    elif making.linears != "bf16":
-        fuse_feed_forwards(model)
-    return model
-
-
-def _build_without_values(wan: WanConfig, attention: FPSAttention, making: Making) -> Wan:
-    model = build_empty(wan, attention)
-    compute_in_fp8(model, making.linears)
-    if making.lora:
-        add_adapter(model, making.lora)
     elif making.linears != "bf16":
         fuse_feed_forwards(model)
     return model

@@ -360,7 +360,7 @@ class FlowModule(L.LightningModule):
     def _losses(
         self, model: Wan, latents: Tensor, text: Tensor, sigma: Tensor, noise: Tensor
     ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"] | None]:
-        """Of each clip; and how far its velocity is from the teacher's, where there is one.
+        """Of each clip; and in validation how far its velocity is from the teacher's, where there is one.
 
         sigma: on the CPU, where processes that share a clip ask for its regime.
         """
@@ -371,7 +371,7 @@ class FlowModule(L.LightningModule):
         flow = flow_loss(velocity, latents, noise)
         if not targets:
             return flow, None
-        errors = velocity_error(velocity.detach(), targets[0])
+        errors = None if self.training else velocity_error(velocity, targets[0])
         return distill_loss(velocity, targets[0]) + self.flow_weight * flow, errors
 
     def _note(self, batch: dict[str, Any], losses: Float[Tensor, " b"]) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from functools import cache
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -15,9 +14,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from fps_flex import FPSAttention, density
 from fps_flex.checks import Triple
-from fps_flex.wan.flops import forward_flops, training_flops
+from fps_flex.wan.flops import densities, forward_flops, training_flops
 
 from .module import FlowModule
 from .sharding import place
@@ -114,9 +112,8 @@ def tally(batches: list[Work], module: FlowModule) -> Iterator[float]:
     sigma = torch.cat([batch.sigma for batch in batches])
     losses = torch.cat([batch.losses for batch in batches]).double().cpu()  # waits for a GPU, once a line
     regimes = attention.step_schedule.regime_index(sigma)
-    owners = [batch for batch in batches for _ in batch.sigma]
-    yield sum(float(torch.Size(batch.grid).numel()) for batch in owners)
-    yield sum(clip_flops(module, x.grid, x.text_tokens, i) for x, i in zip(owners, regimes.tolist(), strict=True))
+    yield sum(float(len(batch.sigma) * torch.Size(batch.grid).numel()) for batch in batches)
+    yield sum(batch_flops(module, batch) for batch in batches)
     yield sum(batch.seconds for batch in batches)
     bins = (sigma * NOISE_BINS).long().clamp(max=NOISE_BINS - 1)
     for index, count in ((regimes, len(attention.step_schedule.regimes)), (bins, NOISE_BINS)):
@@ -124,19 +121,13 @@ def tally(batches: list[Work], module: FlowModule) -> Iterator[float]:
             yield from (float((index == i).sum()), float(losses[index == i].sum()))
 
 
-def clip_flops(module: FlowModule, grid: Triple, text_tokens: int, regime: int) -> float:
-    """Of a step on a clip, its teacher's dense pass included."""
-    tokens, config = torch.Size(grid).numel(), module.model.config
-    forward = forward_flops(config, tokens, text_tokens, densities(module.model.attention, grid)[regime])
-    teacher = forward_flops(config, tokens, text_tokens).total if module.teachers else 0.0
-    return training_flops(forward, frozen=module.making.lora is not None) + teacher
-
-
-@cache
-def densities(attention: FPSAttention, grid: Triple) -> list[float]:
-    """Of each regime, on a grid."""
-    layout = attention.plan(grid, torch.zeros(1)).layout
-    return density(layout, attention.step_schedule.windows(layout.tiles)).tolist()
+def batch_flops(module: FlowModule, batch: Work) -> float:
+    """Of a step on its clips, their teacher's dense passes included."""
+    tokens, config = torch.Size(batch.grid).numel(), module.model.config
+    dense = forward_flops(config, tokens, batch.text_tokens).total if module.teachers else 0.0
+    computed = densities(module.model.attention, batch.grid, batch.sigma, config.layers).tolist()
+    forward = [forward_flops(config, tokens, batch.text_tokens, share) for share in computed]
+    return sum(training_flops(x, frozen=module.making.lora is not None) + dense for x in forward)
 
 
 def speed(sums: list[float], processes: int, sequence: int, peak: float | None) -> dict[str, float]:

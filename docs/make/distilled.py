@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from jsonargparse import auto_cli
+from jsonargparse import ArgumentError
 from torch import Tensor
 
 from eval.generate.models import build
@@ -20,6 +20,7 @@ from fps_flex.wan.dense import dense_attention
 from fps_flex.wan.flow import add_noise, velocity_error
 from fps_flex.wan.trained import read_training_checkpoint
 from fps_flex.wan.weights import load_wan, read_settings
+from train.common.console import one_line, run_command, stop
 from train.order import generator_of
 from train.shapes import MovingShapes
 
@@ -37,12 +38,12 @@ def distilled(run: str, clips: int = 32, seed: int = 1, out: Path | None = None)
         out: JSON file to write.
     """
     settings = read_training_checkpoint(Path(run))["fps_flex"]
+    if "lora" not in settings:
+        raise ValueError(f"{run} is of a run that trained no LoRA, expected one of configs/tiny-lora.yaml")
     attention, base = read_settings(run)[1], settings["base"]["path"]
     models = [load_wan(path, x).eval() for path, x in ((base, dense_attention()), (base, attention), (run, attention))]
-    clip, parts = (
-        settings["clip"],
-        [build(run, settings[x], y, None) for x, y in (("codec", Codec), ("text", TextEncoder))],
-    )
+    clip = settings["clip"]
+    parts = [build(run, settings[x], y, None) for x, y in (("codec", Codec), ("text", TextEncoder))]
     drawn = MovingShapes(clips, clip["frames"], clip["height"], clip["width"], seed=1_000 + seed)
     report(_rows(models, *parts, drawn, seed), out, COLUMNS, run=run, clips=clips)
 
@@ -65,4 +66,7 @@ def _errors(models: list[Wan], latents: Tensor, text: Tensor, noise: Tensor, sig
 
 
 if __name__ == "__main__":
-    auto_cli(distilled, as_positional=True)
+    try:
+        run_command(distilled, None, as_positional=True)
+    except (ValueError, OSError, ArgumentError) as error:
+        stop(one_line(error), code=2)

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from fps_flex import FPSAttention, density
+from fps_flex import FPSAttention
 from fps_flex.checks import is_finite, require
 from fps_flex.wan import Wan
+from fps_flex.wan.flops import densities
 from fps_flex.wan.flow import Passes, guided_velocity, in_turn
 
 if TYPE_CHECKING:
@@ -64,10 +65,7 @@ def mean_density(attention: FPSAttention, grid: tuple[int, int, int], scheduler:
 
     grid: frames, rows and columns of tokens.
     """
-    layout, sigma = attention.plan(grid, torch.zeros(1)).layout, scheduler.timesteps / TIMESTEPS
-    of_regime = density(layout, [regime.window_in_tiles(layout.tiles) for regime in attention.regimes])
-    of_layer = [of_regime[attention.regime_index(sigma, layer)].mean() for layer in range(layers)]
-    return torch.stack(of_layer).mean().item()
+    return densities(attention, grid, scheduler.timesteps / TIMESTEPS, layers).mean().item()
 
 
 @torch.inference_mode()

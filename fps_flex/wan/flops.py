@@ -7,8 +7,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import TYPE_CHECKING
 
-from .model import WanConfig
+import torch
+from torch import Tensor
+
+from ..attention import FPSAttention
+from ..masks import density
+from ..tiles import Triple
+from .config import WanConfig
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 @dataclass(frozen=True)
@@ -33,6 +43,13 @@ def forward_flops(config: WanConfig, tokens: int, text_tokens: int, density: flo
     around = 2 * tokens * patch * c.dim + text_tokens * (c.text_dim + c.dim) * c.dim
     time = (c.freq_dim + 7 * c.dim) * c.dim
     return Flops(2.0 * (c.layers * (block + cross) + around + time), 4.0 * c.layers * density * tokens**2 * c.dim)
+
+
+def densities(attention: FPSAttention, grid: Triple, sigma: Float[Tensor, " b"], layers: int) -> Float[Tensor, " b"]:
+    """At each noise level the share of pairs that attention computes, a mean over a model's layers. grid: of tokens."""
+    layout = attention.plan(grid, torch.zeros(1)).layout
+    of_regime = density(layout, [regime.window_in_tiles(layout.tiles) for regime in attention.regimes])
+    return torch.stack([of_regime[attention.regime_index(sigma, layer)] for layer in range(layers)]).mean(0)
 
 
 def training_flops(forward: Flops, frozen: bool = False) -> float:

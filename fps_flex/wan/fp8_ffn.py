@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from .model import Wan
 
+CUBIC, SQRT_8_PI = 0.044715, (8 / pi) ** 0.5  # of GELU's tanh form, as a sigmoid's argument
 DEPTH, SLOPE = 0.171, 1.130  # least value and steepest slope of GELU in its tanh form, rounded up
 
 
@@ -75,6 +76,5 @@ class _FeedForward(torch.autograd.Function):
 
 def gelu(x: Float[Tensor, "m n"]) -> tuple[Float[Tensor, "m n"], Float[Tensor, "m n"]]:
     """GELU in its tanh form, and its slope: by a sigmoid, which takes a GPU a fraction of what tanh does."""
-    inner = 2 * (2 / pi) ** 0.5 * (x + 0.044715 * x**3)
-    share = torch.sigmoid(inner)
-    return x * share, share + x * share * (1 - share) * (2 * (2 / pi) ** 0.5 * (1 + 3 * 0.044715 * x**2))
+    share = torch.sigmoid(SQRT_8_PI * (x + CUBIC * x**3))
+    return x * share, share + x * share * (1 - share) * (SQRT_8_PI * (1 + 3 * CUBIC * x**2))

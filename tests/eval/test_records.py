@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -23,36 +22,11 @@ from fps_flex.wan.fingerprint import digest_held, held_in_file, held_in_memory
 from fps_flex.wan.weights import open_weights
 from tests.helpers.commands import refused
 from tests.helpers.records import TINY, change, contents, making, record, retrain, said_of
-from tests.helpers.tiny_run import tiny_checkpoint
 from tests.helpers.tiny_wan import tiny_pipeline, tiny_transformer
 from train.common.atomic import digest_file
 from train.common.videos import read_clip, write_video
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def wan(wan_folder, tmp_path):
-    """A release to be changed."""
-    return shutil.copytree(wan_folder, tmp_path / "wan")
-
-
-@pytest.fixture
-def made(wan, tmp_path):
-    """One video of it."""
-    command(making(wan, tmp_path / "out"))
-    return tmp_path / "out"
-
-
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory):
-    """A checkpoint of two steps; not to be changed."""
-    return tiny_checkpoint(tmp_path_factory.mktemp("run") / "run")
-
-
-@pytest.fixture
-def trained(kept, tmp_path):
-    return Path(shutil.copy(kept, tmp_path / "last.ckpt"))
 
 
 # fingerprints

@@ -1,7 +1,6 @@
 """What becomes of videos that are there: broken ones are made again, what isn't ours is never written over."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -13,32 +12,7 @@ from eval.generate.command import command, plan_jobs
 from eval.vbench.__main__ import command as vbench
 from tests.helpers.commands import refused
 from tests.helpers.records import TINY, contents, cut, making, record, retrain, said_of
-from tests.helpers.tiny_run import tiny_checkpoint
 from train.common.videos import write_video
-
-
-@pytest.fixture
-def wan(wan_folder, tmp_path):
-    """A release to be changed."""
-    return shutil.copytree(wan_folder, tmp_path / "wan")
-
-
-@pytest.fixture
-def made(wan, tmp_path):
-    """One video of it."""
-    command(making(wan, tmp_path / "out"))
-    return tmp_path / "out"
-
-
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory):
-    """A checkpoint of two steps; not to be changed."""
-    return tiny_checkpoint(tmp_path_factory.mktemp("run") / "run")
-
-
-@pytest.fixture
-def trained(kept, tmp_path):
-    return Path(shutil.copy(kept, tmp_path / "last.ckpt"))
 
 
 def flip(path):

@@ -5,14 +5,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fps_flex import density, preset
+from fps_flex import Regime, StepSchedule, density, preset
 from fps_flex.attention import FPSAttention
-from fps_flex.wan import WanConfig
+from fps_flex.wan import WAN_TINY, WanConfig
 from fps_flex.wan.flops import forward_flops, training_flops
 from tests.helpers.tiny_run import read_log, tiny_words, train_tiny
 from tests.helpers.together import run_in_turn
 from train.callbacks import read_losses
-from train.training_log import Work, means, peak_flops, speed, tally
+from train.training_log import Work, batch_flops, means, peak_flops, speed, tally
 
 EVERY = ["--trainer.log_every_n_steps=2", "--trainer.val_check_interval=8", "--checkpoint.every_n_train_steps=100"]
 
@@ -167,3 +167,17 @@ def test_two_processes_log_what_one_does(tmp_path):
         for step, row in one.items():
             assert other[step].keys() == row.keys()
             assert without_time(other[step]) == pytest.approx(without_time(row), rel=1e-4), name
+
+
+def test_operations_count_what_each_layer_computes():
+    """A dense layer of three, beside two of a third of the pairs."""
+    sparse = StepSchedule((), (Regime((1, None, None)),))
+    work = Work(torch.zeros(1), torch.tensor([0.5]), (3, 4, 4), 8, 1.0)
+    counted = {}
+    for name, layers in {"none": None, "one": {"1": "dense"}, "all": {"0-2": "dense"}}.items():
+        attention = FPSAttention(sparse, tile=(1, 2, 2), block=4, layers=layers)
+        model = SimpleNamespace(config=WAN_TINY, attention=attention)
+        module = SimpleNamespace(model=model, teachers=(), making=SimpleNamespace(lora=None))
+        counted[name] = batch_flops(module, work)
+    assert counted["one"] - counted["none"] == pytest.approx((counted["all"] - counted["none"]) / 3)
+    assert counted["all"] > counted["none"]
