@@ -206,7 +206,7 @@ def test_a_loss_waits_for_nothing_and_its_model_gets_noise_levels_on_the_cpu():
     """The meta device stands for a GPU."""
     timesteps = []
     latents, noise = torch.zeros(2, 2, 1, 1, 4, 4, device="meta")
-    module = SimpleNamespace(teachers=[lambda x, t, text: timesteps.append(t) or x], flow_weight=0.5)
+    module = SimpleNamespace(teachers=[lambda x, t, text: timesteps.append(t) or x], flow_weight=0.5, training=True)
     with Waits() as waits:
         FlowModule._losses(module, lambda x, t, text: timesteps.append(t) or x, latents, None, torch.rand(2), noise)
     assert [x.device.type for x in timesteps] == ["cpu", "cpu"] and waits.seen == []
