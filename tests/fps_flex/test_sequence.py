@@ -28,6 +28,7 @@ def found(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(4)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", cases.CASES, **ID)
 def test_attention_is_that_of_one_process(found, case):
     """Of the halo but for rounding: a row's keys are added in another order, and what each process has of a gradient
@@ -45,6 +46,7 @@ def test_attention_is_that_of_one_process(found, case):
             assert error <= ulps * torch.finfo(x.dtype).eps, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", cases.CASES, **ID)
 def test_as_many_bytes_come_as_were_promised(found, case):
     for rank in range(case[1]):
@@ -52,6 +54,7 @@ def test_as_many_bytes_come_as_were_promised(found, case):
         assert counted == promised and (case[0] == "halo" or min(counted) > 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", cases.WANS, **ID)
 def test_a_whole_step_is_that_of_one_process(found, case):
     """All processes have the whole velocity, and averaged over them the gradients are those of one; no parameter is
