@@ -16,10 +16,12 @@ Weights saved in another way, such as torch.save(transformer.state_dict()), go w
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, fields, replace
+from math import prod
 from pathlib import Path
 from threading import local
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from einops import rearrange
@@ -27,8 +29,10 @@ from torch import Tensor
 
 from .attention import FPSAttention, Plan
 from .checks import show
+from .choice import describe_choice
+from .quant import ScaleFormat
 from .schedule import StepSchedule
-from .tiles import Triple
+from .tiles import VOLUMES, Triple
 from .wan.rope import rotate
 from .wan.save_hook import SaveConfig
 from .wan.stock import from_diffusers
@@ -39,28 +43,35 @@ if TYPE_CHECKING:
     from diffusers.models.transformers.transformer_wan import WanAttention
     from jaxtyping import Float, Int, Num
 
+logger = logging.getLogger(__name__)
+
 
 def install(
     transformer: WanTransformer3DModel,
     schedule: str | StepSchedule = "fps",
-    tile: Triple | None = (6, 8, 8),
+    tile: Triple | None = None,
+    scale_format: ScaleFormat = "pow2",
     **options: Any,
 ) -> None:
     """Give every self-attention layer of a diffusers Wan transformer FPS attention; cross-attention stays as it is.
 
-    Any grid and noise level: both are read from each call. A tile longer than the grid on an axis is cut to it, so
-    that one line serves long and short videos. Installed again, the new settings take the place of the old.
+    Any grid and noise level: both are read from each call. What is left out is what is fastest: a tile planned for each
+    grid, power-of-two scales and the fastest engine that can run them. A line is logged, once a grid: what was taken,
+    and, as a warning, what would be faster. The paper's own tile and scales are tile=(6, 8, 8), scale_format="fp32". A
+    tile longer than the grid on an axis is cut to it, so that one line serves long and short videos. Installed again,
+    the new settings take the place of the old.
 
-    schedule, tile, options: as for FPSAttention (block, quantize, sparse, scale_format, carrier, engine, smooth_k,
+    schedule, tile, scale_format, options: as for FPSAttention (block, quantize, sparse, carrier, engine, smooth_k,
     codes, rotate, layers).
     Gradients flow where blocks are neither compiled nor checkpointed. save_pretrained saves the settings too; after
     from_pretrained, `install_trained` with the folder puts this attention back.
     Raises ValueError for another kind of model, float16, a processor or a sequence split that isn't stock diffusers',
     for unknown, wrong or contradictory options, and for layers that aren't there.
     """
-    _check_options(options, but=("schedule", "tile"))
+    _check_options(options, but=("schedule", "tile", "scale_format"))
     wan = _unwrap(transformer)
-    _install(wan, FPSAttention(schedule, tile, **options), {"wan": asdict(from_diffusers(wan.config))})
+    attention = FPSAttention(schedule, tile, scale_format=scale_format, **options)
+    _install(wan, attention, {"wan": asdict(from_diffusers(wan.config))})
 
 
 def install_trained(transformer: WanTransformer3DModel, path: str | Path, **options: Any) -> None:
@@ -155,6 +166,7 @@ class Installed:
         self.processors = [FPSProcessor(layer) for layer in range(layers)]
         self.replaced: list[Any] = []
         self.hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._said: set[Triple] = set()
 
     @torch.compiler.disable
     def before_forward(self, transformer: WanTransformer3DModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -166,7 +178,19 @@ class Installed:
         t, h, w = (size // p for size, p in zip(latents.shape[2:], self.patch, strict=True))
         sigma = noise_level(timestep).to(latents.device).expand(len(latents))
         forward_pass.attention = cut_tile(self.attention, (t, h, w))
+        self._say(transformer, (t, h, w), latents.device)
         forward_pass.plan = forward_pass.attention.plan((t, h, w), sigma)
+
+    def _say(self, transformer: WanTransformer3DModel, grid: Triple, device: torch.device) -> None:
+        """Once a grid, what its passes get, and as a warning what would be faster."""
+        if grid in self._said or self.attention.is_dense:
+            return
+        self._said.add(grid)
+        autocast = torch.is_autocast_enabled(device.type)
+        dtype = torch.get_autocast_dtype(device.type) if autocast else transformer.dtype
+        head_dim = transformer.config.attention_head_dim
+        choice = describe_choice(cast(FPSAttention, forward_pass.attention), grid, device, dtype, head_dim)
+        logger.log(logging.WARNING if choice.faster else logging.INFO, "%s", choice)
 
     @torch.compiler.disable
     def after_forward(self, *_: Any) -> None:
@@ -209,7 +233,7 @@ def noise_level(timestep: Num[Tensor, "b ..."]) -> Float[Tensor, " b"]:
 def cut_tile(attention: FPSAttention, grid: Triple) -> FPSAttention:
     """The attention on a grid that is shorter than its tile: an axis's one tile is then the whole axis."""
     if attention.tile is None:
-        return attention
+        return replace(attention, tile=grid) if prod(grid) < VOLUMES[0] else attention
     t, h, w = map(min, attention.tile, grid)
     return replace(attention, tile=(t, h, w))
 

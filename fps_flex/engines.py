@@ -14,12 +14,14 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.torch_version import TorchVersion
 
 from .checks import show
 from .compile import compiled
@@ -48,6 +50,7 @@ FIGURES = {
     (FLOAT8, True): "triton 604",
 }
 FLASH_HEAD_DIMS = (64, 128)
+LEAST_FLASH = "4.0.0b26"  # before it, its block-sparse backward could read inputs before they were there
 
 # Block sizes and pipelining of the Triton kernel by (dtype, head dim), where FlexAttention's own are not the best.
 TRITON_OPTIONS: dict[tuple[torch.dtype, int], dict[str, int]] = {
@@ -175,8 +178,8 @@ def _obstacle_to_triton(call: Call) -> str | None:
 def _obstacle_to_flash(call: Call) -> str | None:
     if call.device.type != "cuda" or torch.cuda.get_device_capability(call.device) < (9, 0):
         return "needs a Hopper GPU or later"
-    if not flash_is_installed():
-        return "flash-attn-4 isn't installed (pip install --pre flash-attn-4)"
+    if missing := missing_flash():
+        return missing
     if call.dtype != torch.bfloat16:
         return f"{call.dtype_name}, expected bfloat16"
     if call.has_score_mod:
@@ -187,11 +190,16 @@ def _obstacle_to_flash(call: Call) -> str | None:
 
 
 @cache
-def flash_is_installed() -> bool:
+def missing_flash() -> str | None:
+    """Why flash-attn-4 can't be used, and what to do; None if it can."""
+    how = f"(pip install --pre 'flash-attn-4>={LEAST_FLASH}')"
     try:
-        return find_spec("flash_attn.cute") is not None
-    except ImportError:
-        return False
+        found = version("flash-attn-4") if find_spec("flash_attn.cute") else None
+    except (ImportError, PackageNotFoundError):  # also FlashAttention-2's package, which has parts of it
+        found = None
+    if found is None:
+        return f"flash-attn-4 isn't installed {how}"
+    return None if TorchVersion(found) >= LEAST_FLASH else f"flash-attn-4 is {found}, which may read inputs early {how}"
 
 
 def _check_gradients(q: Tensor) -> None:

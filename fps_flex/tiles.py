@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int, Shaped
 
 MOST_SLOTS = 2**31 - 1  # slots are numbered in int32
+VOLUMES = (256, 512)  # tokens of a full tile, the fewest and the most, that plan_tile looks among
 
 logger = logging.getLogger(__name__)
 
@@ -238,19 +239,20 @@ def count_slots(grid: Triple, tile: Triple, block: int) -> int:
 
 
 def plan_tile(
-    grid: Triple, volume: int = 384, volumes: tuple[int, int] = (256, 512), aspect: float = 2.0, block: int = 128
+    grid: Triple, volume: int = 384, volumes: tuple[int, int] = VOLUMES, aspect: float = 2.0, block: int = 128
 ) -> Triple:
     """The tile with the fewest slots for a grid.
 
     Ties go to the tile whose tokens are nearest `volume`, then to the most cubic one.
-    volumes: the fewest and the most tokens of a full tile. aspect: its longest side over its shortest, at most.
+    volumes: the fewest and the most tokens of a full tile. aspect: its longest side over its shortest, at most; a side
+    that is the whole axis can't be longer, and doesn't count as short.
     Raises ValueError when no such tile fits the grid, and for sizes that aren't whole numbers from 1 up.
     """
     grid, volume, block = as_triple("grid", grid), as_whole("volume", volume), as_whole("block", block)
     low, high = _check_volumes(volumes)
     if as_real("aspect", aspect) < 1:
         raise ValueError(f"aspect is {aspect}, expected at least 1")
-    candidates = [tile for tile in _tiles_up_to(high, grid) if low <= prod(tile) and max(tile) <= aspect * min(tile)]
+    candidates = [tile for tile in _tiles_up_to(high, grid) if low <= prod(tile) and _aspect(tile, grid) <= aspect]
     if not candidates:
         raise ValueError(
             f"no tile of {low} to {high} tokens with sides within a factor of {aspect} fits the grid {grid}: "
@@ -261,6 +263,11 @@ def plan_tile(
         return count_slots(grid, tile, block), abs(prod(tile) - volume), max(tile) / min(tile)
 
     return min(candidates, key=cost)
+
+
+def _aspect(tile: Triple, grid: Triple) -> float:
+    """A tile's longest side over the shortest of those that could be longer."""
+    return max(tile) / min((side for side, axis in zip(tile, grid, strict=True) if side < axis), default=max(tile))
 
 
 def _check_volumes(volumes: object) -> tuple[int, int]:

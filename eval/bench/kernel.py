@@ -19,13 +19,13 @@ from fps_flex.checks import as_whole
 from fps_flex.engines import run
 from fps_flex.masks import as_windows, tile_mask
 from train.common.atomic import write_text
-from train.common.work import find_device
+from train.common.work import compute_dtype, find_device
 
 from ..markdown import head_of
 from ..timing import Row, check_out, clock, forget_peak, line_of, peak_gb, write_report
 from .accuracy import exact_rows, relative_error
 from .rivals import dense_rivals
-from .sizes import CONFIGS, GRIDS, TILES, Size, Triple, block_of, compute_dtype
+from .sizes import CONFIGS, GRIDS, TILES, Size, Triple, block_of
 
 Work = Callable[[], Any]
 

@@ -17,13 +17,13 @@ from fps_flex.quant import ScaleFormat
 from fps_flex.wan import Wan
 from fps_flex.wan.auto import sequence_over
 from fps_flex.wan.linears import Linears, check_linears, quantize_linears
-from train.common.work import find_device
+from train.common.work import compute_dtype, find_device
 
 from ..generate.sampling import build_scheduler, list_regimes
 from ..timing import Row, check_some, clock, compare, forget_peak, peak_gb, report
 from .processes import Exchanged, Processes, join, predict
 from .rivals import random_stock
-from .sizes import GRIDS, SIGMAS, Level, Size, attention_of, compute_dtype, draw_inputs, levels_of, random_wan, sized
+from .sizes import GRIDS, SIGMAS, Level, Size, attention_of, draw_inputs, levels_of, random_wan, sized
 
 Way = Literal["one", "ulysses", "halo"]
 Forward = Callable[[torch.Tensor], torch.Tensor]

@@ -13,6 +13,7 @@ import torch
 
 from fps_flex import FPSAttention
 from fps_flex.checks import as_whole
+from fps_flex.choice import FASTEST
 from fps_flex.diffusers import cut_tile, install, uninstall
 from fps_flex.schedule import preset_of
 from train.common.work import find_device
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 VIDEOS = {"tiny": (17, 64, 96), "1.3B": (81, 480, 832), "14B": (81, 720, 1280)}  # frames, rows, columns
 SHIFTS = {"tiny": 3.0, "1.3B": 3.0, "14B": 5.0}  # diffusers' at 480p and at 720p
-ATTENTIONS = {"tiny": FPSAttention(tile=(2, 2, 3), block=16), "1.3B": FPSAttention(), "14B": FPSAttention()}
+ATTENTIONS = {"tiny": FPSAttention(tile=(2, 2, 3), block=16), "1.3B": FASTEST, "14B": FASTEST}
 COLUMNS = ("attention", "blocks", "density", "step_seconds", "over_stock", "peak_gb", "warmup_seconds")
 
 

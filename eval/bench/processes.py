@@ -18,9 +18,9 @@ from fps_flex.checks import as_whole
 from fps_flex.wan import Wan
 from fps_flex.wan.sequence import Call
 from fps_flex.wan.traffic import halo_traffic, ulysses_traffic
-from train.common.work import PATIENCE, find_device, rank_and_world
+from train.common.work import PATIENCE, compute_dtype, find_device, rank_and_world
 
-from .sizes import Triple, compute_dtype
+from .sizes import Triple
 
 Way = Literal["one", "shard", "ulysses", "halo"]
 Result = TypeVar("Result")

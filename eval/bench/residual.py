@@ -19,12 +19,12 @@ from fps_flex.wan import Wan, WanConfig
 from fps_flex.wan.config import Residual
 from fps_flex.wan.keys import to_diffusers
 from fps_flex.wan.weights import build_empty, fill
-from train.common.work import find_device
+from train.common.work import compute_dtype, find_device
 
 from ..timing import Row, check_some, clock, forget_peak, peak_gb, report
 from .accuracy import relative_error
 from .rivals import build_stock, to_bf16
-from .sizes import SIGMAS, attention_of, compute_dtype, draw_inputs, random_wan
+from .sizes import SIGMAS, attention_of, draw_inputs, random_wan
 from .train import Case, Training
 
 Part = Literal["error", "forward", "train"]

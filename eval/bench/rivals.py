@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import flex_attention
 
 from fps_flex.compile import compiled
-from fps_flex.engines import flash_is_installed
+from fps_flex.engines import missing_flash
 from fps_flex.wan import WanConfig
 from fps_flex.wan.stock import diffusers_arguments
 
@@ -31,7 +31,7 @@ def dense_rivals(device: torch.device, backward: bool) -> dict[str, Dense]:
         "SDPA, cuDNN": _sdpa(SDPBackend.CUDNN_ATTENTION),
         "SDPA, FlashAttention-2": _sdpa(SDPBackend.FLASH_ATTENTION),
     }
-    if flash_is_installed():
+    if missing_flash() is None:
         rivals["FlashAttention-4"] = _flash_attention_4
     rivals["FlexAttention, Triton"] = compiled(flex_attention)
     if find_spec("sageattention") and not backward:

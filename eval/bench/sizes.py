@@ -12,6 +12,7 @@ from fps_flex.checks import Triple, as_whole
 from fps_flex.wan import WAN_1_3B, WAN_14B, WAN_TINY, Wan, WanConfig
 from fps_flex.wan.dense import dense_attention
 from fps_flex.wan.weights import build_empty, fill
+from train.common.work import compute_dtype
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -34,10 +35,6 @@ class Level(NamedTuple):
     sigma: float
     index: int
     density: float
-
-
-def compute_dtype(device: torch.device) -> torch.dtype:
-    return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
 def block_of(size: Size) -> int:

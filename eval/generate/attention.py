@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from fps_flex import FPSAttention, Regime, StepSchedule
 from fps_flex.checks import show
+from fps_flex.choice import FASTEST
 from fps_flex.engines import Engine
 from fps_flex.layers import Layers
 from fps_flex.quant import CodeFormat, ScaleFormat
@@ -38,7 +39,7 @@ class AttentionChanges:
     """Options of the attention, each in place of what the weights were trained with; none leaves it as it was.
 
     Released weights were trained with dense attention: block and engine change that, and the others need a schedule,
-    beside which what is left out is FPSAttention's default (tile (6, 8, 8), block 128).
+    beside which what is left out is what is fastest: a tile planned for the grid, and power-of-two scales.
 
     Args:
         schedule: fps, sta, uniform or dense; or bounds, regimes and shift, of which those left out stay.
@@ -115,7 +116,7 @@ def choose_attention(
 def _base_for_released(path: str, changes: AttentionChanges) -> FPSAttention:
     """What options change of weights that were trained dense. Raises ValueError unless they say which attention."""
     if changes.names_schedule():
-        return DENSE if changes.schedule == "dense" else FPSAttention()
+        return DENSE if changes.schedule == "dense" else FASTEST
     unclear = [name for name in changes.named() if name not in FOR_ANY]
     if unclear:
         given = "a part of attention.schedule" if unclear[0] == "schedule" else f"attention.{unclear[0]}"

@@ -20,6 +20,7 @@ from fps_flex.wan.hub import HUB, release_of
 from fps_flex.wan.linears import Linears, quantize_linears
 from fps_flex.wan.release import PartError
 from fps_flex.wan.weights import Weights, Which, build_empty, fill
+from train.common.work import compute_dtype
 
 from .attention import AttentionChanges, choose_attention
 from .experts import LowExpert, open_experts
@@ -93,7 +94,7 @@ class TextToVideo:
 
     def _load(self, weights: Weights, device: torch.device, linears: Linears, residual: Residual | None) -> Wan:
         wan = build_empty(weights.config, self.attention)
-        fill(wan, weights.unrounded.stream(), device, torch.bfloat16 if device.type == "cuda" else torch.float32)
+        fill(wan, weights.unrounded.stream(), device, compute_dtype(device))
         wan.compiled, wan.residual = device.type == "cuda", residual or self.residual
         quantize_linears(wan, linears)
         return wan.eval().requires_grad_(False)

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fps_flex.checks import show
+from fps_flex.choice import describe_choice
 from fps_flex.wan.linears import check_linears
 from fps_flex.wan.sequence import Call
 from train.common.console import one_line, writable
 from train.common.faults import ClipError
 from train.common.pictures import draw_contact_sheet
 from train.common.videos import encode_video, read_clip, unfinished
-from train.common.work import find_device, progress_bar, rank_and_world
+from train.common.work import compute_dtype, find_device, progress_bar, rank_and_world, speaks
 
 from ..timing import peak_gb
 from .jobs import Job, Settings
@@ -104,7 +105,7 @@ def _check(
 @torch.no_grad()
 def _check_attention(model: TextToVideo, clip: Clip, device: torch.device, team: Team) -> None:
     """Raises ValueError for an attention that the device can't compute, or the team can't share."""
-    config, dtype = model.weights.config, torch.bfloat16 if device.type == "cuda" else torch.float32
+    config, dtype = model.weights.config, compute_dtype(device)
     model.attention.check_model(config.layers, config.head_dim)
     plan = model.attention.plan(model.grid(clip.size), torch.zeros(1, device=device))
     model.attention.engine_for(torch.empty(1, config.heads, 1, config.head_dim, dtype=dtype, device=device))
@@ -116,9 +117,16 @@ def _load(
 ) -> Maker:
     if team.leads:
         model.codec.load()
+        _say_attention(model, settings.clip, device)
     prompts = sorted({job.prompt for job in todo} | {settings.negative_prompt})
     states = encode_prompts(model, prompts, device, kept.folder)
     return load_maker(model, settings, states, device, team)
+
+
+def _say_attention(model: TextToVideo, clip: Clip, device: torch.device) -> None:
+    if speaks() and not model.attention.is_dense:
+        dtype, head_dim = compute_dtype(device), model.weights.config.head_dim
+        print(describe_choice(model.attention, model.grid(clip.size), device, dtype, head_dim), flush=True)
 
 
 def _find_todo(kept: Records, jobs: list[Job], mine: list[Job]) -> list[Job]:

@@ -14,6 +14,7 @@ from .predict import as_schedule
 from .result import PRODUCER, Sensitivity
 from .tables import percent
 
+INSTALLED = ("tile", "scale_format")  # whose defaults are others in `install`
 MEASURED_WITH = ("tile", "block", "scale_format", "smooth_k", "rotate")  # and codes
 
 
@@ -64,6 +65,7 @@ def describe_use(measured: Sensitivity, path: Path, chosen: Choices, codes: Code
         f"  python -m train.fit --config YOURS.yaml --config {path} ...",
     ]
     if len(chosen) == 1:
-        options = "".join(f", {name}={x!r}" for name, x in options_of(measured, codes).items() if x != _default(name))
+        named = {k: x for k, x in options_of(measured, codes).items() if k in INSTALLED or x != _default(k)}
+        options = "".join(f", {name}={x!r}" for name, x in named.items())
         lines.append(f'  install(transformer, schedule=StepSchedule.read("{path}"){options})')
     return "\n".join(lines)

@@ -103,7 +103,7 @@ def test_from_the_command_line_and_from_yaml(trained, tmp_path, capsys, option):
 def test_the_line_names_each_option_with_both_values(trained, tmp_path, capsys):
     def line(name, *options):
         made(trained, tmp_path / name, *options)
-        return capsys.readouterr().out.partition("\n")[0]
+        return "".join(x for x in capsys.readouterr().out.splitlines() if x.startswith(str(trained)))
 
     before = f"{trained} gets another attention than it was trained with: "
     assert line("tile", "--frames=8", "--attention.tile=null", "--attention.block=32") == (
@@ -169,8 +169,10 @@ def test_released_weights_stay_dense_without_a_schedule(wan_folder, tmp_path, ca
     assert got == replace(DENSE, engine="eager", block=16)
     assert "block 16 in place of 128, engine eager in place of auto" in capsys.readouterr().out
     got = made(wan_folder, tmp_path / "fps", *small, "--attention.schedule=sta", "--attention.tile=[1,2,2]")
-    assert got == FPSAttention("sta", tile=(1, 2, 2))
-    assert "schedule sta in place of dense, tile (1, 2, 2) in place of null" in capsys.readouterr().out
+    assert got == FPSAttention("sta", tile=(1, 2, 2), scale_format="pow2")
+    said = capsys.readouterr().out
+    assert "schedule sta in place of dense, tile (1, 2, 2) in place of null" in said
+    assert "FPS attention on (1, 2, 3) tokens: schedule sta, tile (1, 2, 2), pow2 scales, engine eager\n" in said
     assert made(wan_folder, tmp_path / "dense", *small, "--attention.schedule=dense") == DENSE
 
 

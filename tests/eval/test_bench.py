@@ -297,5 +297,5 @@ def test_a_pipelines_steps_are_measured_before_and_after_install(tmp_path, capsy
     assert fps["attention"] == "fps" and 0 < fps["density"] < 1 and set(fps["regimes"]) == {0, 1, 2}
     assert all(len(row["all_step_seconds"]) == 5 and row["step_seconds"] > 0 for row in (stock, fps))
     assert fps["over_stock"] == stock["step_seconds"] / fps["step_seconds"]
-    for option, message in (("--attention.tile=null", "name a tile"), ("--steps=0", "expected a whole number")):
+    for option, message in (("--attention.tile=[0,1,1]", "tile is (0, 1, 1)"), ("--steps=0", "expected a whole num")):
         assert message in refused(capsys, command, ["pipeline", "--size=tiny", option])

@@ -78,7 +78,7 @@ def test_saved_again_it_has_the_settings_of_then(tmp_path):
     transformer.save_pretrained(tmp_path)
     install(transformer, "sta", **SMALL)
     transformer.save_pretrained(tmp_path)
-    assert read_settings(tmp_path)[1] == FPSAttention("sta", **SMALL)
+    assert read_settings(tmp_path)[1] == FPSAttention("sta", scale_format="pow2", **SMALL)
     uninstall(transformer)
     transformer.save_pretrained(tmp_path / "stock")
     assert not (tmp_path / "stock" / SETTINGS).exists() and "save_config" not in vars(transformer)

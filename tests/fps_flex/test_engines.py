@@ -1,5 +1,6 @@
 """The compiled path on a CPU: what compiles again, what raises, and that it is never dense in silence."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -204,6 +205,7 @@ def test_what_an_engine_can_not_do_is_named():
 
 
 BF16, FLOAT8 = torch.bfloat16, torch.float8_e4m3fn
+MISSING = "flash-attn-4 isn't installed (pip install --pre 'flash-attn-4>=4.0.0b26')"
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
@@ -213,7 +215,7 @@ def hopper(monkeypatch):
 
     def build(capability=(9, 0), flash=True):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
-        monkeypatch.setattr(engines, "flash_is_installed", lambda: flash)
+        monkeypatch.setattr(engines, "missing_flash", lambda: None if flash else MISSING)
 
     return build
 
@@ -280,5 +282,39 @@ def test_a_gpu_without_float8_or_flash_says_so(hopper):
     with pytest.raises(ValueError, match="flash: needs a Hopper GPU or later.*would work: triton, eager"):
         choose_engine("flash", GPU, BF16, 128, 128, False)
     hopper(flash=False)
-    with pytest.raises(ValueError, match=r"flash-attn-4 isn't installed \(pip install --pre flash-attn-4\)"):
+    with pytest.raises(ValueError, match=re.escape(MISSING)):
         choose_engine("flash", GPU, BF16, 128, 128, False)
+
+
+@pytest.mark.parametrize(
+    ("version", "told"),
+    [
+        ("4.0.0b36", None),
+        ("4.0.0b26", None),
+        ("4.0.0", None),
+        ("4.1.0rc1", None),
+        (
+            "4.0.0b25",
+            "flash-attn-4 is 4.0.0b25, which may read inputs early (pip install --pre 'flash-attn-4>=4.0.0b26')",
+        ),
+        ("4.0.0b9", "flash-attn-4 is 4.0.0b9, which may"),
+        (None, MISSING),
+    ],
+)
+@pytest.mark.parametrize("module", [True, False])
+def test_a_flash_that_is_too_old_is_named(monkeypatch, version, told, module):
+    """Also parts of it in FlashAttention-2's package, and a record without the module."""
+    monkeypatch.setattr(engines, "find_spec", lambda name: module or None)
+
+    def find(name):
+        if version is None:
+            raise engines.PackageNotFoundError(name)
+        return version
+
+    monkeypatch.setattr(engines, "version", find)
+    engines.missing_flash.cache_clear()
+    try:
+        got = engines.missing_flash()
+    finally:
+        engines.missing_flash.cache_clear()
+    assert got is None if told is None and module else (told if module else MISSING) in got

@@ -158,7 +158,8 @@ def test_all_layers_are_one_graph():
 
 @pytest.mark.parametrize("schedule", ["fps", "sta"])
 def test_a_stock_transformer_computes_what_our_own_wan_does(schedule, tmp_path):
-    small, layers = {"tile": (2, 2, 3), "block": 8}, {0: "dense", 1: Regime((1, 1, None), 1)}
+    small = {"tile": (2, 2, 3), "block": 8, "scale_format": "fp32"}
+    layers = {0: "dense", 1: Regime((1, 1, None), 1)}
     transformer = tiny_transformer()
     install(transformer, schedule, **small, layers=layers)
     found = call(transformer, (0.9, 0.4))

@@ -13,7 +13,7 @@ from eval.bench.sizes import random_wan
 from fps_flex import FPSAttention, Regime, StepSchedule
 from fps_flex.algorithm import prepare
 from fps_flex.compile import compiled
-from fps_flex.engines import flash_is_installed, run
+from fps_flex.engines import missing_flash, run
 from fps_flex.quant import channel_scales, fake_quantize, quantize, slot_scales
 from fps_flex.wan import WAN_1_3B, Wan, WanConfig
 from fps_flex.wan.config import Residual
@@ -56,8 +56,8 @@ def test_given_codes_and_scales_equals_the_loop_over_tiles(case):
 
 
 def _skip_without(engine):
-    if engine == "flash" and not flash_is_installed():
-        pytest.skip("flash-attn-4 isn't installed")
+    if engine == "flash" and missing_flash():
+        pytest.skip(missing_flash())
 
 
 def ordered(plan, *shape, dtype=torch.bfloat16):

@@ -47,6 +47,11 @@ def find_device() -> torch.device:
     return device
 
 
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """Of inference there."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
 def wait_for_all() -> None:
     """Until every process is here, however long the slowest takes; torchrun ends all of them when one fails."""
     if rank_and_world()[1] > 1:

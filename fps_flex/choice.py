@@ -1,0 +1,66 @@
+"""What an attention takes on a grid and a device, in a line, and what would be faster there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .attention import FPSAttention
+from .engines import FLOAT8, Call, choose_engine, obstacle
+from .schedule import preset_of
+from .tiles import Triple, count_slots, plan_tile
+
+# What weights that were trained without get: a tile planned for the grid, and scales that the fastest engine can have.
+FASTEST = FPSAttention(tile=None, scale_format="pow2")
+SPARE_SLOTS = 0.03  # of all slots that another tile would save, from which on it is worth a word
+
+
+@dataclass(frozen=True)
+class Choice:
+    """taken: schedule, tile, scales and engine. faster: options in their place, each with what stands in its way."""
+
+    taken: str
+    faster: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return self.taken + (f"; faster would be {' and '.join(self.faster)}" if self.faster else "")
+
+
+def describe_choice(
+    attention: FPSAttention, grid: Triple, device: torch.device, dtype: torch.dtype, head_dim: int
+) -> Choice:
+    """grid: tokens on (T, H, W). dtype: of q, k and v. Raises ValueError where no engine or no tile can be had."""
+    planned = attention.tile is None and not attention.is_dense
+    tile = attention.tile or (plan_tile(grid, block=attention.block) if planned else grid)
+    dtype = FLOAT8 if attention.carrier == "float8" else dtype
+    key = attention.graph_key
+    call = Call(device, dtype, head_dim, attention.block, key.has_score_mod)
+    engine = choose_engine(attention.engine, device, dtype, head_dim, attention.block, key.has_score_mod)
+    scales = f"{attention.scale_format} scales" if attention.quantizes else "nothing quantised"
+    schedule = preset_of(attention.step_schedule) or "of its own"
+    taken = f"schedule {schedule}, tile {tile}{' planned for the grid' if planned else ''}, {scales}, engine {engine}"
+    on_gpu = device.type == "cuda"
+    faster = (_faster_tile(attention, grid), _faster_engine(call) if engine != "flash" else None) if on_gpu else ()
+    return Choice(f"FPS attention on {grid} tokens: {taken}", tuple(filter(None, faster)))
+
+
+def _faster_tile(attention: FPSAttention, grid: Triple) -> str | None:
+    """Another tile, where the attention's own leaves many slots empty."""
+    if attention.tile is None or attention.is_dense:
+        return None
+    own = count_slots(grid, attention.tile, attention.block)
+    try:
+        best = plan_tile(grid, block=attention.block)
+    except ValueError:
+        return None
+    saved = 1 - count_slots(grid, best, attention.block) / own
+    return f"tile {best} ({saved:.0%} fewer slots)" if saved > SPARE_SLOTS else None
+
+
+def _faster_engine(call: Call) -> str | None:
+    """The flash engine, where a GPU could have it."""
+    if call.dtype == FLOAT8 or torch.cuda.get_device_capability(call.device) < (9, 0):
+        return None
+    reason = obstacle("flash", call)
+    return f"engine flash ({reason})" if reason else "engine flash"
