@@ -1,0 +1,96 @@
+"""Compiled graphs kept in a folder between runs: a first step there compiles nothing, also on another machine.
+
+Files are named after the PyTorch, Triton and GPU that they are for, and each run adds one of what it compiled itself.
+PyTorch looks up whether a graph is the one asked for, by its code and options. What it keeps are pickles, which run
+code when they are read.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from train.common.atomic import beside, digest_content
+from train.common.console import check_writable
+from train.left_out import speaks
+
+from ..timing import name_device
+
+SUFFIX = ".graphs"
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def kept_graphs(folder: Path | None) -> Iterator[None]:
+    """Read what earlier runs compiled, and on leaving, however that comes about, add what this one did.
+
+    folder: None keeps nothing. Files for another PyTorch or GPU, and damaged ones, are left out with a line.
+    Raises ValueError where the folder can't be written.
+    """
+    if folder is None:
+        yield
+        return
+    check_writable(folder, "--compile_cache")
+    known = _read(folder)
+    try:
+        yield
+    finally:
+        if speaks():
+            _keep(folder, known)
+
+
+def graphs_for() -> str:
+    """The PyTorch, Triton and GPU here, as a file's name begins."""
+    try:
+        triton = f" triton {version('triton')}"
+    except PackageNotFoundError:
+        triton = ""
+    return re.sub(r"[^\w.+]+", "-", f"torch {torch.__version__}{triton} {name_device()}")
+
+
+def _read(folder: Path) -> set[str]:
+    """Keys of the graphs that were read."""
+    here, files = graphs_for(), sorted(folder.glob(f"*{SUFFIX}"))
+    others = sorted({x.name.rpartition("-")[0] for x in files} - {here})
+    if others and speaks():
+        logger.warning("%s has graphs for %s, which are of no use to %s", folder, ", ".join(others), here)
+    return {key for file in files if file.name.rpartition("-")[0] == here for key in _load(file)}
+
+
+def _load(file: Path) -> set[str]:
+    its_logger = logging.getLogger("torch.compiler._cache")
+    its_logger.disabled = True  # which shows a traceback
+    try:
+        found = torch.compiler.load_cache_artifacts(file.read_bytes())
+    except Exception:  # pickles from anywhere raise anything
+        found = None
+    finally:
+        its_logger.disabled = False
+    if found is None:
+        logger.warning("%s can't be read, expected graphs of an earlier run: they are compiled anew", file)
+        return set()
+    return _keys(found)
+
+
+def _keep(folder: Path, known: set[str]) -> None:
+    """Write what was compiled, unless all of it was read. What fails costs the file alone."""
+    saved = torch.compiler.save_cache_artifacts()
+    if saved is None or _keys(saved[1]) <= known:
+        return
+    path = folder / f"{graphs_for()}-{digest_content(saved[0])[:12]}{SUFFIX}"
+    try:
+        with beside(path) as temporary:
+            temporary.write_bytes(saved[0])
+    except OSError as error:
+        logger.warning("%s was not written (%s): the next run compiles anew", path, error.strerror or error)
+
+
+def _keys(info: torch.compiler._cache.CacheInfo) -> set[str]:
+    return {key for keys in info.artifacts.values() for key in keys}

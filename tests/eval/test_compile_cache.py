@@ -1,0 +1,90 @@
+"""Graphs that one run compiles and the next one reads."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from eval.generate.compile_cache import SUFFIX, graphs_for, kept_graphs
+
+RUN = """
+import json, sys, torch
+from pathlib import Path
+from torch._dynamo.utils import counters
+from eval.generate.compile_cache import kept_graphs
+
+try:
+    with kept_graphs(Path(sys.argv[1])):
+        given = torch.arange(64.0)
+        assert torch.equal(torch.compile(lambda x: x.relu() * int(sys.argv[2]))(given), given * int(sys.argv[2]))
+        if sys.argv[3:]:
+            raise KeyboardInterrupt
+except KeyboardInterrupt:
+    pass
+print(json.dumps({name: counters["inductor"][f"fxgraph_cache_{name}"] for name in ("hit", "miss")}))
+"""
+
+
+def run(tmp_path, number, *args):
+    """In a process whose own caches are empty. What was found in the folder and what was not, and what it says."""
+    found = subprocess.run(
+        [sys.executable, "-c", RUN, str(tmp_path / "kept"), *args], capture_output=True, text=True, check=True,
+        env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / f"own{number}")},
+    )  # fmt: skip
+    return json.loads(found.stdout), found.stderr
+
+
+@pytest.mark.compiles
+@pytest.mark.slow
+def test_what_one_run_compiles_the_next_one_reads(tmp_path):
+    """Also of one that is interrupted, and what a later one adds."""
+    assert run(tmp_path, 1, "2", "stop")[0] == {"hit": 0, "miss": 1}
+    (file,) = (tmp_path / "kept").iterdir()
+    first = file.read_bytes()
+    assert run(tmp_path, 2, "2")[0] == {"hit": 1, "miss": 0} and file.read_bytes() == first
+    assert run(tmp_path, 3, "3")[0] == {"hit": 0, "miss": 1}
+    assert len([*(tmp_path / "kept").iterdir()]) == 2 and file.read_bytes() == first
+    assert run(tmp_path, 4, "2")[0] == {"hit": 1, "miss": 0}
+
+
+@pytest.mark.parametrize("content", [b"", b"no graphs", bytes(1000)])
+def test_a_damaged_file_is_one_line(tmp_path, caplog, content):
+    (tmp_path / f"{graphs_for()}-0123456789ab{SUFFIX}").write_bytes(content)
+    with kept_graphs(tmp_path):
+        pass
+    (record,) = caplog.records
+    assert (
+        f"-0123456789ab{SUFFIX} can't be read, expected graphs of an earlier run: they are compiled anew"
+        in record.getMessage()
+    )
+
+
+def test_another_version_or_gpu_is_left_alone_with_a_line(tmp_path, caplog):
+    other = tmp_path / f"torch-2.9.0-triton-3.4.0-NVIDIA-H100-80GB-HBM3-0123456789ab{SUFFIX}"
+    other.write_bytes(b"theirs")
+    with kept_graphs(tmp_path):
+        pass
+    (record,) = caplog.records
+    said = record.getMessage()
+    assert (
+        f"has graphs for torch-2.9.0-triton-3.4.0-NVIDIA-H100-80GB-HBM3, which are of no use to {graphs_for()}" in said
+    )
+    assert other.read_bytes() == b"theirs"
+
+
+def test_a_name_has_version_and_machine(monkeypatch):
+    monkeypatch.setattr("eval.generate.compile_cache.name_device", lambda: "NVIDIA H100 80GB/HBM3")
+    monkeypatch.setattr("eval.generate.compile_cache.version", lambda name: "3.6.0")
+    assert graphs_for() == f"torch-{torch.__version__}-triton-3.6.0-NVIDIA-H100-80GB-HBM3"
+
+
+def test_nothing_is_kept_where_nothing_is_asked_for_or_compiled(tmp_path):
+    with kept_graphs(None):
+        pass
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(ValueError, match="--compile_cache"), kept_graphs(file / "folder"):
+        pass
