@@ -5,6 +5,7 @@ python -m eval.bench profile --size 14B      where that time goes, kernel by ker
 python -m eval.bench length                  the same over growing grids
 python -m eval.bench model --size 14B        a forward pass of the transformer beside stock diffusers'
 python -m eval.bench pipeline --size 1.3B    a step of a stock diffusers pipeline, before and after `install`
+python -m eval.bench video --size 14B        a whole video, from prompt to mp4, stage by stage
 python -m eval.bench train --size 1.3B       training steps
 python -m eval.bench residual --size 1.3B    what an fp32 residual stream saves in error, and costs
 python -m eval.bench data                    reading a prepared data set
@@ -29,6 +30,7 @@ from .pipeline import pipeline
 from .profile import profile
 from .residual import residual
 from .train import train
+from .video import video
 
 
 def command(args: list[str] | None = None) -> None:
@@ -36,7 +38,7 @@ def command(args: list[str] | None = None) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     with cli_errors("stopped; what was measured before is written"):
-        commands = [kernel, profile, length, model, pipeline, train, residual, data, accuracy]
+        commands = [kernel, profile, length, model, pipeline, video, train, residual, data, accuracy]
         try:
             run_command(commands, args, lists=(), prog="python -m eval.bench", description=__doc__.splitlines()[0])
         except ValueError:

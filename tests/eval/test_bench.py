@@ -299,3 +299,15 @@ def test_a_pipelines_steps_are_measured_before_and_after_install(tmp_path, capsy
     assert fps["over_stock"] == stock["step_seconds"] / fps["step_seconds"]
     for option, message in (("--attention.tile=[0,1,1]", "tile is (0, 1, 1)"), ("--steps=0", "expected a whole num")):
         assert message in refused(capsys, command, ["pipeline", "--size=tiny", option])
+
+
+def test_a_video_is_timed_stage_by_stage(tmp_path, capsys):
+    options = ["--size=tiny", "--linears=bf16", "--steps=2", "--rounds=2", f"--out={tmp_path / 'video.json'}"]
+    command(["video", *options])
+    report = json.loads((tmp_path / "video.json").read_text())
+    *stages, total = report["rows"]
+    assert [row["stage"] for row in stages] == ["text encoder", "denoising", "VAE", "mp4"] and 0 < report["density"] < 1
+    assert all(len(row["all_seconds"]) == 2 and row["first_seconds"] > 0 for row in stages)
+    assert total["stage"] == "all" and total["seconds"] == pytest.approx(sum(row["seconds"] for row in stages))
+    for option, message in (("--linears=fp8", "linears fp8 need a GPU"), ("--steps=0", "expected a whole number")):
+        assert message in refused(capsys, command, ["video", "--size=tiny", "--linears=bf16", option])
