@@ -18,6 +18,7 @@ import torch
 
 from fps_flex import FPSAttention
 from fps_flex.checks import as_whole, at_home, show
+from fps_flex.choice import FASTEST
 from fps_flex.quant import CodeFormat, Granularity
 from fps_flex.schedule import Window
 from fps_flex.tiles import plan_tile
@@ -127,7 +128,7 @@ def find_base(model: TextToVideo, settings: Settings, changes: AttentionChanges)
         raise ValueError(
             f"attention.{refused[0]} is given, and --windows, --granularities and --codes say what to try: leave it out"
         )
-    trained = trained_attention(model.weights) or FPSAttention()
+    trained = trained_attention(model.weights) or FASTEST
     base = changes.apply(replace(trained, schedule="fps", quantize=True, sparse=True, carrier="input", layers=None))
     if base.tile is None:
         base = replace(base, tile=plan_tile(model.grid(settings.clip.size), block=base.block))

@@ -409,7 +409,7 @@ def test_the_configuration_of_the_tiny_lora_runs(base, tmp_path):
     module = train_words(
         ["--config=configs/tiny-lora.yaml", f"--model.checkpoint={base}", f"--run={tmp_path / 'run'}", *short]
     )
-    assert module.making.lora.rank == 16 and module.objective == "distill" and module.flow_weight == 0
+    assert module.making.lora.rank == 64 and module.objective == "distill" and module.flow_weight == 0
 
 
 @pytest.mark.parametrize("base_dtype", ["fp32", "bf16"])
