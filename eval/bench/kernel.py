@@ -23,7 +23,7 @@ from train.common.work import find_device
 
 from ..markdown import head_of
 from ..timing import Row, check_out, clock, forget_peak, line_of, peak_gb, write_report
-from .accuracy import exact_rows, relative_error
+from .exact import exact_rows, relative_error
 from .rivals import dense_rivals
 from .sizes import CONFIGS, GRIDS, TILES, Size, Triple, block_of, compute_dtype
 
