@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from eval.bench.exact import relative_error
+from eval.generate.jobs import Options
 from eval.generate.models import TextToVideo, open_model
 from eval.timing import Row, report
 from fps_flex import FPSAttention, Regime, StepSchedule
@@ -64,7 +65,7 @@ def accuracy(
         sizes = {"grid": grid, "tile": tile, "heads": heads, "head_dim": dim}
         cases = ((name, _draw(name, grid, heads, dim, seed, find_device()), FPSAttention(tile=tile)) for name in RANDOM)
     else:
-        model = open_model(checkpoint)
+        model = open_model(Options(checkpoint))
         grid, sizes = model.grid(model.clip.size), {"checkpoint": checkpoint}
         cases = ((f"layer {i}", qkv, model.attention) for i, qkv in enumerate(qkv_of(model, seed)))
     rows = (row for name, qkv, base in cases for row in _measure(name, qkv, base, grid))

@@ -73,9 +73,7 @@ def check_passes(parallel: Parallel, settings: Settings) -> None:
 
 def resolve_settings(options: Options) -> tuple[TextToVideo, Settings]:
     """A checkpoint, opened and checked, and how it makes videos. Raises ValueError for what doesn't fit."""
-    x = options
-    loras = (x.lora or (), x.low_noise_lora, x.base)
-    model = open_model(x.checkpoint, x.weights, x.encoders, x.attention, x.low_noise, x.boundary, *loras)
+    x, model = options, open_model(options)
     require("guidance", x.guidance, least=0, most=MOST_GUIDANCE)
     given = {name: value for name in ("frames", "height", "width", "fps") if (value := getattr(x, name)) is not None}
     clip = replace(model.clip, **given)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -22,15 +22,11 @@ from train.common.videos import encode_video, read_clip, unfinished
 from train.common.work import find_device, progress_bar, rank_and_world
 
 from ..timing import peak_gb
-from .jobs import Job, Settings
+from .jobs import Clip, Job, Settings
 from .maker import Maker, encode_prompts, load_maker
-from .models import Clip, TextToVideo
+from .models import TextToVideo
 from .records import Records, open_records
 from .teams import Team
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
-    from torch import Tensor
 
 SHOWN = 10  # lines about videos that are made again
 
@@ -72,33 +68,31 @@ def make_videos(
     full.
     """
     device, team = find_device(), team or Team(*rank_and_world())
-    kept = team.together(lambda: _check(model, settings, jobs, device, team, out, records), everyone=True)
+
+    def check() -> Records:
+        """Before anything is looked for or made."""
+        check_linears(settings.linears, device)
+        _check_attention(model, settings.clip, device, team)
+        kept = open_records(model, settings, out, records)
+        for record in (kept.shared, *({"prompt": prompt} for prompt in {job.prompt for job in jobs})):
+            _check_text(record)
+        return kept
+
+    def load() -> Maker:
+        if team.leads:
+            model.codec.load()
+        prompts = sorted({job.prompt for job in todo} | {settings.negative_prompt})
+        return load_maker(model, settings, encode_prompts(model, prompts, device, kept.folder), device, team)
+
+    kept = team.together(check, everyone=True)
     with ExitStack() as stack:
         team.together(lambda: team.leads and stack.enter_context(writable(out, kept.folder)), everyone=True)
         mine = jobs[team.number :: team.count]
         todo = team.together(lambda: _find_todo(kept, jobs, mine) if team.leads else [], everyone=True)
         todo = team.from_leader(todo)
         if todo:
-            _make_all(team.together(lambda: _load(model, settings, todo, device, kept, team)), kept, todo)
+            _make_all(team.together(load), kept, todo)
     return kept.count_missing(jobs) == 0
-
-
-def _check(
-    model: TextToVideo,
-    settings: Settings,
-    jobs: list[Job],
-    device: torch.device,
-    team: Team,
-    out: Path,
-    records: Path | None,
-) -> Records:
-    """Raises ValueError as above, before anything is looked for or made."""
-    check_linears(settings.linears, device)
-    _check_attention(model, settings.clip, device, team)
-    kept = open_records(model, settings, out, records)
-    for record in (kept.shared, *({"prompt": prompt} for prompt in {job.prompt for job in jobs})):
-        _check_text(record)
-    return kept
 
 
 @torch.no_grad()
@@ -109,16 +103,6 @@ def _check_attention(model: TextToVideo, clip: Clip, device: torch.device, team:
     plan = model.attention.plan(model.grid(clip.size), torch.zeros(1, device=device))
     model.attention.engine_for(torch.empty(1, config.heads, 1, config.head_dim, dtype=dtype, device=device))
     team.sequence.share(Call(model.attention, plan, torch.zeros(1), config.heads, config.head_dim, dtype))
-
-
-def _load(
-    model: TextToVideo, settings: Settings, todo: list[Job], device: torch.device, kept: Records, team: Team
-) -> Maker:
-    if team.leads:
-        model.codec.load()
-    prompts = sorted({job.prompt for job in todo} | {settings.negative_prompt})
-    states = encode_prompts(model, prompts, device, kept.folder)
-    return load_maker(model, settings, states, device, team)
 
 
 def _find_todo(kept: Records, jobs: list[Job], mine: list[Job]) -> list[Job]:
@@ -145,9 +129,7 @@ def _make_all(maker: Maker, kept: Records, todo: list[Job]) -> None:
         bar = progress.add_task("steps", total=len(todo) * maker.settings.steps)
         for job in todo:
             started = time.perf_counter()
-            if maker.device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(maker.device)
-            team.together(lambda: _make(maker, kept, job, lambda: progress.advance(bar), started))  # noqa: B023
+            team.together(lambda: _make(maker, kept, job, lambda: progress.advance(bar)))  # noqa: B023
             if team.leads:
                 progress.console.print(f"wrote {kept.video(job)}", soft_wrap=True, highlight=False, markup=False)
             if job is todo[0] and len(todo) > 1 and rank == 0:
@@ -155,19 +137,19 @@ def _make_all(maker: Maker, kept: Records, todo: list[Job]) -> None:
                 progress.console.print(line, soft_wrap=True, highlight=False)
 
 
-def _make(maker: Maker, kept: Records, job: Job, after_step: Callable[[], None], started: float) -> None:
-    """By all processes of the team; its leader has the codec, and keeps the video."""
-    latents = maker.sample(job, after_step)
-    if maker.team.leads:
-        _keep(kept, job, maker.decode(latents), maker, started)
+def _make(maker: Maker, kept: Records, job: Job, after_step: Callable[[], None]) -> None:
+    """By all processes of the team; its leader has the codec, and keeps the video.
 
-
-def _keep(kept: Records, job: Job, video: Float[Tensor, "3 f h w"], maker: Maker, started: float) -> None:
-    """The record comes first: a stop in between leaves one without its video, which is then missing.
-
-    Raises ValueError where they can't be written.
+    The record comes first: a stop in between leaves one without its video, which is then missing. Raises ValueError
+    where they can't be written.
     """
-    path, settings = kept.video(job), maker.settings
+    started, path, settings = time.perf_counter(), kept.video(job), maker.settings
+    if maker.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(maker.device)
+    latents = maker.sample(job, after_step)
+    if not maker.team.leads:
+        return
+    video = maker.decode(latents)
     try:
         with unfinished(path) as temporary:
             encode_video(temporary, video, settings.clip.fps, settings.lossless)

@@ -17,7 +17,7 @@ from train.common.atomic import digest_file
 from train.common.videos import ClipError, open_video
 from train.common.work import progress_bar
 
-from ..generate.models import Clip
+from ..generate.jobs import Clip
 from ..reading import NoFile, read_json, shape, write_json
 from .plan import fold
 from .suite import FLICKER, SEEDS, Plan

@@ -11,7 +11,7 @@ from typing import Literal
 from fps_flex.checks import show
 from train.common.atomic import digest_content
 
-from ..generate.models import Clip
+from ..generate.jobs import Clip
 from ..reading import NoFile, is_zip, open_zip, parse, parse_json, read_bytes, read_zipped, write_json
 
 INFO = "VBench_full_info.json"

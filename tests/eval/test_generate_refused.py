@@ -10,6 +10,7 @@ import torch
 from eval.bench.__main__ import command as bench
 from eval.fidelity.command import command as fidelity
 from eval.generate.command import command
+from eval.generate.jobs import Options
 from eval.generate.models import open_model
 from eval.vbench.__main__ import command as vbench
 from fps_flex.wan import Wan
@@ -235,13 +236,13 @@ def test_a_damaged_checkpoint_says_how(trained, tmp_path, keep, line):
     path = tmp_path / "last.ckpt"
     path.write_bytes(trained.read_bytes()[:keep])
     with pytest.raises(ValueError, match=f"{path} {line}"):
-        open_model(str(path))
+        open_model(Options(str(path)))
 
 
 def test_the_folder_of_a_run_leads_to_its_checkpoint(trained):
     for folder in (trained.parent, trained.parent.parent):
         with pytest.raises(ValueError, match=f"name a checkpoint of training, such as {trained}"):
-            open_model(str(folder))
+            open_model(Options(str(folder)))
 
 
 @pytest.mark.parametrize("name", ["generate", "fidelity"])

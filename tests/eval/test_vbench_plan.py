@@ -8,7 +8,7 @@ import pytest
 
 import eval.vbench.check
 import eval.vbench.plan
-from eval.generate.models import Clip
+from eval.generate.jobs import Clip
 from eval.vbench.__main__ import command
 from eval.vbench.check import check_videos
 from eval.vbench.plan import PlanOptions, find_clashes, ignores_case, make_plan, name_video
