@@ -23,7 +23,6 @@ from .teams import Team
 
 if TYPE_CHECKING:
     from jaxtyping import Float
-    from torch import Tensor
 
     from .jobs import Job, Settings
 

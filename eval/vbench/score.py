@@ -19,13 +19,14 @@ from train.common.work import progress_bar
 from ..reading import NoFile, read_json, write_json
 from . import flicker
 from .cache import Cache
-from .check import find_usable, warn_of_strays
+from .check import find_usable
 from .official import Outcome, Scorer, ScorerOptions, score_official
 from .plan import choose_dimensions
-from .preflight import NEEDS, STATIC_FILTER, check_all, describe_readiness
+from .preflight import check_all, describe_readiness
 from .results import parse_ours
 from .suite import DIMENSIONS, FLICKER, Plan, Planned
 from .values import Result, add_note, mean, to_value, to_weight
+from .weights import NEEDS, STATIC_FILTER
 
 log = logging.getLogger("fps_flex")
 STATIC = 5  # videos of a prompt that the static filter keeps
@@ -214,9 +215,7 @@ def score(
     scorer = options.open()
     checked = check_all(chosen, scorer)
     print("\n".join(describe_readiness(checked)))
-    usable = find_usable(videos, (x.name for x in plan.videos if {*x.dimensions} & {*chosen}), out)
-    warn_of_strays(videos, plan)
-    run, results = Scoring(videos, plan, out / "scores", *usable, scorer), {}
+    run, results = Scoring(videos, plan, out / "scores", *find_usable(videos, plan, chosen, out), scorer), {}
     for name, one in checked.items():
         if name == FLICKER:
             results[name] = run.score_flicker(one.ready)
