@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fps_flex.attention import with_earlier
-from fps_flex.checks import is_real, show
+from fps_flex.checks import show
 from train.common.atomic import ELSEWHERE, digest_file, write_json
 
 from ..timing import find_commit, name_device
@@ -138,11 +138,6 @@ def read_record(file: Path, expected: dict[str, Any]) -> dict[str, Any] | None:
 def part_of(record: dict[str, Any], name: str) -> dict[str, Any]:
     """Of a record that anyone may have written: empty where it has none, or something else."""
     return part if isinstance(part := record.get(name), dict) else {}
-
-
-def numbers_of(records: Iterable[dict[str, Any]], name: str) -> list[float]:
-    """Likewise, of those that have one."""
-    return [float(record[name]) for record in records if is_real(record.get(name))]
 
 
 def _digest(video: Path) -> str | None:
