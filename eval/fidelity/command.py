@@ -114,10 +114,10 @@ def _make_rows(rows: list[Row], opened: list[tuple[TextToVideo, Settings]], jobs
         records.check_all(jobs)
     finished = not any(records.count_missing(jobs) for records in kept)
     complete = True
-    for row, pair in zip(rows, opened, strict=True):
+    for row, records in zip(rows, kept, strict=True):
         print(f"{row.name}: {row.attention}; {row.weights}", flush=True)
-        complete &= make_videos(*pair, jobs, row.folder)
-        pair[0].codec.unload()  # each row has its own, and the memory must do for one
+        complete &= make_videos(records, jobs)
+        records.model.codec.unload()  # each row has its own, and the memory must do for one
     if complete and not (finished and rank_and_world()[0] > 0):
         return True
     print("the last process to finish its videos writes the report, or the first one where all are there", flush=True)

@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from fps_flex.checks import at_home, require
+from fps_flex.wan.linears import check_linears
 from train.common.atomic import check_ours
 from train.common.console import cli_errors, run_command
+from train.common.work import find_device
 
 from .jobs import Job, Options, Settings
 from .loras import LISTS
 from .models import TextToVideo, open_model
 from .prompts import file_name, read_prompts
+from .records import Records, open_records
 from .sampling import MOST_GUIDANCE, build_scheduler
 from .sizes import check_size
 from .teams import Parallel, form_team
@@ -52,16 +55,16 @@ def main(
     out, prompts = at_home(out), prompts and at_home(prompts)
     sheet, team = out / "contact.png", form_team(parallel)
 
-    def resolve() -> tuple[list[Job], TextToVideo, Settings]:
+    def resolve() -> tuple[list[Job], Records]:
         jobs = plan_jobs(read_prompts(prompt, prompts), count, seed)
         check_ours(sheet)
         model, settings = resolve_settings(Options(**options))
         check_passes(parallel, settings)
-        return jobs, model, settings
+        return jobs, open_records(model, settings, out)
 
-    jobs, model, settings = team.together(resolve, everyone=True)
-    if make_videos(model, settings, jobs, out, team=team) and team.leads:
-        draw_contacts(sheet, out, jobs[:8], settings.clip)
+    jobs, kept = team.together(resolve, everyone=True)
+    if make_videos(kept, jobs, team) and team.leads:
+        draw_contacts(sheet, out, jobs[:8], kept.settings.clip)
     team.disband()
 
 
@@ -74,6 +77,7 @@ def check_passes(parallel: Parallel, settings: Settings) -> None:
 def resolve_settings(options: Options) -> tuple[TextToVideo, Settings]:
     """A checkpoint, opened and checked, and how it makes videos. Raises ValueError for what doesn't fit."""
     x, model = options, open_model(options)
+    check_linears(x.linears, find_device())
     require("guidance", x.guidance, least=0, most=MOST_GUIDANCE)
     given = {name: value for name in ("frames", "height", "width", "fps") if (value := getattr(x, name)) is not None}
     clip = replace(model.clip, **given)

@@ -28,8 +28,13 @@ OF_WEIGHTS = {"fingerprints", "trained_steps", "low_noise_trained_steps"}
 
 @dataclass(frozen=True)
 class Records:
-    """Videos in a folder, and their records in that or another. shared: what all records say of these settings."""
+    """Videos in a folder, and their records in that or another, of a model and settings.
 
+    shared: what all records say of these.
+    """
+
+    model: TextToVideo
+    settings: Settings
     videos: Path
     folder: Path
     shared: dict[str, Any]
@@ -109,7 +114,7 @@ def open_records(model: TextToVideo, settings: Settings, out: Path, folder: Path
         "versions": versions,
         "machine": {"device": name_device(), "commit": find_commit(), "versions": versions},
     }
-    return Records(out, folder or out, json.loads(json.dumps(shared)))
+    return Records(model, settings, out, folder or out, json.loads(json.dumps(shared)))
 
 
 def read_record(file: Path, expected: dict[str, Any]) -> dict[str, Any] | None:

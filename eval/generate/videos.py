@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from fps_flex.checks import show
-from fps_flex.wan.linears import check_linears
 from fps_flex.wan.sequence import Call
 from train.common.console import one_line, writable
 from train.common.faults import ClipError
@@ -22,10 +21,10 @@ from train.common.videos import encode_video, read_clip, unfinished
 from train.common.work import find_device, progress_bar, rank_and_world
 
 from ..timing import peak_gb
-from .jobs import Clip, Job, Settings
+from .jobs import Clip, Job
 from .maker import Maker, encode_prompts, load_maker
 from .models import TextToVideo
-from .records import Records, open_records
+from .records import Records
 from .teams import Team
 
 SHOWN = 10  # lines about videos that are made again
@@ -49,34 +48,22 @@ def memory_in_a_line() -> Iterator[None]:
 
 
 @memory_in_a_line()
-def make_videos(
-    model: TextToVideo,
-    settings: Settings,
-    jobs: list[Job],
-    out: Path,
-    records: Path | None = None,
-    team: Team | None = None,
-) -> bool:
+def make_videos(kept: Records, jobs: list[Job], team: Team | None = None) -> bool:
     """Make what is missing of this process's share of the jobs; returns whether the videos of all jobs are there.
 
     Under torchrun the jobs are dealt out to the processes, one to a GPU, which holds both of two experts, or to teams
-    of them. Files appear whole or not at all.
-    records: folder of the JSON of each video's settings; None puts them beside the videos. team: None is one process.
+    of them. Files appear whole or not at all. team: None is one process.
     Videos that are broken, or of weights that lay where others lie now, are made again. Raises ValueError when a folder
     can't be written, or holds videos made with other settings or what is no video of such a run, for encoders that
-    can't be loaded, as `check_linears`, and where a team can't share a video; torch.OutOfMemoryError when the memory is
-    full.
+    can't be loaded, and where a team can't share a video; torch.OutOfMemoryError when the memory is full.
     """
-    device, team = find_device(), team or Team(*rank_and_world())
+    device, team, model, settings = find_device(), team or Team(*rank_and_world()), kept.model, kept.settings
 
-    def check() -> Records:
+    def check() -> None:
         """Before anything is looked for or made."""
-        check_linears(settings.linears, device)
         _check_attention(model, settings.clip, device, team)
-        kept = open_records(model, settings, out, records)
         for record in (kept.shared, *({"prompt": prompt} for prompt in {job.prompt for job in jobs})):
             _check_text(record)
-        return kept
 
     def load() -> Maker:
         if team.leads:
@@ -84,9 +71,9 @@ def make_videos(
         prompts = sorted({job.prompt for job in todo} | {settings.negative_prompt})
         return load_maker(model, settings, encode_prompts(model, prompts, device, kept.folder), device, team)
 
-    kept = team.together(check, everyone=True)
+    team.together(check, everyone=True)
     with ExitStack() as stack:
-        team.together(lambda: team.leads and stack.enter_context(writable(out, kept.folder)), everyone=True)
+        team.together(lambda: team.leads and stack.enter_context(writable(kept.videos, kept.folder)), everyone=True)
         mine = jobs[team.number :: team.count]
         todo = team.together(lambda: _find_todo(kept, jobs, mine) if team.leads else [], everyone=True)
         todo = team.from_leader(todo)
