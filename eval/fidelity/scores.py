@@ -7,12 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import track
-
 from train.common.atomic import digest_content, digest_file, write_text
 from train.common.faults import ClipError
-from train.common.work import find_device
+from train.common.work import find_device, progress_bar
 
 from ..reading import read_json
 from .pairs import Row, Video, look_at, nothing_left
@@ -46,11 +43,12 @@ def measure(out: Path, rows: list[Row], videos: list[Video]) -> Scores:
     looks, left_out = look_at(rows, videos)
     metrics, not_measured = find_metrics(*map(min, zip(*(look.size for look in looks.values()), strict=True)))
     measured: dict[Video, list[Frames]] = {}
-    for video in track([*looks], "measuring", console=Console(stderr=True), transient=True):
-        try:
-            measured[video] = [_measure(out, row, rows[0], video, metrics) for row in rows[1:]]
-        except ClipError as error:
-            left_out[video.name] = str(error)
+    with progress_bar() as progress:
+        for video in progress.track([*looks], description="measuring"):
+            try:
+                measured[video] = [_measure(out, row, rows[0], video, metrics) for row in rows[1:]]
+            except ClipError as error:
+                left_out[video.name] = str(error)
     if not measured:
         raise nothing_left(left_out)
     of = {row.name: {video.name: frames[i] for video, frames in measured.items()} for i, row in enumerate(rows[1:])}

@@ -255,10 +255,10 @@ def write_leaderboard(out: Path, report: Report) -> str:
     files |= {ZIP: zip_texts(texts)} if whole else {}
     written = read_written(out)
     theirs = [name for name in files if not is_ours(out / name, name, written)]
-    with writing(out, (name for name in files if name not in theirs)):
-        for name, content in files.items():
-            if name not in theirs:
-                write_plainly(out / name, content)
+    ours = {name: content for name, content in files.items() if name not in theirs}
+    with writing(out, ours):
+        for name, content in ours.items():
+            write_plainly(out / name, content)
     if not whole and ZIP in written and is_ours(out / ZIP, ZIP, written):
         (out / ZIP).unlink(missing_ok=True)
     lines = [] if ZIP in theirs else [f"wrote {out / ZIP}"]

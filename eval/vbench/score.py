@@ -25,7 +25,7 @@ from .plan import choose_dimensions
 from .preflight import check_all, describe_readiness
 from .results import parse_ours
 from .suite import DIMENSIONS, FLICKER, Plan, Planned
-from .values import Result, add_note, mean, to_value, to_weight
+from .values import Result, add_note, group, mean, to_value, to_weight
 from .weights import NEEDS, STATIC_FILTER
 
 log = logging.getLogger("fps_flex")
@@ -95,12 +95,8 @@ class Scoring:
                 items.append({"name": video.name, "prompt": video.prompt, "static": static})
             counts[video.prompt] += bool(static)
         outcome = self._ask(STATIC_FILTER, items, scorer)
-        kept: Kept = {video.prompt: [] for video in every}
-        for video in usable:
-            value, _ = outcome.results.get(video.name, (0.0, 1))
-            if value and len(kept[video.prompt]) < STATIC:
-                kept[video.prompt].append(video.name)
-        return kept, outcome
+        static = group((x.prompt, x.name) for x in usable if outcome.results.get(x.name, (0.0, 1))[0])
+        return {video.prompt: static.get(video.prompt, [])[:STATIC] for video in every}, outcome
 
     def _ask(self, dimension: str, items: list[dict[str, Any]], scorer: dict[str, Any]) -> Outcome:
         """The official package's values: those known, and what it says of the other videos now."""
