@@ -57,14 +57,12 @@ def measure(out: Path, rows: list[Row], videos: list[Video]) -> Scores:
 
 def _measure(out: Path, row: Row, reference: Row, video: Video, metrics: dict[str, Metric]) -> Frames:
     """Raises ClipError for what can't be decoded, and numbers that aren't finite."""
-    ours, theirs = row.file(video), reference.file(video)
-    file = find_file(out, row, video)
+    ours, theirs, file = row.file(video), reference.file(video), find_file(out, row, video)
     key = {"candidate": digest_file(ours), "reference": digest_file(theirs), "metrics": list(metrics)}
     frames = _read(file, key)
     if frames is None:
         frames = compare(ours, theirs, metrics, find_device())
-        entry = {**key, "frames": frames, "sha256": _digest(frames)}
-        write_text(file, json.dumps(entry, allow_nan=False) + "\n")
+        write_text(file, json.dumps({**key, "frames": frames, "sha256": _digest(frames)}, allow_nan=False) + "\n")
     return frames
 
 
@@ -87,8 +85,8 @@ def _digest(frames: Frames | None) -> str:
 def _read(file: Path, key: dict[str, Any]) -> Frames | None:
     """What was measured before; None where that is missing, broken, written over or of other files."""
     try:
-        entry = read_json(file)
+        entry = read_json(file, dict[str, Any])
     except ValueError:
         return None
-    frames = entry.get("frames") if isinstance(entry, dict) else None
+    frames = entry.get("frames")
     return frames if entry == {**key, "frames": frames, "sha256": _digest(frames)} else None

@@ -18,7 +18,7 @@ from train.common.videos import ClipError, open_video
 from train.common.work import progress_bar
 
 from ..generate.jobs import Clip
-from ..reading import NoFile, read_json, shape, write_json
+from ..reading import NoFile, read_json, write_json
 from .plan import fold
 from .suite import FLICKER, SEEDS, Plan
 
@@ -147,17 +147,14 @@ def find_usable(
 def see_all(folder: Path, names: list[str], cache: Path) -> dict[str, Seen]:
     known = read_seen(cache)
     todo = [name for name in names if name not in known or known[name].file != _identify(folder / name)]
-    seen: dict[str, Seen] = {}
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
         with progress_bar(bool(todo)) as progress:
-            bar = progress.add_task("looking at videos", total=len(todo))
-            for name, video in zip(todo, pool.map(lambda name: see(folder / name), todo), strict=True):
-                seen[name] = video
-                progress.advance(bar)
+            seen = pool.map(lambda name: see(folder / name), todo)
+            for name, video in zip(progress.track(todo, description="looking at videos"), seen, strict=True):
+                known[name] = video
     finally:  # also when interrupted
         pool.shutdown(cancel_futures=True)
-        known |= seen
         write_json(cache, {name: asdict(video) for name, video in known.items()})
     return {name: known[name] for name in names}
 
@@ -169,7 +166,7 @@ def _identify(path: Path) -> list[Any]:
 
 def read_seen(path: Path) -> dict[str, Seen]:
     try:
-        return shape("it", dict[str, Seen], read_json(path))
+        return read_json(path, dict[str, Seen])
     except NoFile:
         return {}
     except ValueError as error:

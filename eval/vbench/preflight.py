@@ -36,10 +36,10 @@ class Readiness:
         return not self.problems
 
     def summarise(self) -> str:
-        """What is missing, in a few words; empty for nothing."""
+        """What is missing, in a few words."""
         packages = [f"package {', '.join(self.packages)}"] if self.packages else []
         files = [f"{len(self.files)} file{'s' if len(self.files) > 1 else ''}"] if self.files else []
-        return "; ".join(packages + files) or (NO_SCORER if self.problems else "")
+        return "; ".join(packages + files) or NO_SCORER
 
 
 def check(dimension: str, scorer: Scorer | None) -> Readiness:
@@ -63,10 +63,10 @@ def describe_readiness(checked: dict[str, Readiness]) -> list[str]:
     """What can be scored: a line a dimension, and one for all files that are missing."""
     lines = ["what can be scored:"]
     for name, one in checked.items():
-        lacking, how = one.summarise(), "no: {}" if one.problems else "ready"
+        how = "ready" if one.ready else f"no: {one.summarise()}"
         if name == FLICKER:
-            how = "ready, unfiltered ({})" if one.problems else "ready, with the static filter"
-        lines.append(f"  {name:<24}{how.format(lacking)}")
+            how = "ready, with the static filter" if one.ready else f"ready, unfiltered ({one.summarise()})"
+        lines.append(f"  {name:<24}{how}")
     missing = dict.fromkeys(file for one in checked.values() for file in one.files)
     return lines + ([f"{_count(missing)}: python -m eval.vbench weights lists them"] if missing else [])
 

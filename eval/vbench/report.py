@@ -103,12 +103,12 @@ def read_making(out: Path, plan: Plan | None) -> Making:
     for video in plan.videos if plan and not plan.folder else ():
         file = out / "records" / f"{video.name.removesuffix('.mp4')}.json"
         try:
-            record = read_json(file)
+            record = read_json(file, dict[str, Any])
         except NoFile:
             continue
         except ValueError:
-            record = None
-        if isinstance(record, dict) and "prompt" in record:
+            record = {}
+        if "prompt" in record:
             records.append(record)
         else:
             broken.append(file.name)

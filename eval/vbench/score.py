@@ -187,7 +187,7 @@ class Scoring:
     def _read_before(self, dimension: str) -> Result | None:
         file = self.out / f"{dimension}.json"
         try:
-            return parse_ours(read_json(file))
+            return parse_ours(read_json(file, dict[str, Any]))
         except NoFile:
             return None
         except ValueError as error:
