@@ -27,11 +27,9 @@ from .loras import add_loras, describe_loras
 
 CODECS = {one.kind: one for one in (PixelCodec, WanVAE, ByteText, UMT5Text)}
 SETTINGS = ("codec", "text", "clip", "residual", "shift", "step", "run_id")
+OF_5B = Clip(121, 704, 1280, 24.0)  # Wan2.2's 5B, told by its VAE of 16x16 pixels a latent
 Kind = TypeVar("Kind", bound=Fixed)
 Parts = tuple[Codec, TextEncoder, Clip, Residual, float | None]  # of a TextToVideo
-
-
-OF_5B = Clip(121, 704, 1280, 24.0)  # Wan2.2's 5B, told by its VAE of 16x16 pixels a latent
 
 
 @dataclass(frozen=True)
