@@ -10,7 +10,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from .generate.records import numbers_of, part_of
+from fps_flex.checks import is_real
+
+from .generate.records import part_of
 
 OF_A_VIDEO = ("name", "prompt", "seed", "sha256", "seconds", "peak_gb")
 SHOWN_APART = ("regimes", "fingerprints", "machine", "density", "versions")
@@ -44,7 +46,10 @@ def summarise(records: list[dict[str, Any]], problems: Iterable[str] = ()) -> Ma
         name: _count(part.get(name) for part in parts) for name in dict.fromkeys(x for part in parts for x in part)
     }
     different = {name: those for name, those in counts.items() if len(those) > 1}
-    seconds, density, peak = (numbers_of(records, name) for name in ("seconds", "density", "peak_gb"))
+    seconds, density, peak = (
+        [float(record[name]) for record in records if is_real(record.get(name))]
+        for name in ("seconds", "density", "peak_gb")
+    )
     return Making(
         {name: x for name, x in first.items() if name not in (*OF_A_VIDEO, *SHOWN_APART)},
         {name: those for name, those in counts.items() if those},

@@ -27,9 +27,9 @@ class NoFile(ValueError):
     """There is none."""
 
 
-def read_json(path: Path) -> Any:
-    """Raises NoFile, and ValueError for what can't be read or isn't JSON."""
-    return parse_json(str(path), read_bytes(path))
+def read_json(path: Path, kind: Any = Any) -> Any:
+    """As `shape` has it. Raises NoFile, and ValueError for what can't be read or isn't such JSON."""
+    return shape("it", kind, parse_json(str(path), read_bytes(path)))
 
 
 def read_bytes(path: Path) -> bytes:

@@ -86,7 +86,7 @@ class FlowModule(L.LightningModule):
         sharded: set by --parallel.
         residual: what runs from block to block, and the head: in the dtype of the computation (compute: bf16 under
             bf16-mixed), or in fp32 as in the official model, which rounds less and keeps twice the bytes per block;
-            none takes fp32 up to the size of 1.3B, else compute (eval.bench residual says what each costs).
+            none takes fp32 up to the size of 1.3B, else compute (docs.make.residual says what each costs).
 
     Raises ValueError for a value out of range or unknown, and when codec, text or checkpoint don't fit the transformer.
 

@@ -24,8 +24,8 @@ from jsonargparse import auto_cli
 
 from eval.vbench.flicker import score_flicker
 from eval.vbench.official import Scorer, find_weights, open_scorer, score_official
-from eval.vbench.preflight import STATIC_FILTER
 from eval.vbench.suite import FLICKER
+from eval.vbench.weights import STATIC_FILTER
 from train.common.atomic import write_json
 
 if TYPE_CHECKING:

@@ -7,9 +7,7 @@ python -m eval.bench model --size 14B        a forward pass of the transformer b
 python -m eval.bench pipeline --size 1.3B    a step of a stock diffusers pipeline, before and after `install`
 python -m eval.bench video --size 14B        a whole video, from prompt to mp4, stage by stage
 python -m eval.bench train --size 1.3B       training steps
-python -m eval.bench residual --size 1.3B    what an fp32 residual stream saves in error, and costs
 python -m eval.bench data                    reading a prepared data set
-python -m eval.bench accuracy                what FP8 costs in accuracy, at each granularity
 torchrun --nproc_per_node 2 -m -- eval.bench train --parallel "[one,shard,ulysses,halo]"    GPUs beside one; and model
 """
 
@@ -21,14 +19,12 @@ import warnings
 from train.common.console import cli_errors, run_command
 from train.common.work import wait_for_the_first
 
-from .accuracy import accuracy
 from .data import data
 from .kernel import kernel
 from .length import length
 from .model import model
 from .pipeline import pipeline
 from .profile import profile
-from .residual import residual
 from .train import train
 from .video import video
 
@@ -38,7 +34,7 @@ def command(args: list[str] | None = None) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     with cli_errors("stopped; what was measured before is written"):
-        commands = [kernel, profile, length, model, pipeline, video, train, residual, data, accuracy]
+        commands = [kernel, profile, length, model, pipeline, video, train, data]
         try:
             run_command(commands, args, lists=(), prog="python -m eval.bench", description=__doc__.splitlines()[0])
         except ValueError:

@@ -23,7 +23,7 @@ from train.common.work import compute_dtype, find_device
 
 from ..markdown import head_of
 from ..timing import Row, check_out, clock, forget_peak, line_of, peak_gb, write_report
-from .accuracy import exact_rows, relative_error
+from .exact import exact_rows, relative_error
 from .rivals import dense_rivals
 from .sizes import CONFIGS, GRIDS, TILES, Size, Triple, block_of
 
@@ -95,10 +95,9 @@ class Case:
     check: Callable[[], float] | None = None
     window: Triple | None = None
     seconds: dict[str, list[float]] = field(default_factory=lambda: {"kernel": [], "module": []})
-    results: dict[str, Any] = field(default_factory=dict)
 
     def row(self) -> Row:
-        row = {"method": self.method, "window": self.window, **self.facts, **self.results}
+        row = {"method": self.method, "window": self.window, **self.facts}
         for name, seconds in self.seconds.items():
             if seconds:
                 row[f"{name}_ms"] = 1000 * median(seconds)
@@ -209,7 +208,7 @@ def measure(cases: list[Case], repeats: int, first: bool) -> None:
     """One round over all cases. One that fails says so in its row, and the rest go on."""
     warmup = 0.5 if torch.cuda.is_available() else 0.0
     for case in cases:
-        if "failed" in case.results:
+        if "failed" in case.facts:
             continue
         try:
             if first:
@@ -220,8 +219,8 @@ def measure(cases: list[Case], repeats: int, first: bool) -> None:
                 case.seconds["kernel"] += clock(work, repeats, warmup)
                 del work
         except (RuntimeError, ValueError, TypeError) as error:
-            case.results["failed"] = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-            logger.warning("%s: %s", case.method, case.results["failed"])
+            case.facts["failed"] = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            logger.warning("%s: %s", case.method, case.facts["failed"])
         if first:
             print(line_of(case.row(), COLUMNS), flush=True)
 
@@ -230,10 +229,10 @@ def _look_once(case: Case) -> None:
     """Error, and peak memory; q, k, v and the output's gradient, which lie there anyway, count."""
     case.module()
     if case.check is not None:
-        case.results["error"] = case.check()
+        case.facts["error"] = case.check()
     forget_peak()
     case.module()
-    case.results["peak_gb"] = peak_gb(find_device())
+    case.facts["peak_gb"] = peak_gb(find_device())
 
 
 def summarise(cases: list[Case]) -> list[Row]:
@@ -242,7 +241,7 @@ def summarise(cases: list[Case]) -> list[Row]:
     for case in cases:
         for name, seconds in case.seconds.items():
             if seconds and dense:
-                case.results[f"{name}_speedup"] = min(dense) / median(seconds)
+                case.facts[f"{name}_speedup"] = min(dense) / median(seconds)
     return [case.row() for case in cases]
 
 

@@ -42,21 +42,19 @@ def length(
     if len(set(widths)) < 2:
         raise ValueError(f"widths are {list(widths)}, expected at least two")
     facts = {"size": size, "tile": tile, "window": window}
-    measured = report(_measure(size, tile, window, methods, widths, repeats), out, COLUMNS, **facts)
+
+    def measure() -> Iterator[Row]:
+        for width in widths:
+            bench = Bench(size, tile, grid=(5, 8, width) if size == "tiny" else (21, 45, width))
+            for case in bench.ours(window, methods):
+                case.seconds["module"] = clock(case.module, repeats, 0.3 if bench.device.type == "cuda" else 0.0)
+                yield {**case.row(), "grid": bench.grid, "tokens": bench.tokens}
+
+    measured = report(measure(), out, COLUMNS, **facts)
     exponents = {method: exponent([row for row in measured if row["method"] == method]) for method in methods}
     for method, power in exponents.items():
         print(f"{method}: time grows as tokens to the power of {power:.3f}")
     write_report(out, measured, **facts, exponents=exponents)
-
-
-def _measure(
-    size: Size, tile: Triple, window: Triple, methods: tuple[str, ...], widths: tuple[int, ...], repeats: int
-) -> Iterator[Row]:
-    for width in widths:
-        bench = Bench(size, tile, grid=(5, 8, width) if size == "tiny" else (21, 45, width))
-        for case in bench.ours(window, methods):
-            case.seconds["module"] = clock(case.module, repeats, 0.3 if bench.device.type == "cuda" else 0.0)
-            yield {**case.row(), "grid": bench.grid, "tokens": bench.tokens}
 
 
 def exponent(rows: list[Row]) -> float:

@@ -30,6 +30,7 @@ VIDEOS = {"tiny": (17, 64, 96), "1.3B": (81, 480, 832), "14B": (81, 720, 1280)} 
 SHIFTS = {"tiny": 3.0, "1.3B": 3.0, "14B": 5.0}  # diffusers' at 480p and at 720p
 ATTENTIONS = {"tiny": FPSAttention(tile=(2, 2, 3), block=16), "1.3B": FASTEST, "14B": FASTEST}
 COLUMNS = ("attention", "blocks", "density", "step_seconds", "over_stock", "peak_gb", "warmup_seconds")
+RECORDED = ("scale_format", "carrier", "codes", "smooth_k", "rotate")
 
 
 def pipeline(
@@ -58,17 +59,7 @@ def pipeline(
     check_out(out)
     attention = cut_tile(attention or ATTENTIONS[size], _grid(size))
     attention.plan(_grid(size), torch.zeros(1))
-    run = _Run(random_pipeline(size, layers), attention, size, steps, guidance)
-    report(compare(run.rows(compiled)), out, COLUMNS)
-
-
-def random_pipeline(size: Size, layers: int | None) -> WanPipeline:
-    from diffusers import WanPipeline
-
-    stock = random_stock(sized(size, layers), find_device())
-    pipe = WanPipeline(None, None, None, build_scheduler("unipc", 1, SHIFTS[size]), stock)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    report(compare(_Run(attention, size, layers, steps, guidance).rows(compiled)), out, COLUMNS)
 
 
 def _grid(size: Size) -> Triple:
@@ -77,10 +68,15 @@ def _grid(size: Size) -> Triple:
 
 
 class _Run:
-    """One pipeline, measured stock and with FPS attention, eager and compiled."""
+    """A pipeline of random weights, measured stock and with FPS attention, eager and compiled."""
 
-    def __init__(self, pipe: WanPipeline, attention: FPSAttention, size: Size, steps: int, guidance: float) -> None:
-        self.pipe, self.attention, self.size, self.steps, self.guidance = pipe, attention, size, steps, guidance
+    def __init__(self, attention: FPSAttention, size: Size, layers: int | None, steps: int, guidance: float) -> None:
+        from diffusers import WanPipeline
+
+        self.attention, self.size, self.steps, self.guidance = attention, size, steps, guidance
+        stock = random_stock(sized(size, layers), find_device())
+        self.pipe = WanPipeline(None, None, None, build_scheduler("unipc", 1, SHIFTS[size]), stock)
+        self.pipe.set_progress_bar_config(disable=True)
         self.text = torch.randn(1, TEXT_TOKENS, CONFIGS[size].text_dim, device=find_device())
 
     def rows(self, compiled: bool) -> Iterator[Row]:
@@ -153,9 +149,5 @@ class _Run:
             "tile": layout.tile,
             "tokens": layout.tokens,
             "pad_share": layout.pad_share,
-            "scale_format": self.attention.scale_format,
-            "carrier": self.attention.carrier,
-            "codes": self.attention.codes,
-            "smooth_k": self.attention.smooth_k,
-            "rotate": self.attention.rotate,
+            **{name: getattr(self.attention, name) for name in RECORDED},
         }

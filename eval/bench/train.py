@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -40,9 +40,6 @@ from ..timing import Row, check_some, compare, forget_peak, host_peak_gb, limit_
 from .processes import TRAFFIC, Exchanged, Processes, Way, join, predict_step
 from .sizes import GRIDS, RESOLUTIONS, Level, Size, Triple, attention_of, latent_shape, levels_of, sized
 from .stand_ins import Encoded, Latents, OnRandomWeights, States
-
-if TYPE_CHECKING:
-    pass
 
 COLUMNS = (
     "schedule", "linears", "regime", "share", "density", "step_seconds", "tokens_per_second", "peak_gb", "speedup",

@@ -20,11 +20,10 @@ from train.common.work import rank_and_world
 from ..generate.attention import AttentionChanges
 from ..generate.command import plan_jobs, read_prompts, resolve_settings
 from ..generate.experts import is_trained_lora
-from ..generate.jobs import Job, Options, Settings
+from ..generate.jobs import Job, Options
 from ..generate.loras import LISTS
 from ..generate.models import TextToVideo, trained_attention
-from ..generate.records import open_records
-from ..generate.sampling import build_scheduler, mean_density
+from ..generate.records import Records, open_records
 from ..generate.videos import make_videos
 from .pairs import Row, Video, pair_folders
 from .report import check_report, write_report
@@ -77,13 +76,14 @@ def models(
     each = [replace(shared, checkpoint=path, attention=how) for _, path, how in planned]
     opened = [resolve_settings(_less_others(one, named)) for one in each]
     _check_trained(checkpoint, trained, [model for model, _ in opened], source)
-    rows = [describe_row(name, out / name, *pair) for (name, *_), pair in zip(planned, opened, strict=True)]
+    kept = [open_records(*pair, out / name) for (name, *_), pair in zip(planned, opened, strict=True)]
+    rows = [describe_row(name, records) for (name, *_), records in zip(planned, kept, strict=True)]
     notes = note_on_weights(opened[0][0], trained is not None)
     videos = [Video(job.name, job.prompt, f"{job.prompt[:80]} (seed {job.seed})") for job in jobs]
     names = ("sampler", "steps", "guidance", *(("boundary", "low_noise_guidance") if settings.low_noise else ()))
     with writable(out, *list_folders(out, rows)):
         check_report(out, rows, videos)
-        if _make_rows(rows, opened, jobs):
+        if _make_rows(rows, kept, jobs):
             write_report(out, rows, videos, {**{name: getattr(settings, name) for name in names}, **facts}, notes)
 
 
@@ -107,17 +107,16 @@ def _check_trained(checkpoint: str, trained: str | None, models: list[TextToVide
         )
 
 
-def _make_rows(rows: list[Row], opened: list[tuple[TextToVideo, Settings]], jobs: list[Job]) -> bool:
+def _make_rows(rows: list[Row], kept: list[Records], jobs: list[Job]) -> bool:
     """Returns whether it is this process that writes the report. Raises ValueError as `make_videos`."""
-    kept = [open_records(*pair, row.folder) for pair, row in zip(opened, rows, strict=True)]
     for records in kept:  # what is in the way of the last row is said before the first
         records.check_all(jobs)
     finished = not any(records.count_missing(jobs) for records in kept)
     complete = True
-    for row, pair in zip(rows, opened, strict=True):
+    for row, records in zip(rows, kept, strict=True):
         print(f"{row.name}: {row.attention}; {row.weights}", flush=True)
-        complete &= make_videos(*pair, jobs, row.folder)
-        pair[0].codec.unload()  # each row has its own, and the memory must do for one
+        complete &= make_videos(records, jobs)
+        records.model.codec.unload()  # each row has its own, and the memory must do for one
     if complete and not (finished and rank_and_world()[0] > 0):
         return True
     print("the last process to finish its videos writes the report, or the first one where all are there", flush=True)
@@ -176,11 +175,9 @@ def plan_rows(checkpoint: str, trained: str | None, attention: FPSAttention) -> 
     return [*planned.values()] + ([("joint-trained", trained, attention)] if trained else [])
 
 
-def describe_row(name: str, folder: Path, model: TextToVideo, settings: Settings) -> Row:
-    scheduler = build_scheduler(settings.sampler, settings.steps, settings.shift)
-    layers = model.weights.config.layers
-    mean = mean_density(model.attention, model.grid(settings.clip.size), scheduler, layers)
-    return Row(name, folder, describe_weights(model), describe_attention(model.attention), mean)
+def describe_row(name: str, kept: Records) -> Row:
+    told = describe_weights(kept.model), describe_attention(kept.model.attention)
+    return Row(name, kept.videos, *told, kept.shared["density"])
 
 
 def describe_weights(model: TextToVideo) -> str:

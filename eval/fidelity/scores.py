@@ -7,12 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import track
-
 from train.common.atomic import digest_content, digest_file, write_text
 from train.common.faults import ClipError
-from train.common.work import find_device
+from train.common.work import find_device, progress_bar
 
 from ..reading import read_json
 from .pairs import Row, Video, look_at, nothing_left
@@ -46,11 +43,12 @@ def measure(out: Path, rows: list[Row], videos: list[Video]) -> Scores:
     looks, left_out = look_at(rows, videos)
     metrics, not_measured = find_metrics(*map(min, zip(*(look.size for look in looks.values()), strict=True)))
     measured: dict[Video, list[Frames]] = {}
-    for video in track([*looks], "measuring", console=Console(stderr=True), transient=True):
-        try:
-            measured[video] = [_measure(out, row, rows[0], video, metrics) for row in rows[1:]]
-        except ClipError as error:
-            left_out[video.name] = str(error)
+    with progress_bar() as progress:
+        for video in progress.track([*looks], description="measuring"):
+            try:
+                measured[video] = [_measure(out, row, rows[0], video, metrics) for row in rows[1:]]
+            except ClipError as error:
+                left_out[video.name] = str(error)
     if not measured:
         raise nothing_left(left_out)
     of = {row.name: {video.name: frames[i] for video, frames in measured.items()} for i, row in enumerate(rows[1:])}
@@ -59,14 +57,12 @@ def measure(out: Path, rows: list[Row], videos: list[Video]) -> Scores:
 
 def _measure(out: Path, row: Row, reference: Row, video: Video, metrics: dict[str, Metric]) -> Frames:
     """Raises ClipError for what can't be decoded, and numbers that aren't finite."""
-    ours, theirs = row.file(video), reference.file(video)
-    file = find_file(out, row, video)
+    ours, theirs, file = row.file(video), reference.file(video), find_file(out, row, video)
     key = {"candidate": digest_file(ours), "reference": digest_file(theirs), "metrics": list(metrics)}
     frames = _read(file, key)
     if frames is None:
         frames = compare(ours, theirs, metrics, find_device())
-        entry = {**key, "frames": frames, "sha256": _digest(frames)}
-        write_text(file, json.dumps(entry, allow_nan=False) + "\n")
+        write_text(file, json.dumps({**key, "frames": frames, "sha256": _digest(frames)}, allow_nan=False) + "\n")
     return frames
 
 
@@ -89,8 +85,8 @@ def _digest(frames: Frames | None) -> str:
 def _read(file: Path, key: dict[str, Any]) -> Frames | None:
     """What was measured before; None where that is missing, broken, written over or of other files."""
     try:
-        entry = read_json(file)
+        entry = read_json(file, dict[str, Any])
     except ValueError:
         return None
-    frames = entry.get("frames") if isinstance(entry, dict) else None
+    frames = entry.get("frames")
     return frames if entry == {**key, "frames": frames, "sha256": _digest(frames)} else None

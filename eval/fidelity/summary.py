@@ -91,10 +91,8 @@ def total(of_video: list[dict[str, Any]], prompts: list[str]) -> dict[str, Any]:
 def read_record(row: Row, video: Video) -> dict[str, Any] | None:
     """What eval.generate wrote beside a video: empty where there is nothing, or something else; None of other bytes."""
     try:
-        record = read_json(row.file(video).with_suffix(".json"))
+        record = read_json(row.file(video).with_suffix(".json"), dict[str, Any])
     except ValueError:
-        return {}
-    if not isinstance(record, dict):
         return {}
     try:
         return record if "sha256" not in record or record["sha256"] == digest_file(row.file(video)) else None

@@ -9,7 +9,6 @@ from fps_flex import FPSAttention, Regime, StepSchedule
 from fps_flex.checks import show
 from fps_flex.choice import FASTEST
 from fps_flex.engines import Engine
-from fps_flex.layers import Layers
 from fps_flex.quant import CodeFormat, ScaleFormat
 from fps_flex.schedule import PRESETS, preset_of
 from fps_flex.tiles import Triple
@@ -131,7 +130,8 @@ def _differ(one: FPSAttention, words: str, other: FPSAttention) -> str:
     """The options that two differ in, with both values: 'engine eager in place of auto'."""
     pairs = {x.name: (getattr(one, x.name), getattr(other, x.name)) for x in fields(FPSAttention)}
     schedules = pairs.pop("schedule")
-    pairs["layers"] = tuple(map(_say_layers, pairs["layers"]))
+    said = (", ".join(f"{name} {_name_schedule(x)}" for name, x in layers) for layers in pairs["layers"])
+    pairs["layers"] = tuple(layers or "none" for layers in said)
     if any(map(preset_of, schedules)):
         parts = {"schedule": tuple(map(_name_schedule, schedules))}
     else:
@@ -143,10 +143,6 @@ def _name_schedule(schedule: StepSchedule) -> str:
     """A preset's name, or what a schedule of one's own is."""
     windows = ", ".join(map(_say_regime, schedule.regimes))
     return preset_of(schedule) or f"one of its own (bounds {_say(schedule.bounds)}, {windows})"
-
-
-def _say_layers(layers: Layers) -> str:
-    return ", ".join(f"{name} {_name_schedule(schedule)}" for name, schedule in layers) or "none"
 
 
 def _say(value: Any) -> str:

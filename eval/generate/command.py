@@ -7,18 +7,23 @@ torchrun --nproc_per_node 4 -m -- eval.generate --parallel.sequence 2 --parallel
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fps_flex.checks import at_home, require
+from fps_flex.wan.linears import check_linears
 from train.common.atomic import check_ours
 from train.common.console import cli_errors, run_command
+from train.common.work import find_device
 
+from .compile_cache import kept_graphs
 from .jobs import Job, Options, Settings
 from .loras import LISTS
 from .models import TextToVideo, open_model
 from .prompts import file_name, read_prompts
+from .records import Records, open_records
 from .sampling import MOST_GUIDANCE, build_scheduler
 from .sizes import check_size
 from .teams import Parallel, form_team
@@ -36,6 +41,7 @@ def main(
     count: int = 1,
     seed: int = 0,
     parallel: Parallel = Parallel(),  # noqa: B008 - it can't change
+    compile_cache: Path | None = None,
     **options: Any,
 ) -> None:
     """Generate videos from prompts; a run that was stopped goes on where it was.
@@ -47,21 +53,27 @@ def main(
         count: videos of each prompt.
         seed: of each prompt's first video; its next one has the next. Other prompts, and their order, change nothing.
         parallel: processes that make each video together.
+        compile_cache: folder that keeps what is compiled on a GPU, for the next run's first step on this PyTorch and
+            kind of GPU; one of your own, as files in it can run code.
         options: of `Options`.
     """
     out, prompts = at_home(out), prompts and at_home(prompts)
     sheet, team = out / "contact.png", form_team(parallel)
 
-    def resolve() -> tuple[list[Job], TextToVideo, Settings]:
+    def resolve() -> tuple[list[Job], Records]:
         jobs = plan_jobs(read_prompts(prompt, prompts), count, seed)
         check_ours(sheet)
         model, settings = resolve_settings(Options(**options))
         check_passes(parallel, settings)
-        return jobs, model, settings
+        return jobs, open_records(model, settings, out)
 
-    jobs, model, settings = team.together(resolve, everyone=True)
-    if make_videos(model, settings, jobs, out, team=team) and team.leads:
-        draw_contacts(sheet, out, jobs[:8], settings.clip)
+    jobs, kept = team.together(resolve, everyone=True)
+    with ExitStack() as stack:
+        graphs = kept_graphs(compile_cache and at_home(compile_cache))
+        team.together(lambda: stack.enter_context(graphs), everyone=True)
+        done = make_videos(kept, jobs, team)
+    if done and team.leads:
+        draw_contacts(sheet, out, jobs[:8], kept.settings.clip)
     team.disband()
 
 
@@ -73,9 +85,8 @@ def check_passes(parallel: Parallel, settings: Settings) -> None:
 
 def resolve_settings(options: Options) -> tuple[TextToVideo, Settings]:
     """A checkpoint, opened and checked, and how it makes videos. Raises ValueError for what doesn't fit."""
-    x = options
-    loras = (x.lora or (), x.low_noise_lora, x.base)
-    model = open_model(x.checkpoint, x.weights, x.encoders, x.attention, x.low_noise, x.boundary, *loras)
+    x, model = options, open_model(options)
+    check_linears(x.linears, find_device())
     require("guidance", x.guidance, least=0, most=MOST_GUIDANCE)
     given = {name: value for name in ("frames", "height", "width", "fps") if (value := getattr(x, name)) is not None}
     clip = replace(model.clip, **given)

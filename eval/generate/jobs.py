@@ -4,13 +4,35 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fps_flex.checks import as_whole, require
 from fps_flex.wan.config import Residual
 from fps_flex.wan.linears import Linears
 from fps_flex.wan.weights import Which
 
 from .attention import AttentionChanges
-from .models import Clip
 from .sampling import Sampler
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A video's frames, rows and columns of pixels, and frames a second; the default is Wan2.1's at 480p.
+
+    Raises ValueError for sizes that aren't whole numbers from 1 up, and a rate that isn't above 0.
+    """
+
+    frames: int = 81
+    height: int = 480
+    width: int = 832
+    fps: float = 16.0
+
+    def __post_init__(self) -> None:
+        for name in ("frames", "height", "width"):
+            as_whole(name, getattr(self, name))
+        require("fps", self.fps, above=0, most=1000)
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        return self.frames, self.height, self.width
 
 
 @dataclass(frozen=True)

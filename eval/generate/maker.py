@@ -23,7 +23,6 @@ from .teams import Team
 
 if TYPE_CHECKING:
     from jaxtyping import Float
-    from torch import Tensor
 
     from .jobs import Job, Settings
 
@@ -69,7 +68,7 @@ class Maker:
 def load_maker(model: TextToVideo, settings: Settings, states: TextStates, device: torch.device, team: Team) -> Maker:
     """The transformer, or both of two experts, on the device. Raises ValueError where `linears` can't be had."""
     wan = model.load(device, settings.linears, settings.residual)
-    second = model.load_low(device, settings.linears, settings.residual)
+    second = model.load(device, settings.linears, settings.residual, low=True) if model.low else None
     for one in filter(None, (wan, second)):
         one.sequence = team.sequence
     low = second and LowNoise(second, settings.boundary, settings.low_noise_guidance)

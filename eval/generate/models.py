@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from fps_flex import FPSAttention
-from fps_flex.checks import as_fields, as_whole, at_home, require
+from fps_flex.checks import as_fields, at_home
 from fps_flex.wan import Wan
 from fps_flex.wan.codecs import ByteText, Codec, Fixed, PixelCodec, TextEncoder
 from fps_flex.wan.config import Residual
@@ -19,41 +18,19 @@ from fps_flex.wan.experts import ALL, levels_of
 from fps_flex.wan.hub import HUB, release_of
 from fps_flex.wan.linears import Linears, quantize_linears
 from fps_flex.wan.release import PartError
-from fps_flex.wan.weights import Weights, Which, build_empty, fill
+from fps_flex.wan.weights import Weights, build_empty, fill
 from train.common.work import compute_dtype
 
-from .attention import AttentionChanges, choose_attention
+from .attention import choose_attention
 from .experts import LowExpert, open_experts
+from .jobs import Clip, Options
 from .loras import add_loras, describe_loras
 
 CODECS = {one.kind: one for one in (PixelCodec, WanVAE, ByteText, UMT5Text)}
 SETTINGS = ("codec", "text", "clip", "residual", "shift", "step", "run_id")
-Kind = TypeVar("Kind", bound=Fixed)
-
-
-@dataclass(frozen=True)
-class Clip:
-    """A video's frames, rows and columns of pixels, and frames a second; the default is Wan2.1's at 480p.
-
-    Raises ValueError for sizes that aren't whole numbers from 1 up, and a rate that isn't above 0.
-    """
-
-    frames: int = 81
-    height: int = 480
-    width: int = 832
-    fps: float = 16.0
-
-    def __post_init__(self) -> None:
-        for name in ("frames", "height", "width"):
-            as_whole(name, getattr(self, name))
-        require("fps", self.fps, above=0, most=1000)
-
-    @property
-    def size(self) -> tuple[int, int, int]:
-        return self.frames, self.height, self.width
-
-
 OF_5B = Clip(121, 704, 1280, 24.0)  # Wan2.2's 5B, told by its VAE of 16x16 pixels a latent
+Kind = TypeVar("Kind", bound=Fixed)
+Parts = tuple[Codec, TextEncoder, Clip, Residual, float | None]  # of a TextToVideo
 
 
 @dataclass(frozen=True)
@@ -80,19 +57,15 @@ class TextToVideo:
         """Tokens of a video of so many frames, rows and columns. Raises ValueError where it doesn't divide."""
         return self.weights.config.grid(self.codec.latent_size(size))
 
-    def load(self, device: torch.device, linears: Linears = "bf16", residual: Residual | None = None) -> Wan:
-        """The transformer on its device, of two experts the high-noise one. residual: None takes its own.
+    def load(
+        self, device: torch.device, linears: Linears = "bf16", residual: Residual | None = None, low: bool = False
+    ) -> Wan:
+        """The transformer on its device. residual: None takes its own. low: the low-noise one of two experts.
 
         On a GPU in bf16 (norms, modulation and time embedding in fp32) with compiled blocks, else in fp32.
         Raises ValueError where `linears` can't be had, and for an unknown residual.
         """
-        return self._load(self.weights, device, linears, residual)
-
-    def load_low(self, device: torch.device, linears: Linears = "bf16", residual: Residual | None = None) -> Wan | None:
-        """The low-noise expert, likewise; None where there is one transformer."""
-        return self._load(self.low.weights, device, linears, residual) if self.low else None
-
-    def _load(self, weights: Weights, device: torch.device, linears: Linears, residual: Residual | None) -> Wan:
+        weights = self.low.weights if low else self.weights
         wan = build_empty(weights.config, self.attention)
         fill(wan, weights.unrounded.stream(), device, compute_dtype(device))
         wan.compiled, wan.residual = device.type == "cuda", residual or self.residual
@@ -100,44 +73,29 @@ class TextToVideo:
         return wan.eval().requires_grad_(False)
 
 
-def open_model(
-    checkpoint: str,
-    which: Which = "average",
-    encoders: str | None = None,
-    attention: AttentionChanges | FPSAttention | None = None,
-    low_noise: str | None = None,
-    boundary: float | None = None,
-    lora: Sequence[str] = (),
-    low_noise_lora: Sequence[str] | None = None,
-    base: str | None = None,
-) -> TextToVideo:
-    """checkpoint: a .ckpt of train.fit, or Wan as released, official or diffusers, or exported; a file or a folder.
-
-    which: weights of a .ckpt. encoders: folder with vae/, text_encoder/ and tokenizer/; None looks beside the weights,
-    or where a .ckpt says. attention: as of `choose_attention`. low_noise, boundary, base: as of `open_experts`.
-    lora: as of `add_loras`, for both of two experts where `low_noise_lora` isn't given.
-    Raises ValueError where anything is missing or doesn't fit.
-    """
-    paths = {"checkpoint": checkpoint, "low_noise": low_noise, "encoders": encoders, "base": base}
-    empty = [name for name, path in paths.items() if path is not None and not path.strip()]
-    if empty:
+def open_model(asked: Options) -> TextToVideo:
+    """A checkpoint with its encoders, as it is asked for. Raises ValueError for what is missing or doesn't fit."""
+    paths = {name: getattr(asked, name) for name in ("checkpoint", "low_noise", "encoders", "base")}
+    if empty := [name for name, path in paths.items() if path is not None and not path.strip()]:
         raise ValueError(f"{empty[0]} is empty, expected a path")
     checkpoint, low_noise, encoders, base = (path and str(at_home(path)) for path in paths.values())
-    weights, low = open_experts(checkpoint, which, low_noise, boundary, base)
+    weights, low = open_experts(checkpoint, asked.weights, low_noise, asked.boundary, base)
+    loras, low_loras = asked.lora or (), asked.low_noise_lora
     if low:
-        low = replace(low, weights=add_loras(low.weights, lora if low_noise_lora is None else low_noise_lora))
-    elif low_noise_lora is not None:
+        low = replace(low, weights=add_loras(low.weights, loras if low_loras is None else low_loras))
+    elif low_loras is not None:
         raise ValueError(f"low_noise_lora is of the second of two experts, and {checkpoint} is one: leave it out")
-    weights = add_loras(weights, lora)
+    weights = add_loras(weights, loras)
     opened = {checkpoint: weights, **({low.path: low.weights} if low else {})}
-    attention = choose_attention({path: trained_attention(one) for path, one in opened.items()}, attention)
+    attention = choose_attention({path: trained_attention(one) for path, one in opened.items()}, asked.attention)
     trained = {path: one.trained for path, one in opened.items() if one.trained is not None}
     for path, record in trained.items():
         check_trained(path, record)
     if trained:
-        model = _open_trained(*next(iter(trained.items())), weights, low, encoders, attention)
+        parts = _open_trained(*next(iter(trained.items())), encoders)
     else:
-        model = _open_released(weights, low, encoders or _beside(checkpoint), attention)
+        parts = _open_released(weights.settings or {}, encoders or _beside(checkpoint), low is not None)
+    model = TextToVideo(weights, attention, *parts, weights.trained and weights.trained["step"], low)
     for given, name in ((model.codec.channels, "channels"), (model.text.dim, "text_dim")):
         expected = getattr(weights.config, name)
         if given != expected:
@@ -151,25 +109,16 @@ def trained_attention(weights: Weights) -> FPSAttention | None:
     return attention and FPSAttention.from_dict(attention)
 
 
-def _open_released(weights: Weights, low: LowExpert | None, encoders: str, attention: FPSAttention) -> TextToVideo:
+def _open_released(settings: dict[str, Any], encoders: str, are_two: bool) -> Parts:
     """With the clip size, and the shift, of its release's own examples; an exported fine-tune with its own."""
-    settings = weights.settings or {}
     codec = find(WanVAE, path=encoders)
     text = find(UMT5Text, path=encoders, **({"length": settings["text_length"]} if "text_length" in settings else {}))
-    clip, shift = (Clip(), 12.0 if low else None) if codec.pixels == 8 else (OF_5B, 5.0)
+    clip, shift = (Clip(), 12.0 if are_two else None) if codec.pixels == 8 else (OF_5B, 5.0)
     clip = Clip(**settings["clip"]) if "clip" in settings else clip
-    residual, shift = settings.get("residual", "fp32"), settings.get("shift", shift)
-    return TextToVideo(weights, attention, codec, text, clip, residual, shift, low=low)
+    return codec, text, clip, settings.get("residual", "fp32"), settings.get("shift", shift)
 
 
-def _open_trained(
-    path: str,
-    record: dict[str, Any],
-    weights: Weights,
-    low: LowExpert | None,
-    encoders: str | None,
-    attention: FPSAttention,
-) -> TextToVideo:
+def _open_trained(path: str, record: dict[str, Any], encoders: str | None) -> Parts:
     """path, record: a checkpoint of train.fit and what it says; of two such, the high-noise expert's."""
     kinds = {"codec": Codec, "text": TextEncoder}
     codec, text = (build(path, record[name], kind, encoders) for name, kind in kinds.items())
@@ -178,10 +127,7 @@ def _open_trained(
             f"encoders is {encoders}, and {path} was trained with ones that need no files ({codec.kind} and "
             f"{text.kind}): leave it out"
         )
-    step = record["step"] if weights.trained is record else None
-    return TextToVideo(
-        weights, attention, codec, text, Clip(**record["clip"]), record["residual"], record["shift"], step, low
-    )
+    return codec, text, Clip(**record["clip"]), record["residual"], record["shift"]
 
 
 def _beside(checkpoint: str) -> str:

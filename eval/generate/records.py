@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fps_flex.attention import with_earlier
-from fps_flex.checks import is_real, show
+from fps_flex.checks import show
 from train.common.atomic import ELSEWHERE, digest_file, write_json
 
 from ..timing import find_commit, name_device
@@ -28,8 +28,13 @@ OF_WEIGHTS = {"fingerprints", "trained_steps", "low_noise_trained_steps"}
 
 @dataclass(frozen=True)
 class Records:
-    """Videos in a folder, and their records in that or another. shared: what all records say of these settings."""
+    """Videos in a folder, and their records in that or another, of a model and settings.
 
+    shared: what all records say of these.
+    """
+
+    model: TextToVideo
+    settings: Settings
     videos: Path
     folder: Path
     shared: dict[str, Any]
@@ -109,7 +114,7 @@ def open_records(model: TextToVideo, settings: Settings, out: Path, folder: Path
         "versions": versions,
         "machine": {"device": name_device(), "commit": find_commit(), "versions": versions},
     }
-    return Records(out, folder or out, json.loads(json.dumps(shared)))
+    return Records(model, settings, out, folder or out, json.loads(json.dumps(shared)))
 
 
 def read_record(file: Path, expected: dict[str, Any]) -> dict[str, Any] | None:
@@ -138,11 +143,6 @@ def read_record(file: Path, expected: dict[str, Any]) -> dict[str, Any] | None:
 def part_of(record: dict[str, Any], name: str) -> dict[str, Any]:
     """Of a record that anyone may have written: empty where it has none, or something else."""
     return part if isinstance(part := record.get(name), dict) else {}
-
-
-def numbers_of(records: Iterable[dict[str, Any]], name: str) -> list[float]:
-    """Likewise, of those that have one."""
-    return [float(record[name]) for record in records if is_real(record.get(name))]
 
 
 def _digest(video: Path) -> str | None:

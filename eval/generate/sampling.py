@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -91,7 +90,8 @@ def sample_latents(
         model, scale = wan, guidance
         if low and timestep < low.boundary * TIMESTEPS:
             model, scale = low.wan, low.guidance
-        velocity = guided_velocity(partial(_velocity, model, x, t), text, no_text, scale, passes)
+        # in fp32, whatever the model computes in: guidance multiplies what rounding leaves
+        velocity = guided_velocity(lambda states: model(x, t, states).float(), text, no_text, scale, passes)  # noqa: B023
         x = scheduler.step(velocity, timestep, x, return_dict=False)[0]
         if not is_finite(x):
             raise ValueError(
@@ -100,10 +100,3 @@ def sample_latents(
             )
         after_step()
     return x
-
-
-def _velocity(
-    wan: Wan, x: Float[Tensor, "b c f h w"], t: Float[Tensor, " b"], text: Float[Tensor, "b l e"]
-) -> Float[Tensor, "b c f h w"]:
-    """In fp32, whatever the model computes in: guidance multiplies what rounding leaves."""
-    return wan(x, t, text).float()

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from fps_flex.checks import show
 from fps_flex.choice import describe_choice
-from fps_flex.wan.linears import check_linears
 from fps_flex.wan.sequence import Call
 from train.common.console import one_line, writable
 from train.common.faults import ClipError
@@ -23,15 +23,12 @@ from train.common.videos import encode_video, read_clip, unfinished
 from train.common.work import compute_dtype, find_device, progress_bar, rank_and_world, speaks
 
 from ..timing import peak_gb
-from .jobs import Job, Settings
+from .jobs import Clip, Job, Settings
 from .maker import Maker, encode_prompts, load_maker
-from .models import Clip, TextToVideo
-from .records import Records, open_records
+from .models import TextToVideo
+from .records import Records
+from .sampling import build_scheduler, list_regimes, mean_density
 from .teams import Team
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
-    from torch import Tensor
 
 SHOWN = 10  # lines about videos that are made again
 
@@ -54,52 +51,39 @@ def memory_in_a_line() -> Iterator[None]:
 
 
 @memory_in_a_line()
-def make_videos(
-    model: TextToVideo,
-    settings: Settings,
-    jobs: list[Job],
-    out: Path,
-    records: Path | None = None,
-    team: Team | None = None,
-) -> bool:
+def make_videos(kept: Records, jobs: list[Job], team: Team | None = None) -> bool:
     """Make what is missing of this process's share of the jobs; returns whether the videos of all jobs are there.
 
     Under torchrun the jobs are dealt out to the processes, one to a GPU, which holds both of two experts, or to teams
-    of them. Files appear whole or not at all.
-    records: folder of the JSON of each video's settings; None puts them beside the videos. team: None is one process.
+    of them. Files appear whole or not at all. team: None is one process.
     Videos that are broken, or of weights that lay where others lie now, are made again. Raises ValueError when a folder
     can't be written, or holds videos made with other settings or what is no video of such a run, for encoders that
-    can't be loaded, as `check_linears`, and where a team can't share a video; torch.OutOfMemoryError when the memory is
-    full.
+    can't be loaded, and where a team can't share a video; torch.OutOfMemoryError when the memory is full.
     """
-    device, team = find_device(), team or Team(*rank_and_world())
-    kept = team.together(lambda: _check(model, settings, jobs, device, team, out, records), everyone=True)
+    device, team, model, settings = find_device(), team or Team(*rank_and_world()), kept.model, kept.settings
+
+    def check() -> None:
+        """Before anything is looked for or made."""
+        _check_attention(model, settings.clip, device, team)
+        for record in (kept.shared, *({"prompt": prompt} for prompt in {job.prompt for job in jobs})):
+            _check_text(record)
+
+    def load() -> Maker:
+        if team.leads:
+            model.codec.load()
+            _say_attention(model, settings, device)
+        prompts = sorted({job.prompt for job in todo} | {settings.negative_prompt})
+        return load_maker(model, settings, encode_prompts(model, prompts, device, kept.folder), device, team)
+
+    team.together(check, everyone=True)
     with ExitStack() as stack:
-        team.together(lambda: team.leads and stack.enter_context(writable(out, kept.folder)), everyone=True)
+        team.together(lambda: team.leads and stack.enter_context(writable(kept.videos, kept.folder)), everyone=True)
         mine = jobs[team.number :: team.count]
         todo = team.together(lambda: _find_todo(kept, jobs, mine) if team.leads else [], everyone=True)
         todo = team.from_leader(todo)
         if todo:
-            _make_all(team.together(lambda: _load(model, settings, todo, device, kept, team)), kept, todo)
+            _make_all(team.together(load), kept, todo)
     return kept.count_missing(jobs) == 0
-
-
-def _check(
-    model: TextToVideo,
-    settings: Settings,
-    jobs: list[Job],
-    device: torch.device,
-    team: Team,
-    out: Path,
-    records: Path | None,
-) -> Records:
-    """Raises ValueError as above, before anything is looked for or made."""
-    check_linears(settings.linears, device)
-    _check_attention(model, settings.clip, device, team)
-    kept = open_records(model, settings, out, records)
-    for record in (kept.shared, *({"prompt": prompt} for prompt in {job.prompt for job in jobs})):
-        _check_text(record)
-    return kept
 
 
 @torch.no_grad()
@@ -112,21 +96,17 @@ def _check_attention(model: TextToVideo, clip: Clip, device: torch.device, team:
     team.sequence.share(Call(model.attention, plan, torch.zeros(1), config.heads, config.head_dim, dtype))
 
 
-def _load(
-    model: TextToVideo, settings: Settings, todo: list[Job], device: torch.device, kept: Records, team: Team
-) -> Maker:
-    if team.leads:
-        model.codec.load()
-        _say_attention(model, settings.clip, device)
-    prompts = sorted({job.prompt for job in todo} | {settings.negative_prompt})
-    states = encode_prompts(model, prompts, device, kept.folder)
-    return load_maker(model, settings, states, device, team)
-
-
-def _say_attention(model: TextToVideo, clip: Clip, device: torch.device) -> None:
-    if speaks() and not model.attention.is_dense:
-        dtype, head_dim = compute_dtype(device), model.weights.config.head_dim
-        print(describe_choice(model.attention, model.grid(clip.size), device, dtype, head_dim), flush=True)
+def _say_attention(model: TextToVideo, settings: Settings, device: torch.device) -> None:
+    """What it takes on this grid, and how many steps meet each of its regimes."""
+    attention, grid, config = model.attention, model.grid(settings.clip.size), model.weights.config
+    if attention.is_dense or not speaks():
+        return
+    print(describe_choice(attention, grid, device, compute_dtype(device), config.head_dim), flush=True)
+    scheduler = build_scheduler(settings.sampler, settings.steps, settings.shift)
+    met = Counter(list_regimes(attention, scheduler))
+    counts = " / ".join(str(met[regime]) for regime in range(len(attention.step_schedule.regimes)))
+    density = mean_density(attention, grid, scheduler, config.layers)
+    print(f"{settings.steps} steps, {counts} of them in each regime, mean density {density:.2f}", flush=True)
 
 
 def _find_todo(kept: Records, jobs: list[Job], mine: list[Job]) -> list[Job]:
@@ -153,9 +133,7 @@ def _make_all(maker: Maker, kept: Records, todo: list[Job]) -> None:
         bar = progress.add_task("steps", total=len(todo) * maker.settings.steps)
         for job in todo:
             started = time.perf_counter()
-            if maker.device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(maker.device)
-            team.together(lambda: _make(maker, kept, job, lambda: progress.advance(bar), started))  # noqa: B023
+            team.together(lambda: _make(maker, kept, job, lambda: progress.advance(bar)))  # noqa: B023
             if team.leads:
                 progress.console.print(f"wrote {kept.video(job)}", soft_wrap=True, highlight=False, markup=False)
             if job is todo[0] and len(todo) > 1 and rank == 0:
@@ -163,19 +141,19 @@ def _make_all(maker: Maker, kept: Records, todo: list[Job]) -> None:
                 progress.console.print(line, soft_wrap=True, highlight=False)
 
 
-def _make(maker: Maker, kept: Records, job: Job, after_step: Callable[[], None], started: float) -> None:
-    """By all processes of the team; its leader has the codec, and keeps the video."""
-    latents = maker.sample(job, after_step)
-    if maker.team.leads:
-        _keep(kept, job, maker.decode(latents), maker, started)
+def _make(maker: Maker, kept: Records, job: Job, after_step: Callable[[], None]) -> None:
+    """By all processes of the team; its leader has the codec, and keeps the video.
 
-
-def _keep(kept: Records, job: Job, video: Float[Tensor, "3 f h w"], maker: Maker, started: float) -> None:
-    """The record comes first: a stop in between leaves one without its video, which is then missing.
-
-    Raises ValueError where they can't be written.
+    The record comes first: a stop in between leaves one without its video, which is then missing. Raises ValueError
+    where they can't be written.
     """
-    path, settings = kept.video(job), maker.settings
+    started, path, settings = time.perf_counter(), kept.video(job), maker.settings
+    if maker.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(maker.device)
+    latents = maker.sample(job, after_step)
+    if not maker.team.leads:
+        return
+    video = maker.decode(latents)
     try:
         with unfinished(path) as temporary:
             encode_video(temporary, video, settings.clip.fps, settings.lossless)

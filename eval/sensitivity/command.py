@@ -22,11 +22,10 @@ from fps_flex.choice import FASTEST
 from fps_flex.quant import CodeFormat, Granularity
 from fps_flex.schedule import Window
 from fps_flex.tiles import plan_tile
-from fps_flex.wan.linears import check_linears
 from train.common.atomic import check_ours, write_json
 from train.common.console import cli_errors, run_command, writable
 from train.common.lock import locked
-from train.common.work import find_device, rank_and_world, wait_for_all
+from train.common.work import rank_and_world, wait_for_all
 
 from ..generate.attention import AttentionChanges
 from ..generate.command import plan_jobs, read_prompts, resolve_settings
@@ -85,7 +84,6 @@ def main(
     jobs = plan_jobs(read_prompts(prompt, prompts), count, seed)
     model, settings = resolve_settings(Options(checkpoint=checkpoint, **options))
     experiment = plan_experiment(model, settings, attention, windows, granularities, codes, every, layers, out)
-    check_linears(settings.linears, find_device())
     first = rank_and_world()[0] == 0
     with writable(out), locked(out, "--out") if first else nullcontext():
         if first:

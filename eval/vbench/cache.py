@@ -46,8 +46,8 @@ class Cache:
         lines = data.splitlines()
         whole = [line for line in lines if self._read(line)]
         if broken := len(lines) - len(whole):
-            why = "can't be read: their videos are scored again"
-            log.warning("%s: %s of %s lines %s", self._path, broken, len(lines), why)
+            told = f"{broken} of {len(lines)} lines can't be read: their videos are scored again"
+            log.warning("%s: %s", self._path, told)
         if broken or not data.endswith(b"\n"):
             write_plainly(self._path, "".join(f"{line.decode()}\n" for line in whole))
 

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,8 +17,8 @@ from train.common.atomic import digest_file
 from train.common.videos import ClipError, open_video
 from train.common.work import progress_bar
 
-from ..generate.models import Clip
-from ..reading import NoFile, read_json, shape, write_json
+from ..generate.jobs import Clip
+from ..reading import NoFile, read_json, write_json
 from .plan import fold
 from .suite import FLICKER, SEEDS, Plan
 
@@ -124,40 +124,37 @@ def see(path: Path) -> Seen:
     return Seen(file, frames, first.height if first else 0, first.width if first else 0, fps, reason)
 
 
-def find_usable(folder: Path, names: Iterable[str], out: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """Of the videos named, sha256 of those that can be scored, and what is wrong with the others that are there.
+def find_usable(
+    folder: Path, plan: Plan, dimensions: Collection[str], out: Path
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Of the dimensions' videos, sha256 of those that can be scored, and what is wrong with the others that are there.
 
-    out: folder of the run, whose seen.json holds what was seen before.
+    out: folder of the run, whose seen.json holds what was seen before. What isn't in the plan is said.
     """
+    names = [video.name for video in plan.videos if {*video.dimensions} & {*dimensions}]
     seen = see_all(folder, [name for name in names if (folder / name).exists()], out / "seen.json")
     problems = {name: video.reason for name, video in seen.items() if video.reason is not None}
     for name, problem in problems.items():
         log.warning("%s: %s", name, problem)
     if problems:
         log.warning("videos that can't be scored: %s", len(problems))
-    return {name: digest_file(folder / name) for name in seen if name not in problems}, problems
-
-
-def warn_of_strays(folder: Path, plan: Plan) -> None:
     stray = sorted({x.name for x in folder.iterdir() if x.suffix.lower() in PICTURES} - {x.name for x in plan.videos})
     if stray:
         log.warning("videos that are not in the plan, and are left alone: %s (%s)", len(stray), some(stray))
+    return {name: digest_file(folder / name) for name in seen if name not in problems}, problems
 
 
 def see_all(folder: Path, names: list[str], cache: Path) -> dict[str, Seen]:
     known = read_seen(cache)
     todo = [name for name in names if name not in known or known[name].file != _identify(folder / name)]
-    seen: dict[str, Seen] = {}
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
         with progress_bar(bool(todo)) as progress:
-            bar = progress.add_task("looking at videos", total=len(todo))
-            for name, video in zip(todo, pool.map(lambda name: see(folder / name), todo), strict=True):
-                seen[name] = video
-                progress.advance(bar)
+            seen = pool.map(lambda name: see(folder / name), todo)
+            for name, video in zip(progress.track(todo, description="looking at videos"), seen, strict=True):
+                known[name] = video
     finally:  # also when interrupted
         pool.shutdown(cancel_futures=True)
-        known |= seen
         write_json(cache, {name: asdict(video) for name, video in known.items()})
     return {name: known[name] for name in names}
 
@@ -169,7 +166,7 @@ def _identify(path: Path) -> list[Any]:
 
 def read_seen(path: Path) -> dict[str, Seen]:
     try:
-        return shape("it", dict[str, Seen], read_json(path))
+        return read_json(path, dict[str, Seen])
     except NoFile:
         return {}
     except ValueError as error:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from html import escape
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from urllib.parse import quote
 
+import numpy as np
 from PIL import Image
 
 from fps_flex.checks import some
@@ -20,6 +20,7 @@ from train.common.videos import ClipError, probe, sample_frames
 from .suite import Plan, Planned
 
 STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+Strip = list[Image.Image]  # frames of a video
 STRIP, ROWS, WIDEST = 5, 96, 2000  # frames of a strip, their height in pixels, and the strip's greatest width
 
 
@@ -51,18 +52,7 @@ def isolate(text: str) -> str:
     return f'<bdi dir="auto">{escape(text)}</bdi>'
 
 
-@dataclass(frozen=True)
-class Strip:
-    """Frames of a video, side by side in one picture."""
-
-    picture: Image.Image
-    frames: int
-
-    def first(self) -> Image.Image:
-        return self.picture.crop((0, 0, self.picture.width // self.frames, self.picture.height))
-
-
-def draw_strips(folder: Path, plan: Plan) -> tuple[list[tuple[Planned, Strip]], str]:
+def take_strips(folder: Path, plan: Plan) -> tuple[list[tuple[Planned, Strip]], str]:
     """Of the first video of each dimension that can be read; one of several dimensions is shown once.
 
     Also a line of the videos that are there and can't be shown, and why; empty where there are none.
@@ -74,7 +64,7 @@ def draw_strips(folder: Path, plan: Plan) -> tuple[list[tuple[Planned, Strip]], 
             if video.name in left_out or not file.exists():
                 continue
             try:
-                strips.append((video, draw_strip(file)))
+                strips.append((video, take_strip(file)))
                 seen.update(video.dimensions)
                 break
             except ClipError as error:
@@ -83,17 +73,20 @@ def draw_strips(folder: Path, plan: Plan) -> tuple[list[tuple[Planned, Strip]], 
     return strips, f"{what} can't be shown and are left out: {some([*left_out.values()])}" if left_out else ""
 
 
-def draw_strip(path: Path) -> Strip:
-    """Frames spread over a video, side by side. Raises ClipError."""
+def take_strip(path: Path) -> Strip:
+    """Frames spread over a video, as high as a strip. Raises ClipError."""
     sampled = sample_frames(path, STRIP / max(probe(path).seconds, 1e-3), ROWS)
     frames = [Image.fromarray(frame) for _, frame in islice(sampled, STRIP)]
     if not frames:
         raise ClipError(f"{path}: has no frame")
-    picture = Image.new("RGB", (sum(frame.width for frame in frames), ROWS))
-    for i, frame in enumerate(frames):
-        picture.paste(frame, (i * frame.width, 0))
+    return frames
+
+
+def join(strip: Strip) -> Image.Image:
+    """Side by side."""
+    picture = Image.fromarray(np.hstack(strip))
     picture.thumbnail((WIDEST, ROWS))
-    return Strip(picture, len(frames))
+    return picture
 
 
 def find_link(video: Path, page: Path) -> str | None:
@@ -107,11 +100,11 @@ def find_link(video: Path, page: Path) -> str | None:
 
 def show_strip(strip: Strip, video: Path, page: Path, prompt: str, caption: str) -> str:
     """A figure. page: the folder of the page. caption: as HTML."""
-    picture = embed(_to_jpeg(strip.picture), "jpeg", f"{strip.frames} frames of the video of: {prompt}")
+    picture = embed(_to_jpeg(join(strip)), "jpeg", f"{len(strip)} frames of the video of: {prompt}")
     link = find_link(video, page)
     if link is None:
         return f"<figure>{picture}<figcaption>{caption} {escape(video.name)}</figcaption></figure>"
-    poster = to_url(_to_jpeg(strip.first()), "jpeg")
+    poster = to_url(_to_jpeg(strip[0]), "jpeg")
     player = f'<video controls preload="none" poster="{poster}" src="{escape(link)}"></video>'
     return (
         f'<figure>{picture}<figcaption>{caption} <a href="{escape(link)}">{escape(video.name)}</a></figcaption>'

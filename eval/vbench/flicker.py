@@ -41,15 +41,12 @@ def temporal_flickering(frames: Iterable[UInt8[np.ndarray, "h w 3"]], name: str 
 
 
 def read_frames(path: Path) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-    """BGR, every frame that can be decoded, as OpenCV 4.11 gives them. Raises ClipError, also where there is none."""
+    """BGR, every frame that can be decoded, as OpenCV 4.11 gives them. Raises ClipError."""
     with open_video(path) as (container, stream):
-        frame = None
         for frame in container.decode(stream):
             yield frame.reformat(
                 format="bgr24", src_colorspace="ITU601", dst_colorspace="ITU601", interpolation="BICUBIC"
             ).to_ndarray()
-        if frame is None:
-            raise ClipError(f"{path}: has no frame")
 
 
 def bits(path: Path) -> int:

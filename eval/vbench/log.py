@@ -6,8 +6,8 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from ..reading import parse, read_bytes, write_json
-from .document import draw_strips
+from ..reading import read_json, write_json
+from .document import join, take_strips
 from .report import TOTALS, Report
 from .suite import DIMENSIONS
 
@@ -30,8 +30,8 @@ def log_report(out: Path, report: Report, project: str) -> None:
         raise ValueError(f"W&B can't be used ({error}): log in, or set WANDB_MODE=offline") from None
     run.log({f"vbench/{name}": value for name, value in list_figures(report).items()})
     if report.plan:
-        shown, _ = draw_strips(report.plan.find_videos(out), report.plan)
-        run.log({"vbench/videos": [wandb.Image(strip.picture, caption=video.prompt) for video, strip in shown]})
+        shown, _ = take_strips(report.plan.find_videos(out), report.plan)
+        run.log({"vbench/videos": [wandb.Image(join(strip), caption=video.prompt) for video, strip in shown]})
     run.log({"vbench/report": wandb.Html((out / "report.html").read_text(encoding="utf-8"))})
     run.summary["vbench/withheld"] = list(report.totals.reasons)
     run.finish()
@@ -41,7 +41,7 @@ def find_id(out: Path, project: str) -> str:
     """Of the W&B run: drawn once and kept in wandb.json, so that it goes with the folder wherever that is moved."""
     file = out / "wandb.json"
     try:
-        ids = parse(dict[str, str], read_bytes(file))
+        ids = read_json(file, dict[str, str])
     except ValueError:
         ids = {}
     if project not in ids:

@@ -17,6 +17,8 @@ from ..reading import parse, parse_json, read_json, shape, write_plainly
 
 RUNNER = Path(__file__).with_name("scorer_runner.py")
 Device = Literal["auto", "cpu", "cuda"]
+Items = list[dict[str, Any]]  # name, prompt and more of each video
+Keep = Callable[[str, float | None, float], None]
 CRASHES = 3  # one after the other, with no video scored between them, mean that it isn't the videos
 DOWNLOADERS = ("wget", "curl", "git")
 
@@ -103,19 +105,12 @@ def open_scorer(python: Path, device: Device, weights: Path) -> Scorer:
     return scorer
 
 
-def score_official(
-    scorer: Scorer,
-    dimension: str,
-    items: list[dict[str, Any]],
-    videos: Path,
-    log: Path,
-    after_video: Callable[[str, float | None, float], None],
-) -> Outcome:
+def score_official(scorer: Scorer, dimension: str, items: Items, videos: Path, log: Path, after_video: Keep) -> Outcome:
     """Score videos as the official package does, each at a time; a video it fails or dies on doesn't stop the others.
 
-    dimension: one of VBench's, or the static filter. items: name, prompt and more of each video in the folder
-    `videos`. after_video: called with a video's name, value and weight, once it has them; its ValueError says why they
-    can't be. log: for what the official code prints.
+    dimension: one of VBench's, or the static filter. items: of the folder `videos`. after_video: called with a video's
+    name, value and weight, once it has them; its ValueError says why they can't be. log: for what the official code
+    prints.
     """
     outcome, crashes, left = Outcome(), 0, items
     while left:
@@ -143,9 +138,7 @@ def score_official(
     return outcome
 
 
-def _run(
-    scorer: Scorer, dimension: str, items: list[dict[str, Any]], videos: Path, log: Path
-) -> Iterator[dict[str, Any]]:
+def _run(scorer: Scorer, dimension: str, items: Items, videos: Path, log: Path) -> Iterator[dict[str, Any]]:
     """What the runner says of each video. Raises ScorerFailed when it ends with an error."""
     log.parent.mkdir(parents=True, exist_ok=True)
     current = None
@@ -181,9 +174,7 @@ def _read_line(line: str, names: list[str], current: str | None) -> dict[str, An
     return entry
 
 
-def prepare(
-    folder: Path, scorer: Scorer, dimension: str, items: list[dict[str, Any]], videos: Path
-) -> tuple[Path, dict[str, str]]:
+def prepare(folder: Path, scorer: Scorer, dimension: str, items: Items, videos: Path) -> tuple[Path, dict[str, str]]:
     """The job's file and the environment of its process, which runs in `folder` and has no way to download anything.
 
     The official code takes every file's extension from the first that it finds, and scores all that it finds: so it

@@ -14,7 +14,7 @@ from ..making import describe_cost, describe_making
 from .chart import describe_chart
 from .check import describe_findings
 from .compare import TOTALS_CAPTION, Differences, explain_pair, explain_totals, tabulate_differences, tabulate_totals
-from .document import draw_strip, draw_strips, embed, isolate, list_items, show_strip, write_page
+from .document import embed, isolate, list_items, show_strip, take_strip, take_strips, write_page
 from .paired import Difference, find_both, match
 from .report import CAPTION, Report, describe_intervals, hide_paths, tabulate_scores, tell_scores
 from .suite import DIMENSIONS
@@ -60,7 +60,7 @@ def _list_videos(report: Report, out: Path) -> Iterator[str]:
         return
     yield "<h2>Videos</h2>"
     folder = report.plan.find_videos(out)
-    strips, left_out = draw_strips(folder, report.plan)
+    strips, left_out = take_strips(folder, report.plan)
     for video, strip in strips:
         caption = f"{isolate(video.prompt)} ({escape(tell_scores(report, video.name, video.dimensions))})"
         yield show_strip(strip, folder / video.name, out, video.prompt, caption)
@@ -127,7 +127,7 @@ def _show_video(out: Path, run: Report, name: str, prompt: str) -> str:
     if file is None or not file.exists():
         return ""
     try:
-        return show_strip(draw_strip(file), file, out, prompt, escape(f"{run.name}: {tell_scores(run, name)}"))
+        return show_strip(take_strip(file), file, out, prompt, escape(f"{run.name}: {tell_scores(run, name)}"))
     except ClipError as error:
         return f"<p>{escape(run.name)}: {escape(hide_paths(str(error)))}</p>"
 

@@ -13,7 +13,7 @@ from tempfile import NamedTemporaryFile
 from train.common.atomic import digest_content, digest_file
 
 from ..generate.prompts import read_lines
-from .suite import DIMENSIONS, FLICKER, FLICKER_SEEDS, SEEDS, Entry, Plan, Planned, digest_suite, load_suite
+from .suite import DIMENSIONS, FLICKER, FLICKER_SEEDS, SEEDS, Entry, Plan, Planned, load_suite, read_suite
 from .values import group
 
 UNSAFE = re.compile(r"[/\\\x00-\x1f\x7f]|^\.")
@@ -57,7 +57,8 @@ def make_plan(options: PlanOptions) -> Plan:
     entries = load_suite(options.suite)
     long = read_prompt_map(prompt_map, entries) if prompt_map else {}
     wanted = _pick(entries, chosen, quick)
-    extra = folder is None or any(SEEDS <= number < FLICKER_SEEDS for number in _list_numbers(folder))
+    numbers = [re.search(r"-(\d+)\.mp4$", file.name) for file in folder.iterdir()] if folder else []
+    extra = folder is None or any(SEEDS <= int(number[1]) < FLICKER_SEEDS for number in numbers if number)
     many = FLICKER_SEEDS if extra else SEEDS  # more of a prompt, for the static filter to choose from
     videos: dict[str, Planned] = {}
     for place, prompt in enumerate(dict.fromkeys(entry.prompt for entry in entries)):
@@ -70,7 +71,7 @@ def make_plan(options: PlanOptions) -> Plan:
     if not videos:
         raise ValueError(f"{options.suite} has no prompt for {', '.join(chosen)}")
     where, digest = str(folder.resolve()) if folder else None, prompt_map and digest_file(prompt_map)
-    return Plan(digest_suite(options.suite), chosen, quick, (*videos.values(),), where, digest)
+    return Plan(digest_content(read_suite(options.suite)), chosen, quick, (*videos.values(),), where, digest)
 
 
 def choose_dimensions(
@@ -93,10 +94,6 @@ def _pick(entries: list[Entry], chosen: tuple[str, ...], quick: int | None) -> d
             prompts = [prompts[i * len(prompts) // quick] for i in range(quick)]
         needed += [(prompt, name) for prompt in prompts]
     return {prompt: (*names,) for prompt, names in group(needed).items()}
-
-
-def _list_numbers(folder: Path) -> list[int]:
-    return [int(number[1]) for file in folder.iterdir() if (number := re.search(r"-(\d+)\.mp4$", file.name))]
 
 
 def name_video(prompt: str, index: int) -> str:

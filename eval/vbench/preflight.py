@@ -16,7 +16,7 @@ from .official import Scorer, find_weights, open_scorer
 from .plan import choose_dimensions
 from .suite import FLICKER
 from .values import group
-from .weights import EVERY, NEEDS, STATIC_FILTER, Weight, show_bytes
+from .weights import EVERY, NEEDS, Weight, show_bytes
 
 DETECTRON2 = "-m pip install --no-build-isolation git+https://github.com/facebookresearch/detectron2"
 NO_SCORER = "needs --scorer_python"
@@ -27,7 +27,6 @@ SCRIPT = Path(__file__).with_name("fetch.sh")  # less the files
 class Readiness:
     """Whether a dimension can be scored, and what is missing if not. files, packages: those missing or wrong."""
 
-    dimension: str
     problems: tuple[str, ...]
     files: tuple[Weight, ...] = ()
     packages: tuple[str, ...] = ()
@@ -37,42 +36,37 @@ class Readiness:
         return not self.problems
 
     def summarise(self) -> str:
-        """What is missing, in a few words; empty for nothing."""
+        """What is missing, in a few words."""
         packages = [f"package {', '.join(self.packages)}"] if self.packages else []
         files = [f"{len(self.files)} file{'s' if len(self.files) > 1 else ''}"] if self.files else []
-        return "; ".join(packages + files) or (NO_SCORER if self.problems else "")
+        return "; ".join(packages + files) or NO_SCORER
 
 
 def check(dimension: str, scorer: Scorer | None) -> Readiness:
-    """Of a dimension as the official package scores it, or of the static filter."""
+    """Of a dimension as the official package scores it, or of the static filter, which temporal_flickering takes."""
     if scorer is None:
         how = "the Python of an environment with vbench (python -m eval.vbench setup-scorer DIR makes one)"
-        return Readiness(dimension, (f"{NO_SCORER}, {how}",))
+        return Readiness((f"{NO_SCORER}, {how}",))
     packages, files = NEEDS[dimension]
     absent = tuple(name for name in (*EVERY, *packages) if not scorer.packages.get(name))
     problems = [f"missing package {name} in the environment of {scorer.python}" for name in absent]
     problems += [f"detectron2 is left to you: {scorer.python} {DETECTRON2}"] if "detectron2" in absent else []
     wrong = {file: problem for file in files if (problem := file.find_problem(scorer.weights))}
-    return Readiness(dimension, (*problems, *wrong.values()), (*wrong,), absent)
-
-
-def scored_as(dimension: str) -> str:
-    """What of the official package it takes; temporal_flickering, which goes without it too, the static filter."""
-    return STATIC_FILTER if dimension == FLICKER else dimension
+    return Readiness((*problems, *wrong.values()), (*wrong,), absent)
 
 
 def check_all(dimensions: Iterable[str], scorer: Scorer | None) -> dict[str, Readiness]:
-    return {name: check(scored_as(name), scorer) for name in dimensions}
+    return {name: check(name, scorer) for name in dimensions}
 
 
 def describe_readiness(checked: dict[str, Readiness]) -> list[str]:
     """What can be scored: a line a dimension, and one for all files that are missing."""
     lines = ["what can be scored:"]
     for name, one in checked.items():
-        lacking, how = one.summarise(), "no: {}" if one.problems else "ready"
+        how = "ready" if one.ready else f"no: {one.summarise()}"
         if name == FLICKER:
-            how = "ready, unfiltered ({})" if one.problems else "ready, with the static filter"
-        lines.append(f"  {name:<24}{how.format(lacking)}")
+            how = "ready, with the static filter" if one.ready else f"ready, unfiltered ({one.summarise()})"
+        lines.append(f"  {name:<24}{how}")
     missing = dict.fromkeys(file for one in checked.values() for file in one.files)
     return lines + ([f"{_count(missing)}: python -m eval.vbench weights lists them"] if missing else [])
 
@@ -113,7 +107,7 @@ def weights_command(
 
 def find_missing(dimensions: Iterable[str], folder: Path) -> dict[Weight, list[str]]:
     """Each file that is missing or wrong, in the order of the dimensions, and the dimensions that need it."""
-    needed = group((file, name) for name in dimensions for file in NEEDS[scored_as(name)][1])
+    needed = group((file, name) for name in dimensions for file in NEEDS[name][1])
     return {file: names for file, names in needed.items() if file.find_problem(folder)}
 
 

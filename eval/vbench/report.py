@@ -103,12 +103,12 @@ def read_making(out: Path, plan: Plan | None) -> Making:
     for video in plan.videos if plan and not plan.folder else ():
         file = out / "records" / f"{video.name.removesuffix('.mp4')}.json"
         try:
-            record = read_json(file)
+            record = read_json(file, dict[str, Any])
         except NoFile:
             continue
         except ValueError:
-            record = None
-        if isinstance(record, dict) and "prompt" in record:
+            record = {}
+        if "prompt" in record:
             records.append(record)
         else:
             broken.append(file.name)
@@ -255,10 +255,10 @@ def write_leaderboard(out: Path, report: Report) -> str:
     files |= {ZIP: zip_texts(texts)} if whole else {}
     written = read_written(out)
     theirs = [name for name in files if not is_ours(out / name, name, written)]
-    with writing(out, (name for name in files if name not in theirs)):
-        for name, content in files.items():
-            if name not in theirs:
-                write_plainly(out / name, content)
+    ours = {name: content for name, content in files.items() if name not in theirs}
+    with writing(out, ours):
+        for name, content in ours.items():
+            write_plainly(out / name, content)
     if not whole and ZIP in written and is_ours(out / ZIP, ZIP, written):
         (out / ZIP).unlink(missing_ok=True)
     lines = [] if ZIP in theirs else [f"wrote {out / ZIP}"]

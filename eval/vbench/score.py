@@ -19,13 +19,14 @@ from train.common.work import progress_bar
 from ..reading import NoFile, read_json, write_json
 from . import flicker
 from .cache import Cache
-from .check import find_usable, warn_of_strays
+from .check import find_usable
 from .official import Outcome, Scorer, ScorerOptions, score_official
 from .plan import choose_dimensions
-from .preflight import NEEDS, STATIC_FILTER, check_all, describe_readiness
+from .preflight import check_all, describe_readiness
 from .results import parse_ours
 from .suite import DIMENSIONS, FLICKER, Plan, Planned
-from .values import Result, add_note, mean, to_value, to_weight
+from .values import Result, add_note, group, mean, to_value, to_weight
+from .weights import NEEDS, STATIC_FILTER
 
 log = logging.getLogger("fps_flex")
 STATIC = 5  # videos of a prompt that the static filter keeps
@@ -94,12 +95,8 @@ class Scoring:
                 items.append({"name": video.name, "prompt": video.prompt, "static": static})
             counts[video.prompt] += bool(static)
         outcome = self._ask(STATIC_FILTER, items, scorer)
-        kept: Kept = {video.prompt: [] for video in every}
-        for video in usable:
-            value, _ = outcome.results.get(video.name, (0.0, 1))
-            if value and len(kept[video.prompt]) < STATIC:
-                kept[video.prompt].append(video.name)
-        return kept, outcome
+        static = group((x.prompt, x.name) for x in usable if outcome.results.get(x.name, (0.0, 1))[0])
+        return {video.prompt: static.get(video.prompt, [])[:STATIC] for video in every}, outcome
 
     def _ask(self, dimension: str, items: list[dict[str, Any]], scorer: dict[str, Any]) -> Outcome:
         """The official package's values: those known, and what it says of the other videos now."""
@@ -190,7 +187,7 @@ class Scoring:
     def _read_before(self, dimension: str) -> Result | None:
         file = self.out / f"{dimension}.json"
         try:
-            return parse_ours(read_json(file))
+            return parse_ours(read_json(file, dict[str, Any]))
         except NoFile:
             return None
         except ValueError as error:
@@ -214,9 +211,7 @@ def score(
     scorer = options.open()
     checked = check_all(chosen, scorer)
     print("\n".join(describe_readiness(checked)))
-    usable = find_usable(videos, (x.name for x in plan.videos if {*x.dimensions} & {*chosen}), out)
-    warn_of_strays(videos, plan)
-    run, results = Scoring(videos, plan, out / "scores", *usable, scorer), {}
+    run, results = Scoring(videos, plan, out / "scores", *find_usable(videos, plan, chosen, out), scorer), {}
     for name, one in checked.items():
         if name == FLICKER:
             results[name] = run.score_flicker(one.ready)

@@ -71,9 +71,8 @@ def _with_run(path: Path, files: list[File], run: Path, plan: File | None, check
     with suppress(NoFile):
         known = plan and parse_plan(plan.shown, plan.read())
     try:
-        findings = check and parse(Findings, check.read())
-    except NoFile:
-        pass
+        with suppress(NoFile):
+            findings = check and parse(Findings, check.read())
     except ValueError as error:
         so = "what is wrong with the videos isn't known until `check` makes it again"
         problems = (f"{check.shown} can't be used ({error}): {so}",)

@@ -79,9 +79,10 @@ def generate(out: Path, shard: str | None = None, planned: Plan | None = None, *
     jobs = [Job(video.name.removesuffix(".mp4"), video.long or video.prompt, video.seed) for video in planned.videos]
     mine = jobs[share - 1 :: shares]
     say(f"share {share} of {shares}: {len(mine):,} of {len(jobs):,} videos" if shard else "")
-    make_videos(model, settings, mine, out / "videos", out / "records")
+    kept = open_records(model, settings, out / "videos", out / "records")
+    make_videos(kept, mine)
     wait_for_all()
-    missing = open_records(model, settings, out / "videos", out / "records").count_missing(jobs)
+    missing = kept.count_missing(jobs)
     if rank_and_world()[0] == 0 and not missing:
         draw_contacts(out / "contact.png", out / "videos", jobs[:: -(-len(jobs) // 8)], settings.clip)
     if missing:

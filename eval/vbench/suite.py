@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from fps_flex.checks import show
-from train.common.atomic import digest_content
 
-from ..generate.models import Clip
+from ..generate.jobs import Clip
 from ..reading import NoFile, is_zip, open_zip, parse, parse_json, read_bytes, read_zipped, write_json
 
 INFO = "VBench_full_info.json"
@@ -184,11 +183,6 @@ def read_suite(path: Path) -> bytes:
         return read_zipped(packed, packed.getinfo(f"vbench/{INFO}"), f"{path}:vbench/{INFO}")
     except KeyError:
         raise ValueError(f"{path} holds no vbench/{INFO}: expected a wheel of the vbench package") from None
-
-
-def digest_suite(path: Path) -> str:
-    """sha256 of the suite's JSON, which tells one version of VBench from another."""
-    return digest_content(read_suite(path))
 
 
 def find_suite(suite: Path | None, scorer_python: Path | None) -> Path:

@@ -72,6 +72,6 @@ def default_residual(config: WanConfig) -> Residual:
     """The residual stream that a model of these sizes gets where none is chosen: fp32 up to that of 1.3B.
 
     In fp32, bf16 training of 1.3B is off by 0.35 %, and by 1.1 % otherwise; a step takes a tenth longer and a tenth
-    more memory (`python -m eval.bench residual`). A larger model keeps too much: of 14B at 720p 63 GB in place of 31.
+    more memory (`python -m docs.make.residual`). A larger model keeps too much: of 14B at 720p 63 GB in place of 31.
     """
     return "fp32" if config.dim <= WAN_1_3B.dim else "compute"

@@ -10,13 +10,11 @@ import pytest
 import torch
 
 from eval.bench.__main__ import command
-from eval.bench.accuracy import exact_rows
+from eval.bench.exact import exact_rows
 from eval.bench.kernel import kernel
 from eval.bench.length import exponent
 from eval.bench.model import model
 from eval.bench.pipeline import pipeline
-from eval.bench.residual import residual
-from eval.bench.sizes import SIGMAS
 from eval.bench.train import train
 from eval.timing import clock
 from fps_flex import FPSAttention, Regime, StepSchedule
@@ -24,7 +22,6 @@ from fps_flex.wan import Wan
 from fps_flex.wan.flow import draw_noise_levels
 from tests.helpers.cases import relative_error
 from tests.helpers.commands import refused
-from tests.helpers.tiny_run import tiny_checkpoint
 
 
 def read(path):
@@ -118,29 +115,6 @@ def test_model_measures_stock_and_ours_and_adds_up_a_video(tmp_path):
     assert video["video_seconds"] == pytest.approx(expected) and rows[0]["speedup"] == 1
 
 
-def test_residual_measures_error_time_and_memory_of_each_stream(tmp_path, capsys):
-    residual(size="tiny", layers=2, rounds=2, repeats=1, steps=2, warmup=1, out=tmp_path / "out/residual.json")
-    rows = read(tmp_path / "out/residual.json")
-    measured = {(row["residual"], row["measured"]): row for row in rows}
-    streams = ("compute", "fp32")
-    ways = ("error, autocast", "error, bf16 weights")
-    assert list(measured) == [
-        *((stream, way) for stream in (*streams, "stock diffusers") for way in ways),
-        *((stream, what) for what in ("forward", "training step") for stream in streams),
-    ]
-    for way in ways:
-        coarse, fine, stock = (measured[stream, way]["error"] for stream in (*streams, "stock diffusers"))
-        assert 0.001 < fine < 0.8 * coarse and coarse == pytest.approx(stock, rel=0.3)
-    for what in ("forward", "training step"):
-        coarse, fine = (measured[stream, what] for stream in streams)
-        assert all(row["step_seconds"] > 0 for row in (coarse, fine))
-        assert what != "forward" or all(len(row["all_step_seconds"]) == 2 for row in (coarse, fine))
-        assert fine["kept_gb"] == 2 * coarse["kept_gb"] == 2 * 320 * 128 * 4 / 1e9
-    coarse, fine = (measured[stream, "training step"] for stream in streams)
-    assert coarse["step_seconds_by_regime"].keys() == fine["step_seconds_by_regime"].keys() == SIGMAS.keys()
-    assert capsys.readouterr().out.count("\n|") == len(rows) + 1
-
-
 def test_kernel_measures_rivals_and_ours_with_errors(tmp_path, capsys):
     kernel("tiny", windows=((5, 2, 1), (5, 2, 2)), rounds=2, repeats=2, out=tmp_path / "kernel.json")
     rows = read(tmp_path / "kernel.json")
@@ -177,34 +151,13 @@ def test_the_clock_calls_as_often_as_it_says():
     assert len(clock(lambda: calls.append(0), repeats=3)) == 3 and len(calls) == 4
 
 
-def test_length_profile_and_accuracy_run(tmp_path, capsys):
+def test_length_and_profile_run(tmp_path):
     command(["length", "--size=tiny", "--tile=[1,4,4]", "--window=[5,2,1]", "--widths=[8,16]", "--repeats=2",
              f"--out={tmp_path / 'length.json'}"])  # fmt: skip
     assert [row["density"] for row in read(tmp_path / "length.json")] == [0.5, 0.25]
     command(["profile", "--size=tiny", "--window=[5,2,1]", f"--out={tmp_path / 'profile.json'}"])
     rows = read(tmp_path / "profile.json")
     assert sum(row["share"] for row in rows) == pytest.approx(1) and rows[0]["ms"] >= rows[-1]["ms"]
-    command(["accuracy", "--grid=[4,8,8]", "--tile=[2,4,4]", f"--out={tmp_path / 'accuracy.json'}"])
-    rows = read(tmp_path / "accuracy.json")
-    errors = {tuple(x for name, x in row.items() if name != "error"): row["error"] for row in rows}
-    assert len(errors) == len(rows) == 4 * (1 + 16 + 17) and all(0.001 < error < 0.5 for error in errors.values())
-    whole = ("q k v", "e4m3", True, None, 1, "fp32")
-    assert errors["gaussian", *whole, "fp32"] < errors["gaussian", *whole, "e4m3"]
-    outliers = {(row["rounded"], row["codes"], row["smooth_k"], row["rotate"]): row["error"]
-                for row in rows[68:85]}  # fmt: skip
-    assert all(row["inputs"] == "outliers" for row in rows[68:102])
-    for codes, bound in (("e4m3", 0.05), ("int8", 0.035)):
-        assert outliers["q k v", codes, True, None] < bound < 0.04 + bound < 0.1 + outliers["q k v", codes, False, None]
-    assert outliers["q k", "int8", True, None] < 0.02 < outliers["v", "e4m3", True, None] < 0.03
-
-
-def test_accuracy_measures_what_the_layers_of_a_model_compute(tmp_path):
-    checkpoint = tiny_checkpoint(tmp_path / "run")
-    command(["accuracy", f"--checkpoint={checkpoint}", f"--out={tmp_path / 'accuracy.json'}"])
-    rows = read(tmp_path / "accuracy.json")
-    assert [*dict.fromkeys(row["inputs"] for row in rows)] == ["layer 0", "layer 1", "layer 2"]
-    assert len(rows) == 3 * 34 and all(0 < row["error"] < 0.2 for row in rows)
-    assert len({row["error"] for row in rows}) > 80
 
 
 @pytest.mark.parametrize(
@@ -228,7 +181,6 @@ def test_accuracy_measures_what_the_layers_of_a_model_compute(tmp_path):
                 ("train", "steps"),
                 ("pipeline", "layers"),
                 ("train", "layers"),
-                ("residual", "rounds"),
                 ("data", "clips"),
             )
         ],  # fmt: skip
@@ -253,7 +205,6 @@ def test_accuracy_measures_what_the_layers_of_a_model_compute(tmp_path):
                 (["--linears=[]"], "linears is empty"),
             )
         ],
-        (["residual", "--size=tiny", "--base=fp8", "--lora=2"], "base fp8 needs a GPU with float8"),
         (["model", "--size=tiny", "--schedules=[]"], "schedules is empty"),
         (["length", "--size=tiny", "--widths=[8]"], r"widths are \[8\], expected at least two"),
         (
@@ -263,12 +214,9 @@ def test_accuracy_measures_what_the_layers_of_a_model_compute(tmp_path):
         (["model", "--size=tiny", "--schedules=[stocks]"], "stocks"),
         *[
             ([name, "--size=tiny", "--out=/proc/none/k.json"], "/proc/none can't be written")
-            for name in ("kernel", "profile", "length", "model", "pipeline", "train", "residual", "data")
+            for name in ("kernel", "profile", "length", "model", "pipeline", "train", "data")
         ],
-        (["accuracy", "--out=/proc/none/k.json"], "/proc/none can't be written"),
         (["kernel", "--size=tiny", "--tile=[9,9,9]"], "tile .9, 9, 9. is larger than the grid"),
-        (["residual", "--size=tiny", "--parts=[]"], "parts is empty"),
-        (["residual", "--size=tiny", "--schedule=stock"], "schedule is 'stock', expected one of fps"),
         (["model", "--size=tiny", "--linears=[fp8]"], "linears fp8 need a GPU with float8"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",

@@ -8,7 +8,10 @@ import sys
 import pytest
 import torch
 
+from eval.generate import command as generate
 from eval.generate.compile_cache import SUFFIX, graphs_for, kept_graphs
+from tests.helpers.commands import refused
+from tests.helpers.tiny_run import tiny_checkpoint
 
 RUN = """
 import json, sys, torch
@@ -88,3 +91,15 @@ def test_nothing_is_kept_where_nothing_is_asked_for_or_compiled(tmp_path):
     file.write_text("")
     with pytest.raises(ValueError, match="--compile_cache"), kept_graphs(file / "folder"):
         pass
+
+
+def test_the_command_keeps_what_it_compiled(tmp_path, monkeypatch, capsys):
+    """Graphs of whatever the run compiled; the dense oracle, which a CPU takes, compiles nothing."""
+    folders = []
+    monkeypatch.setattr(generate, "kept_graphs", lambda folder: folders.append(folder) or kept_graphs(folder))
+    run = tiny_checkpoint(tmp_path / "run")
+    words = [f"--checkpoint={run}", "--prompt=a", "--steps=1", f"--out={tmp_path / 'out'}"]
+    generate.command([*words, f"--compile_cache={tmp_path / 'kept'}"])
+    assert folders == [tmp_path / "kept"] and not [*folders[0].iterdir()]
+    (tmp_path / "file").write_text("")
+    assert "--compile_cache" in refused(capsys, generate.command, [*words, f"--compile_cache={tmp_path / 'file'}"])

@@ -77,7 +77,7 @@ def test_the_same_latents_as_the_stock_pipeline_of_two(stock, release, monkeypat
         )
     )
     noise = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3))
-    second = LowNoise(model.load_low(CPU), settings.boundary, settings.low_noise_guidance)
+    second = LowNoise(model.load(CPU, low=True), settings.boundary, settings.low_noise_guidance)
     scheduler = build_scheduler("unipc", 10, 3.0)
     below = (scheduler.timesteps < 1000 * boundary).sum()
     assert 0 < below < 10
@@ -127,7 +127,7 @@ def test_the_official_layout_of_two(release, tmp_path, capsys):
 def test_one_transformer_is_no_release_of_two(wan_folder, tmp_path, monkeypatch):
     assert find_experts(wan_folder) is None and levels_of(wan_folder / "transformer") == ALL
     assert find_experts(tmp_path) is None and find_experts(tmp_path / "nowhere") is None
-    assert open_model(str(wan_folder)).low is None
+    assert open_model(Options(str(wan_folder))).low is None
     for text, message in (("[", "no index of a release"), ('{"boundary_ratio": 2}', "boundary_ratio = 2, expected")):
         (tmp_path / "model_index.json").write_text(text)
         with pytest.raises(ValueError, match=message):
@@ -192,7 +192,7 @@ def test_experts_of_different_sizes_are_refused(release, tmp_path):
     )  # fmt: skip
     other.save_pretrained(tmp_path / "small")
     with pytest.raises(ValueError, match="no two experts of one model: they have ffn_dim 96 and 48"):
-        open_model(str(release), low_noise=str(tmp_path / "small"))
+        open_model(Options(str(release), low_noise=str(tmp_path / "small")))
 
 
 def test_a_fine_tuned_expert_is_trained_on_its_side_and_pairs_with_the_other(release, low_run, tmp_path, capsys):
@@ -268,8 +268,8 @@ def test_training_draws_and_validates_on_an_experts_own_levels(release, tmp_path
 
 
 def test_dense_attention_of_both(release):
-    model = open_model(str(release))
-    for wan, name in ((model.load(CPU), "transformer"), (model.load_low(CPU), "transformer_2")):
+    model = open_model(Options(str(release)))
+    for wan, name in ((model.load(CPU), "transformer"), (model.load(CPU, low=True), "transformer_2")):
         expected = load_wan(release / name, FPSAttention("dense", tile=None))
         assert torch.equal(wan.head.head.weight, expected.head.head.weight) and wan.residual == "fp32"
 
@@ -287,29 +287,29 @@ def test_two_fine_tuned_experts(low_run, tmp_path, capsys):
     assert model.attention == FPSAttention.from_dict(model.weights.trained["attention"])
     apart = save("apart.ckpt", noise_levels=[0.9, 1.0])
     with pytest.raises(ValueError, match="made for boundaries of 0.875 and 0.9: name one with --boundary"):
-        open_model(apart, low_noise=str(low_run))
-    assert open_model(apart, low_noise=str(low_run), boundary=0.88).low.boundary == 0.88
+        open_model(Options(apart, low_noise=str(low_run)))
+    assert open_model(Options(apart, low_noise=str(low_run), boundary=0.88)).low.boundary == 0.88
     text = model.weights.trained["text"]
     longer = save("longer.ckpt", noise_levels=[0.875, 1.0], text={**text, "options": {**text["options"], "length": 9}})
     with pytest.raises(ValueError, match='they have .*umt5.*"length": 9.* and .*umt5'):
-        open_model(longer, low_noise=str(low_run))
+        open_model(Options(longer, low_noise=str(low_run)))
     moved = save("moved.ckpt", noise_levels=[0.875, 1.0],
                  text={**text, "options": {**text["options"], "path": "elsewhere"}})  # fmt: skip
     with pytest.raises(ValueError, match="no folder elsewhere.*--encoders names another folder"):
-        open_model(moved, low_noise=str(low_run))
+        open_model(Options(moved, low_noise=str(low_run)))
     other = {"kind": "pixels", "options": {"stride": [2, 2, 2]}}
     with pytest.raises(ValueError, match="no two experts of one model"):
-        open_model(save("odd.ckpt", noise_levels=[0.875, 1.0], codec=other), low_noise=str(low_run))
+        open_model(Options(save("odd.ckpt", noise_levels=[0.875, 1.0], codec=other), low_noise=str(low_run)))
     for lacks in ("step", "shift"):
         held = torch.load(low_run, weights_only=True)
         del held["fps_flex"][lacks]
         torch.save(held, tmp_path / "lacks.ckpt")
         with pytest.raises(ValueError, match=f"lacks.ckpt doesn't say its {lacks}"):
-            open_model(high, low_noise=str(tmp_path / "lacks.ckpt"))
+            open_model(Options(high, low_noise=str(tmp_path / "lacks.ckpt")))
     with pytest.raises(
         ValueError, match="odd.ckpt is no checkpoint .*noise_levels is 'all', expected the lowest and the highest"
     ):
-        open_model(save("odd.ckpt", noise_levels="all"), low_noise=str(low_run))
+        open_model(Options(save("odd.ckpt", noise_levels="all"), low_noise=str(low_run)))
 
 
 def test_an_expert_from_random_weights_says_its_levels(release, tmp_path):
@@ -319,7 +319,7 @@ def test_an_expert_from_random_weights_says_its_levels(release, tmp_path):
     checkpoint = tmp_path / "run/checkpoints/last.ckpt"
     assert torch.load(checkpoint, weights_only=True)["fps_flex"]["noise_levels"] == [0.5, 1.0]
     with pytest.raises(ValueError, match="is one of two experts, for noise levels from 0.5 up: name"):
-        open_model(str(checkpoint))
+        open_model(Options(str(checkpoint)))
     fit([*options, "--ckpt_path=last", "--trainer.max_steps=2"])
     held = torch.load(checkpoint, weights_only=True)
     assert held["fps_flex"]["noise_levels"] == [0.5, 1.0] and held["global_step"] == 2

@@ -175,7 +175,7 @@ def test_released_weights_generate_with_and_without_fps_attention(wan_folder, tm
 
 def test_the_shift_follows_the_size_of_released_weights(wan_folder, tmp_path):
     for size, shift in ((("32", "48"), 3.0), (("720", "720"), 5.0)):
-        model = open_model(str(wan_folder))
+        model = open_model(Options(str(wan_folder)))
         assert model.shift is None
         out = tmp_path / size[0]
         command([f"--checkpoint={wan_folder}", "--prompt=a", "--frames=1", f"--height={size[0]}", f"--width={size[1]}",
@@ -196,7 +196,7 @@ def test_a_checkpoint_runs_with_the_residual_stream_it_was_trained_with(trained,
     del held["fps_flex"]["residual"]
     torch.save(held, tmp_path / "older.ckpt")
     with pytest.raises(ValueError, match="doesn't say its residual: start a run of this version from it"):
-        open_model(str(tmp_path / "older.ckpt"))
+        open_model(Options(str(tmp_path / "older.ckpt")))
 
 
 def test_averaged_and_live_weights_are_told_apart_and_exported(trained, tmp_path):

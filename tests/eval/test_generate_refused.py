@@ -10,6 +10,7 @@ import torch
 from eval.bench.__main__ import command as bench
 from eval.fidelity.command import command as fidelity
 from eval.generate.command import command
+from eval.generate.jobs import Options
 from eval.generate.models import open_model
 from eval.vbench.__main__ import command as vbench
 from fps_flex.wan import Wan
@@ -30,7 +31,7 @@ def trained(tmp_path_factory):
         (["--frames=80"], "frames is 80, expected 4k + 1: 77 or 81"),
         (["--height=40"], "height is 40, expected a multiple of 16: 32 or 48"),
         (["--height=30", "--width=8"], "height is 30, expected a multiple of 16: 16 or 32; width is 8, expected a"),
-        (["--attention.schedule=uniform"], "tile (6, 8, 8) is larger than the grid (3, 2, 3)"),
+        (["--attention.schedule=uniform"], "fits the grid (3, 2, 3): widen volumes or aspect, or name a tile"),
         (["--attention.schedule=paper"], "schedule is 'paper', expected one of fps, sta, uniform, dense"),
         (["--prompt=two", "--prompts=README.md"], "expected either --prompt TEXT or --prompts FILE"),
         (["--steps=0"], "steps is 0"),
@@ -235,13 +236,13 @@ def test_a_damaged_checkpoint_says_how(trained, tmp_path, keep, line):
     path = tmp_path / "last.ckpt"
     path.write_bytes(trained.read_bytes()[:keep])
     with pytest.raises(ValueError, match=f"{path} {line}"):
-        open_model(str(path))
+        open_model(Options(str(path)))
 
 
 def test_the_folder_of_a_run_leads_to_its_checkpoint(trained):
     for folder in (trained.parent, trained.parent.parent):
         with pytest.raises(ValueError, match=f"name a checkpoint of training, such as {trained}"):
-            open_model(str(folder))
+            open_model(Options(str(folder)))
 
 
 @pytest.mark.parametrize("name", ["generate", "fidelity"])

@@ -264,7 +264,7 @@ def test_what_does_not_fit_is_one_line_before_anything_is_loaded(
     def load(*_, **__):
         raise AssertionError("loaded")
 
-    monkeypatch.setattr("eval.generate.models.TextToVideo._load", load)
+    monkeypatch.setattr("eval.generate.models.TextToVideo.load", load)
     one = files / "one.safetensors"
     wide = save(named(make_adapter({Q: (64, 64)}), "diffusion_model.{official}"), tmp_path / "wide.safetensors")
     deep = save(named(make_adapter({"blocks.7.ffn.0": (96, DIM)}), "{official}"), tmp_path / "deep.safetensors")

@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from eval.generate.models import Clip, TextToVideo
+from eval.generate.jobs import Clip
+from eval.generate.models import TextToVideo
 from eval.generate.sizes import AXES, check_size
 from fps_flex import FPSAttention
 from fps_flex.wan import WAN_1_3B, WAN_TINY

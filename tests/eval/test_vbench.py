@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.generate.models import Clip
+from eval.generate.jobs import Clip
 from eval.vbench.__main__ import command
 from eval.vbench.aggregate import combine
 from eval.vbench.results import read_results

@@ -8,11 +8,11 @@ import pytest
 
 import eval.vbench.check
 import eval.vbench.plan
-from eval.generate.models import Clip
+from eval.generate.jobs import Clip
 from eval.vbench.__main__ import command
 from eval.vbench.check import check_videos
 from eval.vbench.plan import PlanOptions, find_clashes, ignores_case, make_plan, name_video
-from eval.vbench.suite import DIMENSIONS, digest_suite, load_suite, read_plan, write_plan
+from eval.vbench.suite import DIMENSIONS, load_suite, read_plan, read_suite, write_plan
 from tests.helpers.vbench_suite import (
     PROMPTS,
     entries,
@@ -31,7 +31,7 @@ def test_the_suite_is_found_in_files_wheels_packages_and_environments(suite, tmp
     expected = load_suite(suite)
     assert len(expected) == 24 and len({entry.prompt for entry in expected}) == PROMPTS
     for place in places:
-        assert load_suite(place) == expected and digest_suite(place) == digest_suite(suite)
+        assert load_suite(place) == expected and read_suite(place) == read_suite(suite)
     assert "vbench" not in sys.modules
 
 

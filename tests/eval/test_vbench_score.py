@@ -17,10 +17,11 @@ from docs.make.parity import Case, write_case
 from eval.vbench.__main__ import score as score_command
 from eval.vbench.flicker import VERSION, score_flicker
 from eval.vbench.official import ScorerFailed, ScorerOptions, _read_line, open_scorer
-from eval.vbench.preflight import STATIC_FILTER, check
+from eval.vbench.preflight import check
 from eval.vbench.score import score
 from eval.vbench.scorer_env import check_python, setup_command
 from eval.vbench.suite import DIMENSIONS, FLICKER, Plan, Planned, write_plan
+from eval.vbench.weights import STATIC_FILTER
 from tests.helpers.fake_vbench import WEIGHTS, behave, build_environment, put_weights, read_calls
 from tests.helpers.vbench_suite import trust_weights
 from train.common.videos import write_video
@@ -247,7 +248,7 @@ def test_preflight_names_what_is_missing(python, weights, tmp_path):
 
 
 def test_every_dimension_has_its_needs():
-    from eval.vbench.preflight import NEEDS
+    from eval.vbench.weights import NEEDS
 
     assert set(NEEDS) == {*DIMENSIONS, STATIC_FILTER}
     assert set(WEIGHTS) <= {weight.path for _, needs in NEEDS.values() for weight in needs}

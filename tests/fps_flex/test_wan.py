@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
-from eval.bench.residual import in_bf16, lively_wan, under_autocast
+from docs.make.residual import in_bf16, lively_wan, under_autocast
 from fps_flex import FPSAttention, TileLayout
 from fps_flex.wan import WAN_1_3B, WAN_14B, WAN_TINY, Wan, WanConfig
 from fps_flex.wan.config import default_residual

@@ -2,7 +2,7 @@
 
 import torch
 
-from eval.bench.residual import lively_wan
+from docs.make.residual import lively_wan
 from eval.bench.sizes import draw_inputs
 from fps_flex import FPSAttention
 from fps_flex.wan import WanConfig

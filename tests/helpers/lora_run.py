@@ -5,7 +5,7 @@ import json
 import torch
 from safetensors.torch import save_file
 
-from eval.bench.residual import lively_wan
+from docs.make.residual import lively_wan
 from fps_flex import FPSAttention
 from fps_flex.wan import WAN_TINY
 from tests.helpers.tiny_run import tiny_words

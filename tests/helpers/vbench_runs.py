@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-from eval.generate.models import Clip
+from eval.generate.jobs import Clip
 from eval.vbench.__main__ import command
 from eval.vbench.suite import DIMENSIONS, SEEDS, Plan, Planned, write_plan
 from train.common.videos import write_video

@@ -6,6 +6,7 @@ import yaml
 from eval.bench.__main__ import command as bench
 from eval.fidelity.command import command as fidelity
 from eval.generate.command import command as generate
+from eval.generate.jobs import Options
 from eval.generate.models import open_model
 from tests.helpers.commands import refused
 from tests.helpers.tiny_run import tiny_words
@@ -43,7 +44,7 @@ def test_a_prompt_may_be_empty_and_a_value_may_look_like_one():
 @pytest.mark.parametrize("name", ["checkpoint", "low_noise", "encoders"])
 def test_an_empty_path_of_a_configuration_is_refused_too(name):
     with pytest.raises(ValueError, match=f"{name} is empty, expected a path"):
-        open_model(**{"checkpoint": "somewhere", name: " "})
+        open_model(Options(**{"checkpoint": "somewhere", name: " "}))
 
 
 def test_a_printed_configuration_holds_the_parts_of_a_schedule_and_can_be_read_again(tmp_path, capsys):

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from eval.fidelity.command import describe_weights
 from eval.generate.command import command as generate
+from eval.generate.jobs import Options
 from eval.generate.models import open_model
 from fps_flex import FPSAttention
 from fps_flex.wan.convert import main as weights
@@ -146,13 +147,16 @@ def test_from_released_weights_to_a_fine_tune_to_videos_to_stock_diffusers(wan_f
     assert stock("a red circle", height=32, width=48, num_frames=9, num_inference_steps=1).frames.shape[1] == 9
     assert torch.equal(transformer.patch_embedding.weight, average["model.patch_embedding.weight"])
 
-    trained, exported = open_model(str(last)), open_model(str(tmp_path / "export"), encoders=str(wan_folder))
+    trained, exported = (
+        open_model(Options(str(last))),
+        open_model(Options(str(tmp_path / "export"), encoders=str(wan_folder))),
+    )
     assert exported.attention == trained.attention and not exported.attention.step_schedule.is_dense
     for name in ("clip", "shift", "residual"):
         assert getattr(exported, name) == getattr(trained, name), name
     assert exported.text.length == trained.text.length
     assert describe_weights(exported) == "exported for FPS attention"
-    assert describe_weights(open_model(str(wan_folder))) == "released, trained with dense attention"
+    assert describe_weights(open_model(Options(str(wan_folder)))) == "released, trained with dense attention"
 
 
 def test_a_run_starts_from_another_runs_checkpoint(base, tmp_path):

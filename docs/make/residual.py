@@ -1,7 +1,12 @@
-"""The residual stream in the dtype of the computation or in fp32: how much is rounded away, and what that costs."""
+"""The residual stream in the dtype of the computation or in fp32: how much is rounded away, and what that costs.
+
+python -m docs.make.residual --size 1.3B --out docs/results/residual-1.3b-480p-h100.json
+"""
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Callable, Iterator
 from itertools import product
 from math import prod
@@ -12,6 +17,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from eval.bench.exact import relative_error
+from eval.bench.rivals import build_stock, to_bf16
+from eval.bench.sizes import SIGMAS, attention_of, draw_inputs, random_wan
+from eval.bench.train import Case, Training
+from eval.timing import Row, check_some, clock, forget_peak, peak_gb, report
 from fps_flex import FPSAttention
 from fps_flex.checks import as_whole
 from fps_flex.quant import ScaleFormat
@@ -19,13 +29,8 @@ from fps_flex.wan import Wan, WanConfig
 from fps_flex.wan.config import Residual
 from fps_flex.wan.keys import to_diffusers
 from fps_flex.wan.weights import build_empty, fill
+from train.common.console import cli_errors, run_command
 from train.common.work import compute_dtype, find_device
-
-from ..timing import Row, check_some, clock, forget_peak, peak_gb, report
-from .accuracy import relative_error
-from .rivals import build_stock, to_bf16
-from .sizes import SIGMAS, attention_of, draw_inputs, random_wan
-from .train import Case, Training
 
 Part = Literal["error", "forward", "train"]
 Inputs = tuple[Tensor, Tensor, Tensor]
@@ -49,8 +54,8 @@ def residual(
     error: of the velocity, relative to that of the same weights all in fp32 without TF32; in training's way (fp32
     weights, bf16 autocast) and in inference's (bf16 weights), with and without torch.compile, and stock diffusers'
     likewise, against itself in fp32. Attention is dense there (PyTorch's own), so that FP8 hides nothing. forward: a
-    pass with bf16 weights (fp32 on a CPU) at the highest noise levels. train: the mix of steps as `train` measures it.
-    kept_gb: what checkpointed blocks keep for the backward, a sample; from the sizes, not measured.
+    pass with bf16 weights (fp32 on a CPU) at the highest noise levels. train: the mix of steps as `eval.bench train`
+    measures it. kept_gb: what checkpointed blocks keep for the backward, a sample; from the sizes, not measured.
 
     All of 14B needs more memory than a GPU has in training, and minutes for its error: measure it forward, or with
     fewer layers.
@@ -186,3 +191,15 @@ def in_bf16(model: Callable[..., Tensor], inputs: Inputs) -> Tensor:
     """As at inference: bf16 weights."""
     latents, timestep, text = inputs
     return model(latents.bfloat16(), timestep, text.bfloat16())
+
+
+def command(args: list[str] | None = None) -> None:
+    """args: the command line, without the command; by default this process's own."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    with cli_errors("stopped; what was measured before is written"):
+        run_command(residual, args, as_positional=False, prog="python -m docs.make.residual")
+
+
+if __name__ == "__main__":
+    command()

@@ -1,4 +1,8 @@
-"""How far outputs are from exact attention: what FP8 costs in accuracy, and any output on a few query tiles."""
+"""What FP8 costs in accuracy, at each granularity.
+
+python -m docs.make.accuracy --out docs/results/accuracy-cpu.json
+python -m docs.make.accuracy --checkpoint runs/tiny/checkpoints/last.ckpt --out docs/results/accuracy-tiny-cpu.json
+"""
 
 from __future__ import annotations
 
@@ -7,26 +11,24 @@ from dataclasses import dataclass, field, replace
 from itertools import islice, product
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from fps_flex import FPSAttention, Regime, StepSchedule, TileLayout
+from eval.bench.exact import relative_error
+from eval.generate.jobs import Options
+from eval.generate.models import TextToVideo, open_model
+from eval.timing import Row, report
+from fps_flex import FPSAttention, Regime, StepSchedule
 from fps_flex.algorithm import prepare
-from fps_flex.masks import as_windows, tile_mask
+from fps_flex.checks import Triple
 from fps_flex.quant import CodeFormat, Granularity, ScaleFormat
 from fps_flex.reference import Precision, reference_attention
 from fps_flex.wan.flow import euler_sample
 from fps_flex.wan.sequence import All, Attend, Call, Share, Whole
+from train.common.console import cli_errors, run_command
 from train.common.work import find_device
-
-from ..generate.models import TextToVideo, open_model
-from ..timing import Row, report
-from .sizes import Triple
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
 
 COLUMNS = ("inputs", "rounded", "codes", "smooth_k", "rotate", "granularity", "scales", "p", "error")
 RANDOM = ("gaussian", "smooth", "outliers", "offset in q")
@@ -63,7 +65,7 @@ def accuracy(
         sizes = {"grid": grid, "tile": tile, "heads": heads, "head_dim": dim}
         cases = ((name, _draw(name, grid, heads, dim, seed, find_device()), FPSAttention(tile=tile)) for name in RANDOM)
     else:
-        model = open_model(checkpoint)
+        model = open_model(Options(checkpoint))
         grid, sizes = model.grid(model.clip.size), {"checkpoint": checkpoint}
         cases = ((f"layer {i}", qkv, model.attention) for i, qkv in enumerate(qkv_of(model, seed)))
     rows = (row for name, qkv, base in cases for row in _measure(name, qkv, base, grid))
@@ -172,26 +174,11 @@ def _smooth(x: Tensor, grid: Triple) -> Tensor:
     return (mixed / mixed.std()).reshape(x.mT.shape).mT
 
 
-def exact_rows(
-    q: Float[Tensor, "b h n d"],
-    k: Float[Tensor, "b h n d"],
-    v: Float[Tensor, "b h n d"],
-    layout: TileLayout,
-    window: tuple[int, int, int],
-    queries: list[int],
-) -> tuple[Tensor, Float[Tensor, "b h rows d"]]:
-    """The tokens of the given query tiles, and their attention over the tokens in their windows, in fp32."""
-    seen = tile_mask(layout, as_windows(window, layout))[0]
-    tile_of_token = layout.tile_of_slot[layout.slot_of_token]
-    rows, outs = [], []
-    for query in queries:
-        mine, keys = (tile_of_token == query).nonzero()[:, 0], seen[query][tile_of_token].nonzero()[:, 0]
-        mine = mine[:128]
-        scores = q[:, :, mine].float() @ k[:, :, keys].float().mT * q.shape[-1] ** -0.5
-        rows.append(mine)
-        outs.append(scores.softmax(-1) @ v[:, :, keys].float())
-    return torch.cat(rows), torch.cat(outs, dim=2)
+def command(args: list[str] | None = None) -> None:
+    """args: the command line, without the command; by default this process's own."""
+    with cli_errors("stopped; what was measured before is written"):
+        run_command(accuracy, args, as_positional=False, prog="python -m docs.make.accuracy")
 
 
-def relative_error(got: Tensor, expected: Tensor) -> float:
-    return ((got.float() - expected).norm() / expected.norm()).item()
+if __name__ == "__main__":
+    command()
