@@ -1,7 +1,7 @@
 """Measure on the machine at hand, with random weights and inputs in the real sizes.
 
 python -m eval.bench kernel --size 14B       one layer's attention beside every dense rival that is installed
-python -m eval.bench profile --size 14B      where that time goes, kernel by kernel
+python -m eval.bench profile --size 14B      where that time goes, kernel by kernel; of a whole block with --what block
 python -m eval.bench length                  the same over growing grids
 python -m eval.bench model --size 14B        a forward pass of the transformer beside stock diffusers'
 python -m eval.bench pipeline --size 1.3B    a step of a stock diffusers pipeline, before and after `install`

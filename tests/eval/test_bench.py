@@ -160,6 +160,27 @@ def test_length_and_profile_run(tmp_path):
     assert sum(row["share"] for row in rows) == pytest.approx(1) and rows[0]["ms"] >= rows[-1]["ms"]
 
 
+def test_a_block_is_profiled_beside_what_it_can_not_do_without(tmp_path, monkeypatch, capsys):
+    """Of dim d, f in the feed-forward network, n tokens, m of text: 12 ndd + 4 mdd + 4 ndf + 4 nmd operations."""
+    monkeypatch.setattr("eval.bench.profile.name_device", lambda: "NVIDIA H100 80GB HBM3")
+    words = ["profile", "--what=block", "--size=tiny", "--window=[5,2,1]", "--linears=bf16"]
+    command([*words, f"--out={tmp_path / 'block.json'}"])
+    said = json.loads((tmp_path / "block.json").read_text())
+    d, f, n, m = 128, 384, 320, 512
+    products = 12 * n * d * d + 4 * m * d * d + 4 * n * d * f + 4 * n * m * d
+    attention = 4 * n * n * d * 0.5
+    assert said["product_tflop"] == pytest.approx(products / 1e12)
+    assert said["attention_tflop"] == pytest.approx(attention / 1e12)
+    assert said["floor_ms"] == pytest.approx((products + attention) / 989e9)
+    weights = 4 * (8 * (d * d + d) + d * f + f + f * d + d + 6 * d + 2 * d + 4 * d)
+    assert said["gigabytes"] == pytest.approx((weights + 2 * n * (18 * d + 2 * f)) / 1e9)
+    assert (
+        said["total_ms"] == pytest.approx(sum(row["ms"] for row in said["rows"]))
+        and "floor_ms" in capsys.readouterr().out
+    )
+    assert "linears fp8 need a GPU" in refused(capsys, command, [*words, "--linears=fp8"])
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
