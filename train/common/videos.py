@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import av
 import numpy as np
 import torch
+from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
 from .boxes import Box
@@ -162,6 +163,7 @@ def encode_pictures(
 
     Raises OSError where it can't be written.
     """
+    converter = VideoReformatter()  # one of all frames: making one takes longer than converting
     with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
         codec = "libx264rgb" if pixels == "rgb24" else "libx264"
         stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=X264 | quality)
@@ -172,7 +174,7 @@ def encode_pictures(
         for picture in pictures:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
             if pixels != "rgb24":
-                frame = frame.reformat(format=pixels, dst_colorspace="ITU709", dst_color_range="MPEG")
+                frame = converter.reformat(frame, format=pixels, dst_colorspace="ITU709", dst_color_range="MPEG")
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
 

@@ -1,4 +1,4 @@
-"""What a player does in a clip, and the captions that say it: a small fixed vocabulary that a caption is read back by."""
+"""What a player does in a clip, and the captions that say it, of a small fixed vocabulary."""
 
 from __future__ import annotations
 

@@ -23,12 +23,16 @@ SCREENS = {
     16 / 9: ((256, 144), (320, 180), (400, 225), (512, 288), (640, 360), (800, 450), (1024, 576), (1280, 720)),
 }
 WEAPONS = (2, 3, 4)  # pistol, shotgun, chaingun, by the keys that take them in hand
+BEGINNING = 10  # tics of a level of which the first few heed nobody
 SETTLE = 30  # tics in which a new weapon comes up
 
 
 class Press(NamedTuple):
-    """What is pressed during a tic, in the order of _buttons. forward, side: a third of the units per tic that one walks
-    in the end. turn: degrees per tic, to the right. weapons: the key of each of WEAPONS."""
+    """What is pressed during a tic, in the order of _buttons.
+
+    forward, side: three times the units per tic that one walks in the end. turn: degrees per tic, to the right.
+    weapons: the key of each of WEAPONS.
+    """
 
     forward: float = 0
     side: float = 0
@@ -65,12 +69,15 @@ class Player:
         return self.game.is_episode_finished() or self.game.is_player_dead()
 
     def start(self) -> None:
-        """Begin the level, with all weapons."""
-        self.game.new_episode()
+        """Begin the level; then no blow hurts, which would turn the picture red."""
+        if self.game.get_episode_time() > 1:
+            self.game.new_episode()
+        self.press(Press(), BEGINNING)
+        self.game.send_game_command("god")
         self.equip()
 
     def equip(self) -> None:
-        """With full health, all weapons and all that they shoot."""
+        """With all weapons and all that they shoot."""
         self.game.send_game_command("give all")
         self.press(Press())
 
@@ -84,9 +91,11 @@ class Player:
         if not self.over:
             self.press(Press(turn=(self.state().angle - angle + 180) % 360 - 180))
 
-    def press(self, press: Press, tics: int = 1) -> None:
+    def press(self, press: Press, tics: int = 1, seen: bool = True) -> None:
+        """seen: whether the screen and the state are to be right afterwards, which takes the time of a drawing."""
         if not self.over:
-            self.game.make_action(press.values(), tics)
+            self.game.set_action(press.values())
+            self.game.advance_action(tics, seen)
 
     def state(self) -> State:
         from vizdoom import GameVariable as V
@@ -96,14 +105,15 @@ class Player:
         return State(x, y, angle, int(weapon), int(ammunition))
 
     def look(self) -> UInt8[np.ndarray, "h w 3"]:
-        """What is on the screen, averaged down to cover the size and cropped to its centre."""
+        """What is on the screen, averaged down to cover the size and cropped at the top, away from the weapon, and at
+        both sides."""
         height, width = self.size
         drawn = self.game.get_state().screen_buffer
         scale = max(height / drawn.shape[0], width / drawn.shape[1])
         rows, columns = (max(least, round(n * scale)) for least, n in zip(self.size, drawn.shape[:2], strict=True))
         picture = cv2.resize(drawn, (columns, rows), interpolation=cv2.INTER_AREA)
-        top, left = (rows - height) // 2, (columns - width) // 2
-        return picture[top : top + height, left : left + width]
+        left = (columns - width) // 2
+        return picture[rows - height :, left : left + width]
 
 
 def choose_screen(height: int, width: int) -> tuple[int, int]:
@@ -115,7 +125,9 @@ def choose_screen(height: int, width: int) -> tuple[int, int]:
 
 @contextmanager
 def playing(level: Level, skill: int, seed: int, size: tuple[int, int]) -> Iterator[Player]:
-    """A game that has just been started: one that ran before would leave its mark. skill: 1 to 5."""
+    """A game that has just been started: one that ran before would leave its mark. skill: 1 to 4, as at 5 the
+    game takes no commands.
+    """
     import vizdoom
 
     game = vizdoom.DoomGame()
@@ -133,7 +145,7 @@ def playing(level: Level, skill: int, seed: int, size: tuple[int, int]) -> Itera
     game.init()
     try:
         player = Player(game, size)
-        player.equip()
+        player.start()
         yield player
     finally:
         game.close()
@@ -148,7 +160,7 @@ def _set_screen(game: DoomGame, screen: tuple[int, int]) -> None:
     game.set_render_hud(False)
     game.set_render_crosshair(False)
     game.set_render_messages(False)
-    game.add_game_args("+con_midtime 0")  # nor those in the middle, as of secrets
+    game.add_game_args("+cl_showsecretmessage 0")
 
 
 def _buttons() -> Sequence[object]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 REELS = ".reels"  # folder of what is known of finished reels, until all are
 PER_REEL = 8  # clips at most: starting the game takes as long as some ten clips
-TAKES = 30  # of an action, before the clip gets another one
+TAKES = 12  # of an action, before the clip gets another one
 QUALITY = {"preset": "ultrafast", "crf": "10"}  # 40 to 42 dB; with less colour (yuv420p) no crf reaches 40
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def _plan_split(split: str, count: int, levels: list[Level], seed: int) -> list[
     generator = random.Random(f"plan {split} {seed}")
     blocks = (generator.sample([*ACTIONS], len(ACTIONS)) for _ in range(ceil(count / len(ACTIONS))))
     actions = [action for block in blocks for action in block][:count]
-    length = min(PER_REEL, ceil(count / len(levels)))
+    length = max(1, min(PER_REEL, count // len(levels)))
     return [
         Reel(f"{split}-{i:06}", split, levels[i % len(levels)], first, tuple(actions[first : first + length]))
         for i, first in enumerate(range(0, count, length))
@@ -72,7 +72,7 @@ def film_reel(reel: Reel, settings: Settings, out: Path) -> None:
     Raises ValueError for a level in which nothing can be filmed.
     """
     generator = random.Random(f"reel {reel.name} {settings.seed}")
-    skill, game_seed = generator.randint(1, 5), generator.getrandbits(31)
+    skill, game_seed = generator.randint(1, 4), generator.getrandbits(31)
     rows, failed = [], Counter[str]()
     with playing(reel.level, skill, game_seed, (settings.height, settings.width)) as player:
         for number, planned in enumerate(reel.actions, start=reel.first):

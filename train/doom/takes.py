@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 REACH = 56  # units from which a door is opened
 WIDE = 16  # units from a player's middle to its edge
 FREE = 0.6  # of the way that a player would go if nothing stood in it
-MARGIN = 96  # units of room to see something, and beyond the way that is gone
+VIEW = 96  # units of room to see something
+MARGIN = 48  # units of room beyond the way that is gone
 SEARCHES, HEADINGS = 12, 8  # places looked at for room, and directions in each
 STILL = 0.4  # mean difference of two frames' pixels, in 0..255, below which nothing has moved
 
@@ -39,7 +40,7 @@ def take(
     else:
         _wander(player, level, hand.needs(tics * frames), generator)
     weapon = generator.choice(WEAPONS)
-    player.press(Press(weapons=tuple(key == weapon for key in WEAPONS)))
+    player.press(Press(weapons=tuple(key == weapon for key in WEAPONS)), seen=False)
     player.press(Press(), SETTLE)
     if not door:
         player.press(hand.press(player.state(), 0)._replace(attack=False, next_weapon=False), 6)  # into its stride
@@ -58,12 +59,13 @@ def _wander(player: Player, level: Level, needs: list[tuple[float, float]], gene
     """
     for _ in range(SEARCHES):
         if level.spots:
-            player.move_to(*generator.choice(level.spots), generator.uniform(0, 360))
+            player.move_to(*generator.choice(level.spots))
         for _ in range(generator.randint(1, 3)):
-            player.press(Press(turn=generator.uniform(-120, 120)))
-            player.press(Press(forward=25), generator.randint(6, 20))
+            player.press(Press(turn=generator.uniform(-120, 120)), seen=False)
+            player.press(Press(forward=25), generator.randint(6, 20), seen=False)
+        player.press(Press())
         if player.over:
-            raise Retake("died")
+            raise Retake("left the level")
         x, y, angle, *_ = player.state()
         for _ in range(HEADINGS):
             heading = angle + generator.uniform(0, 360)
@@ -78,7 +80,7 @@ class Hand:
 
     def __init__(self, action: Action, tics: int, generator: random.Random, door: Door | None) -> None:
         self.action, self.tics, self.door = action, tics, door
-        self.speed = generator.uniform(12, 21)
+        self.speed = generator.uniform(10, 20)
         self.turn = generator.uniform(1.2, 2.4)
         self.sway, self.phase = generator.uniform(0.1, 0.3), generator.uniform(0, 2 * pi)
         self.switch = generator.randint(22, 26)  # tics from weapon to weapon
@@ -111,7 +113,7 @@ class Hand:
         """Room to go, if one goes, and to see something in the first view and in the middle one."""
         course = degrees(atan2(-self.action.side, self.action.forward))
         turned = -self.turn * self.action.turn * tics
-        return [(course, self.expected(tics) + MARGIN), (0.0, MARGIN), (turned / 2, MARGIN)]
+        return [(course, self.expected(tics) + MARGIN), (0.0, VIEW), (turned / 2, VIEW)]
 
 
 def beyond(door: Door, state: State) -> float:
@@ -122,12 +124,12 @@ def beyond(door: Door, state: State) -> float:
 
 def _film(player: Player, hand: Hand, frames: int) -> UInt8[np.ndarray, "f h w 3"]:
     if player.over:
-        raise Retake("died")
+        raise Retake("left the level")
     states, pictures = [player.state()], [player.look()]
     while len(pictures) < frames:
         player.press(hand.press(states[-1], hand.tics * len(states)), hand.tics)
         if player.over:
-            raise Retake("died")
+            raise Retake("left the level")
         states.append(player.state())
         pictures.append(player.look())
         if not hand.door:
