@@ -17,6 +17,7 @@ from fps_flex.wan.config import Residual
 from fps_flex.wan.encoders import UMT5Text, WanVAE
 from fps_flex.wan.experts import ALL, levels_of
 from fps_flex.wan.hub import HUB, release_of
+from fps_flex.wan.linear_codec import LinearCodec
 from fps_flex.wan.linears import Linears, quantize_linears
 from fps_flex.wan.release import PartError
 from fps_flex.wan.weights import Weights, Which, build_empty, fill
@@ -25,7 +26,7 @@ from .attention import AttentionChanges, choose_attention
 from .experts import LowExpert, open_experts
 from .loras import add_loras, describe_loras
 
-CODECS = {one.kind: one for one in (PixelCodec, WanVAE, ByteText, UMT5Text)}
+CODECS = {one.kind: one for one in (PixelCodec, LinearCodec, WanVAE, ByteText, UMT5Text)}
 SETTINGS = ("codec", "text", "clip", "residual", "shift", "step", "run_id")
 Kind = TypeVar("Kind", bound=Fixed)
 

@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from fps_flex.wan import encoders  # noqa: F401 - so that --help and short class names know them
+from fps_flex.wan import encoders, linear_codec  # noqa: F401 - so that --help and short class names know them
 from fps_flex.wan.codecs import Codec, TextEncoder
 
 from ..common.atomic import write_json
