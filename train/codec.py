@@ -17,7 +17,7 @@ from fps_flex.wan.codecs import box_grid
 from fps_flex.wan.linear_codec import METADATA, Components, LinearCodec
 
 from .common.atomic import beside, check_ours, digest_content, digest_file
-from .common.console import check_writable, cli_errors, run_command
+from .common.console import cli_errors, run_command, writable
 from .common.pictures import draw_contact_sheet
 from .common.work import progress_bar
 from .data import VideoData
@@ -66,23 +66,19 @@ def main(
     size, box = (frames, height, width), as_triple("--box", box)
     require("--clips", clips, least=1)
     require("--channels", channels, least=1, most=3 * box[0] * box[1] * box[2])
+    folder = str(at_home(folder))
     data = VideoData(folder, frames, fps, height, width, val_clips=val_clips, seed=seed)
     box_grid(size, box)
-    path = _as_file(out)
-    if is_prepared(at_home(folder)):
-        raise ValueError(f"{folder} is a prepared data set, which holds no pixels: give the folder of clips it is of")
-    data.setup()
-    fit(path, data, box, channels, clips, scaling, seed)
-
-
-def _as_file(out: str) -> Path:
     path = at_home(out)
     if path.suffix != ".safetensors":
         raise ValueError(f"--out is {out}, expected a file CODEC.safetensors")
-    check_writable(path.parent, "--out")
-    check_ours(path)
-    check_ours(path.with_suffix(".png"))
-    return path
+    if is_prepared(Path(folder)):
+        raise ValueError(f"{folder} is a prepared data set, which holds no pixels: give the folder of clips it is of")
+    with writable(path.parent):
+        check_ours(path)
+        check_ours(path.with_suffix(".png"))
+        data.setup()
+        fit(path, data, box, channels, clips, scaling, seed)
 
 
 def fit(path: Path, data: VideoData, box: Triple, channels: int, clips: int, scaling: str, seed: int) -> None:

@@ -50,3 +50,5 @@ def _film(reel: Reel, settings: Settings, out: Path) -> None:
         film_reel(reel, settings, out)
     except ViZDoomUnexpectedExitException:
         raise ValueError(f"the game ended in {reel.level.name}: the same command goes on where it was") from None
+    except OSError as error:
+        raise ValueError(f"{out} can't be written ({error}): the same command goes on where it was") from None
