@@ -82,6 +82,7 @@ def plan(settings: Settings) -> list[Reel]:
 
 def draw(out: Path, settings: Settings, reels: list[Reel], workers: int) -> None:
     if (out / METADATA).is_file():
+        shutil.rmtree(out / REELS, ignore_errors=True)
         return print(f"{out} is finished: python -m train.fit --data.folder {out}")
     begun = time.monotonic()
     todo = [reel for reel in reels if not reel.record(out).is_file()]
@@ -95,20 +96,23 @@ def draw(out: Path, settings: Settings, reels: list[Reel], workers: int) -> None
     write_lines(out / METADATA, rows)
     shutil.rmtree(out / REELS)
     failed = sum((Counter(record["failed"]) for record in records), Counter[str]())
-    print(describe(out, settings, reels, failed))
+    print(describe(out, settings, reels, failed, sum(record["replaced"] for record in records)))
     drawn = sum(len(reel.actions) for reel in todo)
     print(f"{drawn} clips in {seconds:.0f} s: {drawn * settings.frames / seconds:.0f} frames/s in {workers} processes")
 
 
-def describe(out: Path, settings: Settings, reels: list[Reel], failed: Counter[str]) -> str:
-    """What a finished folder holds."""
+def describe(out: Path, settings: Settings, reels: list[Reel], failed: Counter[str], replaced: int) -> str:
+    """What a finished folder holds. failed: takes, by why. replaced: clips of another action than planned."""
     levels = {split: len({reel.level.name for reel in reels if reel.split == split}) for split in ("train", "val")}
     again = ", ".join(f"{count} {why}" for why, count in failed.most_common())
-    return (
-        f"{settings.clips} clips of {levels['train']} levels to train on, {settings.val_clips} of {levels['val']} "
-        f"other levels for validation; taken again: {sum(failed.values())}{f' ({again})' if again else ''}\n"
-        f"look at {out / SHEET}; then: python -m train.fit --data.folder {out} --data.val_clips {settings.val_clips}"
-    )
+    lines = [
+        f"{settings.clips} clips of {levels['train']} levels to train on, {settings.val_clips} of {levels['val']} other "
+        "levels for validation",
+        f"taken again: {sum(failed.values())}{f' ({again})' if again else ''}",
+        f"clips of another action than planned, for which a level has no room or no door: {replaced}",
+        f"look at {out / SHEET}; then: python -m train.fit --data.folder {out} --data.val_clips {settings.val_clips}",
+    ]
+    return "\n".join(lines)
 
 
 def _draw_sheet(out: Path, rows: list[dict[str, str]], settings: Settings) -> None:

@@ -67,33 +67,29 @@ def _plan_split(split: str, count: int, levels: list[Level], seed: int) -> list[
 
 
 def film_reel(reel: Reel, settings: Settings, out: Path) -> None:
-    """Draw a reel's clips, then write its record: their rows of the metadata, and how many takes failed, by why.
+    """Draw a reel's clips, then write its record: their rows of the metadata, how many takes failed, by why, and how
+    many clips got another action than planned.
 
     Raises ValueError for a level in which nothing can be filmed.
     """
     generator = random.Random(f"reel {reel.name} {settings.seed}")
     skill, game_seed = generator.randint(1, 4), generator.getrandbits(31)
-    rows, failed = [], Counter[str]()
+    rows, failed, replaced = [], Counter[str](), 0
     with playing(reel.level, skill, game_seed, (settings.height, settings.width)) as player:
         for number, planned in enumerate(reel.actions, start=reel.first):
             action, pictures = _film(player, reel.level, planned, settings, generator, failed)
             video = f"{reel.split}/{number:06}.mp4"
             _write(out / video, pictures, settings.fps)
             rows.append(_row(video, reel, action, skill))
-    write_json(reel.record(out), {"clips": rows, "failed": failed})
+            replaced += action != planned
+    write_json(reel.record(out), {"clips": rows, "failed": failed, "replaced": replaced})
 
 
 def _row(video: str, reel: Reel, action: str, skill: int) -> dict[str, Any]:
     level = reel.level.name
     caption = write_caption(level, action)
-    return {
-        "video": video,
-        "caption": caption,
-        "split": reel.split,
-        "source": level,
-        "action": action,
-        "skill": skill,
-    }
+    told = {"video": video, "caption": caption, "split": reel.split, "source": level}
+    return told | {"action": action, "skill": skill}
 
 
 def _film(

@@ -95,7 +95,7 @@ class Hand:
             turn=self.turn * action.turn + sway,
             attack=action.shoots,
             use=self._uses(state),
-            next_weapon=action.switches and tic % self.switch < self.tics,
+            next_weapon=action.switches and (tic - self.tics) % self.switch < self.tics,
         )
 
     def _uses(self, state: State) -> bool:
@@ -127,7 +127,7 @@ def _film(player: Player, hand: Hand, frames: int) -> UInt8[np.ndarray, "f h w 3
         raise Retake("left the level")
     states, pictures = [player.state()], [player.look()]
     while len(pictures) < frames:
-        player.press(hand.press(states[-1], hand.tics * len(states)), hand.tics)
+        _press(player, hand.press(states[-1], hand.tics * len(states)), hand.tics)
         if player.over:
             raise Retake("left the level")
         states.append(player.state())
@@ -137,6 +137,14 @@ def _film(player: Player, hand: Hand, frames: int) -> UInt8[np.ndarray, "f h w 3
     _check_done(hand, states)
     _check_motion(pictures)
     return np.stack(pictures)
+
+
+def _press(player: Player, press: Press, tics: int) -> None:
+    """With the key for another weapon pressed in the first tic alone: each tic of it would count."""
+    if press.next_weapon and tics > 1:
+        player.press(press, seen=False)
+        press, tics = press._replace(next_weapon=False), tics - 1
+    player.press(press, tics)
 
 
 def _check_way(hand: Hand, states: list[State]) -> None:
