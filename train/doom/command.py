@@ -106,8 +106,8 @@ def describe(out: Path, settings: Settings, reels: list[Reel], failed: Counter[s
     levels = {split: len({reel.level.name for reel in reels if reel.split == split}) for split in ("train", "val")}
     again = ", ".join(f"{count} {why}" for why, count in failed.most_common())
     lines = [
-        f"{settings.clips} clips of {levels['train']} levels to train on, {settings.val_clips} of {levels['val']} other "
-        "levels for validation",
+        f"{settings.clips} clips of {levels['train']} levels to train on, "
+        f"{settings.val_clips} of {levels['val']} other levels for validation",
         f"taken again: {sum(failed.values())}{f' ({again})' if again else ''}",
         f"clips of another action than planned, for which a level has no room or no door: {replaced}",
         f"look at {out / SHEET}; then: python -m train.fit --data.folder {out} --data.val_clips {settings.val_clips}",

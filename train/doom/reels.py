@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 REELS = ".reels"  # folder of what is known of finished reels, until all are
 PER_REEL = 8  # clips at most: starting the game takes as long as some ten clips
 TAKES = 12  # of an action, before the clip gets another one
-QUALITY = {"preset": "ultrafast", "crf": "10"}  # 40 to 42 dB; with less colour (yuv420p) no crf reaches 40
+QUALITY = {"preset": "ultrafast", "crf": "8"}  # 40 dB and more for most clips; with less colour (yuv420p) no crf has it
 
 logger = logging.getLogger(__name__)
 

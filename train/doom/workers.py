@@ -11,11 +11,14 @@ import signal
 import tempfile
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from pathlib import Path
 
 from ..common.work import progress_bar
 from .reels import Reel, film_reel
 from .settings import Settings
+
+MOST_FILES = 64  # that a process has open when it begins; a few
 
 
 def film_all(reels: list[Reel], settings: Settings, out: Path, workers: int) -> None:
@@ -38,8 +41,18 @@ def film_all(reels: list[Reel], settings: Settings, out: Path, workers: int) -> 
 
 
 def _begin(scratch: str) -> None:
-    """The game writes its settings into the current folder. Ctrl-C is for the process that waits."""
+    """The game writes its settings into the current folder. Ctrl-C is for the process that waits.
+
+    A game outlives a process that is killed: were files of this one its own too, those who wait for their end would
+    not see it.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with open(os.devnull, "w") as nowhere:
+        for number in (1, 2):
+            os.dup2(nowhere.fileno(), number)
+    for number in range(3, MOST_FILES):
+        with suppress(OSError):
+            os.set_inheritable(number, False)
     os.chdir(tempfile.mkdtemp(dir=scratch))
 
 
