@@ -22,7 +22,7 @@ from train.data import VideoData
 from train.doom import command as doom
 from train.doom.actions import ACTIONS, read_caption, write_caption
 from train.doom.levels import list_levels, share_out
-from train.doom.player import choose_screen, playing
+from train.doom.player import Press, choose_screen, playing
 from train.doom.reels import _write, film_reel, plan_reels
 from train.doom.settings import Settings
 from train.doom.takes import Retake, _check_motion, take
@@ -205,6 +205,21 @@ def test_a_door_opens_and_shots_are_fired(monkeypatch, tmp_path):
                 _check_done(hand, [state] * 3)
             pictures = film(player, level, ACTIONS[name], 0)
             assert pictures.shape == (12, 64, 128, 3) and pictures.dtype == np.uint8
+
+
+@needs_the_game
+@pytest.mark.parametrize("item", ["Berserk", "RadSuit", "InvulnerabilitySphere", "Infrared"])
+def test_what_was_picked_up_does_not_colour_later_clips(item, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    level = next(level for level in LEVELS if level.name == "freedoom2 map18")
+    with playing(level, 1, 0, (64, 128)) as player:
+        before = player.look().mean((0, 1))
+        player.game.send_game_command(f"give {item}")
+        player.press(Press(), 40)
+        assert np.abs(player.look().mean((0, 1)) - before).max() > 5
+        player.equip()
+        player.press(Press(weapons=(True, False, False)), 40)
+        assert np.abs(player.look().mean((0, 1)) - before).max() < 3
 
 
 def test_a_clip_in_which_nothing_moves_is_taken_again():

@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 WADS = ("freedoom1", "freedoom2")
 PARTS = ("THINGS", "LINEDEFS", "SIDEDEFS", "VERTEXES", "SECTORS")
 MAP = re.compile(r"E\dM\d|MAP\d\d")
-# types of things that lie where a player can stand: starts, keys, weapons, ammunition, health; neither lamp nor barrel
-PICKED_UP = {1, 2, 3, 4, 5, 6, 8, 11, 13, 17, 38, 39, 40, 82, 83} | set(range(2001, 2050)) - {2028, 2035}
+# types of things: what turns the picture red or green for a while, a lamp, a barrel
+APART = {2022, 2023, 2024, 2025, 2045, 2028, 2035}
+# those that lie where a player can stand: starts, keys, weapons, ammunition, health
+PICKED_UP = {1, 2, 3, 4, 5, 6, 8, 11, 13, 17, 38, 39, 40, 82} | set(range(2001, 2050)) - APART
 DOORS = {1, 31, 117, 118}  # special types of lines: doors that open by hand, without a key
 
 

@@ -23,6 +23,7 @@ SCREENS = {
     16 / 9: ((256, 144), (320, 180), (400, 225), (512, 288), (640, 360), (800, 450), (1024, 576), (1280, 720)),
 }
 WEAPONS = (2, 3, 4)  # pistol, shotgun, chaingun, by the keys that take them in hand
+TINTING = ("PowerStrength", "PowerIronFeet", "PowerInvulnerable", "PowerLightAmp")
 BEGINNING = 10  # tics of a level of which the first few heed nobody
 SETTLE = 30  # tics in which a new weapon comes up
 
@@ -77,7 +78,9 @@ class Player:
         self.equip()
 
     def equip(self) -> None:
-        """With all weapons and all that they shoot."""
+        """With all weapons and all that they shoot, and nothing that gives the picture another colour."""
+        for power in TINTING:
+            self.game.send_game_command(f"take {power}")
         self.game.send_game_command("give all")
         self.press(Press())
 

@@ -162,8 +162,8 @@ def _check_done(hand: Hand, states: list[State]) -> None:
         raise Retake("the door stayed shut")
     if hand.action.shoots and last.ammunition >= first.ammunition:
         raise Retake("no shot")
-    if hand.action.switches and len({state.weapon for state in states}) < 2:
-        raise Retake("no other weapon")
+    if hand.action.switches is (len({state.weapon for state in states}) < 2):
+        raise Retake("no other weapon" if hand.action.switches else "another weapon")
 
 
 def _check_motion(pictures: list[UInt8[np.ndarray, "h w 3"]]) -> None:
