@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -27,6 +28,7 @@ from train.doom.reels import _write, film_reel, plan_reels
 from train.doom.settings import Settings
 from train.doom.takes import Retake, _check_motion, take
 from train.doom.walls import find_walls, measure_room
+from train.doom.workers import _film
 
 try:
     import vizdoom
@@ -276,6 +278,7 @@ def test_bytes_are_the_same_in_any_order_and_however_it_was_interrupted(clips, t
     assert not (out / "metadata.jsonl").exists() and len(list(out.rglob("*.mp4"))) == 3
     (out / "val/000000.mp4").write_bytes(b"half")  # of a reel that was stopped within
     next((out / ".reels").glob("val-000000*")).unlink()
+    (out / "val/000001.mp4").unlink()
     films_here(monkeypatch, tmp_path, order=lambda reels: reels[1::2] + reels[::2])
     doom.command(words(out))
     assert content(out) == content(clips)
@@ -327,6 +330,42 @@ def test_a_signal_ends_it_in_one_line_and_it_goes_on(number, clips, tmp_path, mo
 def test_what_cannot_be_meant_is_refused_and_leaves_nothing(options, message, tmp_path, capsys):
     assert message in refused(capsys, doom.command, words(tmp_path / "new", **options))
     assert not (tmp_path / "new").exists()
+
+
+@needs_the_game
+def test_a_place_that_takes_no_file_is_said_in_a_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = Settings(**SMALL, seed=0, fps=16.0)
+    reel = plan_reels(settings, share_out(LEVELS, 3, 0))[0]
+    (tmp_path / reel.videos[0]).mkdir(parents=True)
+    with pytest.raises(ValueError, match="can't be written .*: the same command goes on where it was"):
+        _film(reel, settings, tmp_path)
+
+
+@needs_the_game
+@pytest.mark.slow
+def test_a_process_that_is_killed_ends_the_run_in_a_line(tmp_path):
+    line = [sys.executable, "-m", "train.doom", *words(tmp_path / "clips")]
+    with subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not (games := [y for x in children(process.pid) for y in children(x)]):
+            time.sleep(0.02)
+        worker = next(worker for worker in children(process.pid) if children(worker))
+        os.kill(worker, signal.SIGKILL)
+        said = process.communicate(timeout=60)[1]
+    for game in games:  # which the killed one can't end
+        with suppress(ProcessLookupError):
+            os.kill(game, signal.SIGKILL)
+    assert process.returncode == 2 and "a process that draws was killed: the same command goes on" in said
+    assert "Traceback" not in said
+
+
+def children(process):
+    """Started by any of its threads."""
+    found = []
+    with suppress(FileNotFoundError):
+        for thread in Path(f"/proc/{process}/task").iterdir():
+            found += map(int, (thread / "children").read_text().split())
+    return found
 
 
 @needs_the_game

@@ -85,7 +85,7 @@ def draw(out: Path, settings: Settings, reels: list[Reel], workers: int) -> None
         shutil.rmtree(out / REELS, ignore_errors=True)
         return print(f"{out} is finished: python -m train.fit --data.folder {out}")
     begun = time.monotonic()
-    todo = [reel for reel in reels if not reel.record(out).is_file()]
+    todo = [reel for reel in reels if not reel.is_done(out)]
     for folder in ("train", "val", REELS):
         (out / folder).mkdir(exist_ok=True)
     film_all(todo, settings, out, workers)

@@ -42,8 +42,16 @@ class Reel:
     first: int
     actions: tuple[str, ...]
 
+    @property
+    def videos(self) -> list[str]:
+        """Paths of its clips in the folder."""
+        return [f"{self.split}/{self.first + i:06}.mp4" for i in range(len(self.actions))]
+
     def record(self, out: Path) -> Path:
         return out / REELS / f"{self.name}.json"
+
+    def is_done(self, out: Path) -> bool:
+        return all(path.is_file() for path in (self.record(out), *(out / video for video in self.videos)))
 
 
 def plan_reels(settings: Settings, levels: dict[str, list[Level]]) -> list[Reel]:
@@ -76,9 +84,8 @@ def film_reel(reel: Reel, settings: Settings, out: Path) -> None:
     skill, game_seed = generator.randint(1, 4), generator.getrandbits(31)
     rows, failed, replaced = [], Counter[str](), 0
     with playing(reel.level, skill, game_seed, (settings.height, settings.width)) as player:
-        for number, planned in enumerate(reel.actions, start=reel.first):
+        for video, planned in zip(reel.videos, reel.actions, strict=True):
             action, pictures = _film(player, reel.level, planned, settings, generator, failed)
-            video = f"{reel.split}/{number:06}.mp4"
             _write(out / video, pictures, settings.fps)
             rows.append(_row(video, reel, action, skill))
             replaced += action != planned
