@@ -29,15 +29,15 @@ ORTHONORMAL = 1e-4  # how far basis @ basis.T may be from the identity
 
 @dataclass(frozen=True)
 class Components:
-    """basis: orthonormal rows, a component each. mean: of a box. scale: what each component is divided by.
+    """basis [k, n]: orthonormal rows, a component each. mean [n]: of a box. scale [k]: what components are divided by.
 
     Raises ValueError where shapes or values can't be meant.
     """
 
     box: Triple
-    basis: Float[Tensor, "k n"]
-    mean: Float[Tensor, " n"]
-    scale: Float[Tensor, " k"]
+    basis: Tensor  # as files hold them: what they are is checked here
+    mean: Tensor
+    scale: Tensor
 
     def __post_init__(self) -> None:
         n = 3 * prod(self.box)
