@@ -26,7 +26,8 @@ def film_all(reels: list[Reel], settings: Settings, out: Path, workers: int) -> 
     if not reels:
         return
     workers = min(workers, len(reels))
-    with tempfile.TemporaryDirectory(prefix="train-doom-") as scratch, progress_bar() as progress:
+    folder = tempfile.TemporaryDirectory(prefix="train-doom-", ignore_cleanup_errors=True)
+    with folder as scratch, progress_bar() as progress:
         bar = progress.add_task("clips", total=sum(len(reel.actions) for reel in reels))
         pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (scratch,))
         try:
@@ -38,6 +39,15 @@ def film_all(reels: list[Reel], settings: Settings, out: Path, workers: int) -> 
             raise ValueError("a process that draws was killed: the same command goes on where it was") from None
         finally:
             pool.shutdown(cancel_futures=True)
+            _end_games(scratch)
+
+
+def _end_games(scratch: str) -> None:
+    """Of processes that were killed: their games live on. They are told by the folder of their settings, on Linux."""
+    for command in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if f"-config\0{scratch}/".encode() in command.read_bytes():
+                os.kill(int(command.parent.name), signal.SIGKILL)
 
 
 def _begin(scratch: str) -> None:
