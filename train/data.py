@@ -50,7 +50,7 @@ class VideoData(L.LightningDataModule):
         workers: processes that load clips.
         train_clips: how many moving shapes there are to train on; a folder's clips are all used.
         val_clips: clips held out for validation; of a folder at most a fifth, but at least one, and none of a source
-            video that is trained on.
+            video that is trained on; or those that its captions say are for it (split: val).
         seed: of the moving shapes, of the choice of the clips held out and of the order in training.
 
     Raises ValueError for a size below 1.

@@ -15,17 +15,20 @@ CAPTION_KEYS = ("prompt", "caption", "cap", "text", "captions", "description", "
 SOURCE_KEYS = (
     "source", "source_video", "source_path", "source_id", "original_video", "video_id", "videoid", "youtube_id",
 )  # fmt: skip
+SPLITS = {"": "", "train": "train", "val": "val", "validation": "val", "test": "test"}
 
 
 class Row(NamedTuple):
     """A caption of a video, which is a path in the folder or an absolute one.
 
-    source: what the file says the video was cut from; empty where it doesn't say.
+    source: what the file says the video was cut from; empty where it doesn't say. split: what it says the video is
+    for, train, val or test; likewise.
     """
 
     video: str
     prompt: str
     source: str = ""
+    split: str = ""
 
 
 def read_entry(entry: Any, where: str) -> Iterator[Row]:
@@ -40,9 +43,9 @@ def read_entry(entry: Any, where: str) -> Iterator[Row]:
     if not video:
         raise ValueError(f"{where}: the video is empty")
     key, captions = _pick(fields, CAPTION_KEYS, "caption", where)
-    source = _as_source(fields, where)
+    source, split = _as_source(fields, where), _as_split(fields, where)
     for caption in captions if isinstance(captions, list) and captions else [captions]:
-        yield Row(video, _as_text(key, caption, where), source)
+        yield Row(video, _as_text(key, caption, where), source, split)
 
 
 def name_fields(entry: dict[str, Any]) -> dict[str, Any]:
@@ -88,3 +91,13 @@ def _as_source(fields: dict[str, Any], where: str) -> str:
     if key is None:
         return ""
     return _as_text(key, str(fields[key]) if type(fields[key]) is int else fields[key], where)
+
+
+def _as_split(fields: dict[str, Any], where: str) -> str:
+    value = fields.get("split") or ""
+    if not isinstance(value, str) or value.strip().casefold() not in SPLITS:
+        raise ValueError(
+            f"{where}: split is {json.dumps(value)}, expected {', '.join(filter(None, SPLITS))} or nothing: name the "
+            "column otherwise where it means something else"
+        )
+    return SPLITS[value.strip().casefold()]

@@ -31,7 +31,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy
 
 from fps_flex import StepSchedule, TileLayout, density
-from fps_flex.wan import encoders  # noqa: F401 - so that --help and short class names know them
+from fps_flex.wan import encoders, linear_codec  # noqa: F401 - so that --help and short class names know them
 from fps_flex.wan.base import check_base
 from fps_flex.wan.lora import trained
 from fps_flex.wan.trained import read_training_checkpoint

@@ -29,7 +29,8 @@ SLOWER = 0.99  # 23.976 fps does for 24
 class Clip:
     """video: a path in the folder. spare: seconds by which a cut of the wanted length may begin later than the clip.
 
-    source: what the captions say it was cut from. place: of its file, the same for two names of one file.
+    source: what the captions say it was cut from. place: of its file, the same for two names of one file. split: what
+    the captions say it is for, train or val.
     """
 
     video: str
@@ -37,6 +38,7 @@ class Clip:
     spare: float
     source: str = ""
     place: tuple[int, int] | None = None
+    split: str = ""
 
 
 def scan_folder(folder: Path, frames: int, fps: float) -> list[Clip]:
@@ -56,7 +58,7 @@ def scan_folder(folder: Path, frames: int, fps: float) -> list[Clip]:
             left.append(LeftOut(folder / row.video, reason))
         else:
             spare = 0.0 if still else max(0.0, finding.seconds - frames / fps)
-            clips.append(Clip(row.video, row.prompt, spare, row.source, look.place))
+            clips.append(Clip(row.video, row.prompt, spare, row.source, look.place, row.split))
             slow += not still and finding.fps < SLOWER * fps
     tell_left_out(logger, left, len(rows), folder, cache_file(folder, ".left-out.txt"))
     if not clips:

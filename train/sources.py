@@ -42,10 +42,21 @@ def read_rows(folder: Path) -> list[Row]:
             _tell_unread(folder, file, rows)
     if not rows:
         raise ValueError(f"no captions in {folder}: expected {FORMATS}")
+    rows = _without_test(folder, rows)
     empty = sum(not row.prompt for row in rows)
     if empty and speaks():
         logger.warning("%d of the %d captions in %s are empty", empty, len(rows), folder)
     return rows
+
+
+def _without_test(folder: Path, rows: list[Row]) -> list[Row]:
+    """What is for a test is neither trained on nor validated with."""
+    kept = [row for row in rows if row.split != "test"]
+    if not kept:
+        raise ValueError(f"all {len(rows)} captions in {folder} are of the split test: expected some of train")
+    if len(kept) < len(rows) and speaks():
+        logger.warning("captions in %s of the split test, which aren't read: %d", folder, len(rows) - len(kept))
+    return kept
 
 
 def _find_file(folder: Path) -> Path | None:

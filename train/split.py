@@ -1,6 +1,7 @@
 """Which clips are held out for validation: whole source videos, so that val/loss can't be of scenes trained on.
 
-Clips share a source when they are of one file, when the captions file says so, and else by their names (see origins).
+Those that the captions say are for validation, where they say it of any; else some by chance. Clips share a source when
+they are of one file, when the captions file says so, and else by their names (see origins).
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ def hold_out(clips: list[Clip], most: int, seed: int) -> tuple[list[Clip], list[
     """(held out, to train on): about a fifth, at most `most` and at least one; a clip that is alone is both.
 
     The sources are gone through by chance, and those that fit are held out. Where none fits, as much as does of the
-    smallest: the rest of it is in neither.
+    smallest: the rest of it is in neither. Where the captions say which, at most `most` of those; others
+    of them are in neither. Raises ValueError where the captions leave none to train on.
     """
     order = torch.randperm(len(clips), generator=torch.Generator().manual_seed(seed)).tolist()
     shuffled = [clips[i] for i in order]
@@ -35,6 +37,8 @@ def hold_out(clips: list[Clip], most: int, seed: int) -> tuple[list[Clip], list[
         [clip.source for clip in shuffled],
         [clip.place or clip.video for clip in shuffled],
     )
+    if any(clip.split == "val" for clip in clips):
+        return _as_told(shuffled, sources, most)
     for clip, source in zip(shuffled, sources, strict=True):
         parts[source].append(clip)
     if len(parts) == 1:
@@ -45,6 +49,21 @@ def hold_out(clips: list[Clip], most: int, seed: int) -> tuple[list[Clip], list[
     held_out = _choose(parts, room)
     kept = [clip for clip, source in zip(shuffled, sources, strict=True) if source not in held_out]
     return [clip for source in held_out for clip in parts[source]][:room], kept
+
+
+def _as_told(clips: list[Clip], sources: list[Hashable], most: int) -> tuple[list[Clip], list[Clip]]:
+    held_out, train = ([clip for clip in clips if (clip.split == "val") is held] for held in (True, False))
+    if not train:
+        raise ValueError(f"all {len(clips)} clips are of the split val: expected some of train")
+    sides: dict[Hashable, set[bool]] = defaultdict(set)
+    for clip, source in zip(clips, sources, strict=True):
+        sides[source].add(clip.split == "val")
+    both = sum(len(side) > 1 for side in sides.values())
+    if both and speaks():
+        logger.warning("sources on both sides of the captions' split: %d; val/loss will be of scenes trained on", both)
+    if len(held_out) > most and speaks():
+        logger.warning("of the %d clips of the split val %d are validated with (data.val_clips)", len(held_out), most)
+    return held_out[:most], train
 
 
 def _choose(parts: dict[Hashable, list[Clip]], room: int) -> dict[Hashable, None]:

@@ -16,6 +16,7 @@ from fps_flex.wan.config import Residual
 from fps_flex.wan.encoders import UMT5Text, WanVAE
 from fps_flex.wan.experts import ALL, levels_of
 from fps_flex.wan.hub import HUB, release_of
+from fps_flex.wan.linear_codec import LinearCodec
 from fps_flex.wan.linears import Linears, quantize_linears
 from fps_flex.wan.release import PartError
 from fps_flex.wan.weights import Weights, build_empty, fill
@@ -26,7 +27,7 @@ from .experts import LowExpert, open_experts
 from .jobs import Clip, Options
 from .loras import add_loras, describe_loras
 
-CODECS = {one.kind: one for one in (PixelCodec, WanVAE, ByteText, UMT5Text)}
+CODECS = {one.kind: one for one in (PixelCodec, LinearCodec, WanVAE, ByteText, UMT5Text)}
 SETTINGS = ("codec", "text", "clip", "residual", "shift", "step", "run_id")
 OF_5B = Clip(121, 704, 1280, 24.0)  # Wan2.2's 5B, told by its VAE of 16x16 pixels a latent
 Kind = TypeVar("Kind", bound=Fixed)

@@ -83,6 +83,14 @@ class Codec(Fixed, ABC):
     def decode(self, latents: Float[Tensor, "b c tf th tw"]) -> Float[Tensor, "b 3 f h w"]: ...
 
 
+def box_grid(size: Triple, box: Triple) -> Triple:
+    """How many boxes of pixels a video holds on each axis. Raises ValueError where they don't fill it."""
+    if any(length % s or length < s for length, s in zip(size, box, strict=True)):
+        raise ValueError(f"clips of {size} (frames, rows, columns) don't divide into boxes of {box} pixels")
+    frames, rows, columns = (length // s for length, s in zip(size, box, strict=True))
+    return frames, rows, columns
+
+
 @dataclass(frozen=True)
 class PixelCodec(Codec):
     """Space to depth: each latent holds a box of pixels, and nothing is lost.
@@ -105,10 +113,7 @@ class PixelCodec(Codec):
         return 3 * prod(self.stride)
 
     def latent_size(self, size: Triple) -> Triple:
-        if any(length % s for length, s in zip(size, self.stride, strict=True)):
-            raise ValueError(f"clips of {size} (frames, rows, columns) don't divide into boxes of {self.stride} pixels")
-        frames, rows, columns = (length // s for length, s in zip(size, self.stride, strict=True))
-        return frames, rows, columns
+        return box_grid(size, self.stride)
 
     def encode(self, video: Float[Tensor, "b 3 f h w"]) -> Float[Tensor, "b c tf th tw"]:
         p, q, r = self.stride

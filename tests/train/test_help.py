@@ -28,5 +28,5 @@ def test_every_option_says_what_it_is_and_the_encoders_are_named(run, prefix, ca
     plain = {name: re.sub(r"\{[\w,]*\}|\((required|type: ).*", "", x, flags=re.DOTALL) for name, x in texts.items()}
     silent = [name for name, text in plain.items() if not re.search("[a-z]{2}", text)]
     assert not silent and len(plain) > 20
-    for option, classes in (("codec", ("PixelCodec", "WanVAE")), ("text", ("ByteText", "UMT5Text"))):
+    for option, classes in (("codec", ("PixelCodec", "LinearCodec", "WanVAE")), ("text", ("ByteText", "UMT5Text"))):
         assert all(re.search(rf"\b{name}\b", texts[prefix + option]) for name in classes)

@@ -1,8 +1,10 @@
 """Prepared sets: they train, and those that others made or broke are refused before a run begins."""
 
 import json
+import shutil
 from collections import Counter
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
@@ -196,6 +198,20 @@ def test_pieces_of_one_film_and_of_one_named_source_are_on_one_side():
     sources = {f"key of {i:04}": f"film {i // 3}" for i in range(12)}
     held_out = choose_held_out([clip(f"{i:04}", i) for i in range(12)], sources, 0.3)
     assert 0 < len(held_out) < 12 and len({int(name) // 3 for name in held_out}) * 3 == len(held_out)
+
+
+def test_what_the_captions_hold_out_is_held_out_whatever_the_share(raw, small, tmp_path, caplog):
+    folder, out = Path(shutil.copytree(raw, tmp_path / "raw")), tmp_path / "out"
+    rows = [f"{i}.mp4,x,{'val' if i in (2, 5) else 'train'}" for i in range(8)]
+    (folder / "metadata.csv").write_text("\n".join(["video,prompt,split", *rows]))
+    prepare(folder, out, small, "--val_share=0.5")
+    videos = {entry["name"]: entry["video"] for entry in read_manifest(out)}
+    held_out = {videos[clip.name] for clip in read_index(out).clips if clip.held_out}
+    trained = {videos[clip.name] for clip in read_index(out).clips if not clip.held_out}
+    assert held_out == {"2.mp4", "5.mp4"} and trained == {f"{i}.mp4" for i in (0, 1, 3, 4, 6, 7)}
+    one = Clip("a", "key", "0" * 64, "a.mp4", "", 0.0, 1.0, size=(1, 8, 8))
+    assert choose_held_out([one], {}, 0.5, frozenset({"another"})) == {"a"}
+    assert "no clip of the split val is left" in caplog.text
 
 
 def test_a_size_whose_only_clip_is_held_out_does_not_stop_a_run(small, tmp_path):

@@ -1,5 +1,6 @@
 """Whole source videos are held out, and what a clip's name says of its source."""
 
+import json
 import logging
 
 import pytest
@@ -156,3 +157,49 @@ def test_a_size_without_a_clip_to_train_on_is_passed_over():
     assert next(batches.positions()) == [0, 2, 0]
     with pytest.raises(ValueError, match="there is no clip to train on"):
         Passes([[], []], 1, 0)
+
+
+def told(split, *names, source=""):
+    return [Clip(name, "x", 0.0, source, split=split) for name in names]
+
+
+def test_what_the_captions_hold_out_is_held_out_and_no_other(caplog):
+    clips = [*told("train", "a.mp4", "b.mp4"), *told("val", "c.mp4", "d.mp4", "e.mp4"), *told("", "f.mp4")]
+    for seed in range(5):
+        held_out, train = hold_out(clips, 8, seed)
+        assert sorted(names(held_out)) == ["c.mp4", "d.mp4", "e.mp4"]
+        assert sorted(names(train)) == ["a.mp4", "b.mp4", "f.mp4"]
+    assert not caplog.records
+    held_out, train = hold_out(clips, 2, 0)
+    assert len(held_out) == 2 and sorted(names(train)) == ["a.mp4", "b.mp4", "f.mp4"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "of the 3 clips of the split val 2 are validated with (data.val_clips)"
+    ]
+
+
+def test_a_split_through_a_source_is_said_and_one_without_training_refused(caplog):
+    clips = [*told("train", "a.mp4", "b.mp4", source="film"), *told("val", "c.mp4", source="film")]
+    assert [names(part) for part in hold_out(clips, 8, 0)][0] == ["c.mp4"]
+    assert "on both sides of the captions' split: 1;" in caplog.text
+    with pytest.raises(ValueError, match="all 2 clips are of the split val: expected some of train"):
+        hold_out(told("val", "a.mp4", "b.mp4"), 8, 0)
+
+
+@pytest.mark.parametrize("table", [True, False])
+def test_the_captions_file_may_say_the_split(table, tmp_path, caplog):
+    splits = ["train", "Validation", "", "test", "val"]
+    videos = [make_clip(tmp_path / f"{i}.mp4", 4, 8).name for i in range(5)]
+    if table:
+        lines = ["video,prompt,Split", *(f"{video},x,{split}" for video, split in zip(videos, splits, strict=True))]
+        (tmp_path / "metadata.csv").write_text("\n".join(lines))
+    else:
+        lines = [json.dumps({"video": x, "prompt": "x", "split": y}) for x, y in zip(videos, splits, strict=True)]
+        (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    data = VideoData(str(tmp_path), frames=2, fps=8, height=16, width=16)
+    data.setup()
+    assert sorted(data.train_set.names()) == ["0.mp4", "2.mp4"] and sorted(data.val_set.names()) == ["1.mp4", "4.mp4"]
+    assert "of the split test, which aren't read: 1" in caplog.text
+    file = tmp_path / ("metadata.csv" if table else "metadata.jsonl")
+    file.write_text(file.read_text().replace("Validation", "part 3"))
+    with pytest.raises(ValueError, match='(row 3|line 2): split is "part 3", expected train, val, validation, test'):
+        VideoData(str(tmp_path), frames=2, fps=8, height=16, width=16).setup()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import av
 import numpy as np
 import torch
+from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
 from .boxes import Box
@@ -146,16 +147,34 @@ def encode_video(path: Path, video: Float[Tensor, "3 f h w"], fps: float, lossle
     it (High 4:4:4 Predictive, GBR).
     """
     pictures = ((video.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 3, 0).cpu().numpy()
-    codec, pixels, quality = ("libx264rgb", "rgb24", {"qp": "0"}) if lossless else ("libx264", "yuv420p", {"crf": "18"})
+    pixels, quality = ("rgb24", {"qp": "0"}) if lossless else ("yuv420p", {"crf": "18"})
+    encode_pictures(path, pictures, fps, pixels, quality)
+
+
+def encode_pictures(
+    path: Path,
+    pictures: UInt8[np.ndarray, "f h w 3"],
+    fps: float,
+    pixels: str,
+    quality: dict[str, str],
+    threads: int = 0,
+) -> None:
+    """H.264 mp4. pixels: rgb24, or YUV of BT.709. quality: options of x264. threads: 0 for as many as it likes.
+
+    Raises OSError where it can't be written.
+    """
+    converter = VideoReformatter()  # one of all frames: making one takes longer than converting
     with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
+        codec = "libx264rgb" if pixels == "rgb24" else "libx264"
         stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=X264 | quality)
         stream.height, stream.width, stream.pix_fmt = *pictures.shape[1:3], pixels
-        if not lossless:
+        stream.codec_context.thread_count = threads
+        if pixels != "rgb24":
             _tag(stream.codec_context)
         for picture in pictures:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-            if not lossless:
-                frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
+            if pixels != "rgb24":
+                frame = converter.reformat(frame, format=pixels, dst_colorspace="ITU709", dst_color_range="MPEG")
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
 

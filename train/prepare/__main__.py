@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from fps_flex.wan import encoders  # noqa: F401 - so that --help and short class names know them
+from fps_flex.wan import encoders, linear_codec  # noqa: F401 - so that --help and short class names know them
 from fps_flex.wan.codecs import Codec, TextEncoder
 
 from ..common.atomic import write_json
@@ -146,7 +146,8 @@ def _encode(settings: Settings, found: dict[str, Row], sources: list[Source], ju
     if any(clip.reasons for clip in tried.values()):
         kept = _report(sources, [tried.get(clip.name, clip) for clip in judged], out)
     named = {key: row.source for key, row in found.items()}
-    pack(settings, kept, encoded, choose_held_out(kept, named, settings.val_share))
+    told = frozenset(key for key, row in found.items() if row.split == "val")
+    pack(settings, kept, encoded, choose_held_out(kept, named, settings.val_share, told))
     if rank_and_world()[0] == 0:
         draw_decoded(out / "decoded.png", out, settings.codec)
     _say(f"{len(kept)} clips are in {out}: python -m train.fit --data.folder {out}")

@@ -51,13 +51,21 @@ def pack(settings: Settings, clips: list[Clip], encoded: Encoded, held_out: set[
     wait_for_all()
 
 
-def choose_held_out(clips: list[Clip], named: dict[str, str], share: float) -> set[str]:
+def choose_held_out(
+    clips: list[Clip], named: dict[str, str], share: float, told: frozenset[str] = frozenset()
+) -> set[str]:
     """The names of the clips for validation: all of some sources, so that no scene is both trained on and validated.
 
     named: by a video's key, what the captions say it was cut from; else its name may (see find_sources). A source is
     held out by its hash: those in the lowest `share` of all hashes, at least one, and not all. Of a single source's
     clips some are held out all the same, by their own hashes.
+
+    told: keys of the videos that the captions say are for validation; where any is, those are held out instead.
     """
+    if held_out := {clip.name for clip in clips if clip.key in told}:
+        return held_out
+    if told and rank_and_world()[0] == 0:
+        logger.warning("no clip of the split val is left: others are held out, by chance")
     labels = _label_sources(clips, named)
     if len(set(labels)) == 1:
         labels = [clip.digest for clip in clips]

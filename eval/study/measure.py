@@ -1,0 +1,195 @@
+"""What is measured of real clips, and of each row: losses, videos, and what these are like."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fps_flex import FPSAttention
+from fps_flex.wan.codecs import Codec
+from train.callbacks import read_losses
+from train.common.atomic import beside, write_json, write_text
+from train.common.videos import write_video
+from train.common.work import find_device
+from train.data import VideoData
+
+from ..fidelity.pairs import Row as Compared
+from ..fidelity.pairs import Video
+from ..fidelity.scores import measure as compare_videos
+from ..fidelity.summary import summarise
+from ..generate.command import resolve_settings
+from ..generate.jobs import Job, Options, Settings
+from ..generate.models import TextToVideo
+from ..generate.prompts import file_name
+from ..generate.sampling import build_scheduler, mean_density
+from ..generate.videos import make_videos
+from ..reading import NoFile, read_json
+from ..timing import describe_machine
+from ..vbench.flicker import temporal_flickering
+from .actions import Classifier, action_of, learn, see
+from .clips import load, open_data, read, spread_out
+from .config import BASE, MEASURED, Measures, Plan
+from .frechet import Basis, Features, fit_basis, frechet, spread
+from .losses import losses_of_clip
+from .values import compare_scales_of_v
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+REAL = "real"
+
+
+def measure_rows(plan: Plan, weights: str, seed: int) -> None:
+    """All rows with the same weights, or real clips; what is there already isn't measured again."""
+    if weights == REAL:
+        measure_real(plan)
+        return
+    for name in plan.sharing(weights):
+        measure_row(plan, name, seed, plan.row(name, seed))
+
+
+def measure_real(plan: Plan) -> None:
+    """What rows are compared with: features of real clips, a classifier of their actions, and the prompts."""
+    data, wanted, folder, net = open_data(plan), plan.study.measures, plan.out / REAL, Features(find_device())
+    classifier, raw = learn_and_watch(data, net, wanted)
+    basis, held_out = fit_basis(raw, wanted.videos), [*read(data, True, plan.study.data.val_clips)]
+    real, prompts = basis(net.of_all(video for video, _ in held_out)), [caption for _, caption in held_out]
+    rows = {"real, held out": look(held_out, classifier)}
+    for name, clips in (
+        ("real, trained on", [*read(data, False, wanted.videos)]),
+        ("real, held out, through the codec", [*through_codec(open_row(plan, BASE, 0)[0].codec, held_out)]),
+    ):
+        seen = basis(net.of_all(video for video, _ in clips))
+        rows[name] = {**look(clips, classifier), "frechet": distance(seen, real)}
+    keep_real(folder, basis, real, classifier)
+    write_text(folder / "search-prompts.txt", "\n".join([*dict.fromkeys(prompts)][: plan.study.search.prompts]))
+    about = {"clips": len(real), "components": real.shape[1], "actions": classifier.classes, "rows": rows}
+    asked = [prompts[i] for i in spread_out(len(prompts), wanted.videos)]
+    write_json(folder / MEASURED, {**about, "prompts": asked, "machine": describe_machine()})
+
+
+def learn_and_watch(data: VideoData, net: Features, wanted: Measures) -> tuple[Classifier, Float[np.ndarray, "n 512"]]:
+    """A classifier of actions, and the features of the clips that it learnt from, which no memory holds at once."""
+    raw = []
+
+    def watched() -> Iterator[tuple[Tensor, str]]:
+        for video, caption in read(data, False, wanted.classifier_clips):
+            raw.append(net(video))
+            yield video, caption
+
+    return learn(watched(), wanted.classifier_steps, find_device()), np.stack(raw)
+
+
+@torch.inference_mode()
+def through_codec(codec: Codec, clips: list[tuple[Tensor, str]]) -> Iterator[tuple[Tensor, str]]:
+    for video, caption in clips:
+        latents = codec.encode(video[None].to(find_device()))
+        yield codec.decode(latents)[0].clamp(-1, 1).cpu(), caption
+
+
+def keep_real(folder: Path, basis: Basis, real: Float[np.ndarray, "n k"], classifier: Classifier) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with beside(folder / "features.npz") as temporary, temporary.open("wb") as file:
+        np.savez(file, mean=basis.mean, directions=basis.directions, real=real)
+    with beside(folder / "classifier.pt") as temporary:
+        torch.save({"classes": classifier.classes, "state": classifier.state_dict()}, temporary)
+
+
+def read_real(folder: Path) -> tuple[Basis, Float[np.ndarray, "n k"], Classifier]:
+    """The inverse."""
+    with np.load(folder / "features.npz") as kept:
+        basis, real = Basis(kept["mean"], kept["directions"]), kept["real"]
+    loaded = torch.load(folder / "classifier.pt", weights_only=True, map_location="cpu")
+    classifier = Classifier(loaded["classes"])
+    classifier.load_state_dict(loaded["state"])
+    return basis, real, classifier.eval().to(find_device())
+
+
+def open_row(plan: Plan, name: str, seed: int) -> tuple[TextToVideo, Settings]:
+    row, measures = plan.rows[name], plan.study.measures
+    attention = row.attention if row.weights and isinstance(row.attention, FPSAttention) else None
+    how = {"sampler": "euler", "steps": measures.steps, "guidance": measures.guidance, "lossless": True}
+    return resolve_settings(Options(str(plan.checkpoint(name, seed)), attention=attention, **how))
+
+
+def measure_row(plan: Plan, name: str, seed: int, folder: Path) -> None:
+    """Leaves measures.json, videos, and the first few of these in a small form."""
+    prompts, (model, settings) = read_json(plan.out / REAL / MEASURED)["prompts"], open_row(plan, name, seed)
+    jobs = [Job(file_name(prompt, i), prompt, i) for i, prompt in enumerate(prompts)]
+    losses = measure_losses(plan, model, folder / "losses.json")
+    make_videos(model, settings, jobs, folder / "videos")
+    if (folder / MEASURED).exists():
+        return
+    about = {"row": name, "seed": seed, "weights": model.weights.fingerprint(), "machine": describe_machine()}
+    seen = measure_videos(plan, folder, jobs, settings.clip.fps)
+    moved = measure_fidelity(plan, name, seed, jobs)
+    own = {"scales_of_v": compare_scales_of_v(plan, model)} if name == BASE else {"curve": read_curve(plan, name, seed)}
+    density = {"density": find_density(model, settings), "prompts": prompts}
+    write_json(folder / MEASURED, {**about, **density, **losses, **seen, **moved, "curve": None, **own})
+
+
+def measure_videos(plan: Plan, folder: Path, jobs: list[Job], fps: float) -> dict[str, Any]:
+    """What they are like beside real ones; those that are shown are kept once more, in a small form."""
+    clips = [(load(folder / "videos" / f"{job.name}.mp4"), job.prompt) for job in jobs]
+    (folder / "shown").mkdir(exist_ok=True)
+    for i, (video, _) in enumerate(clips[: plan.study.measures.shown]):
+        write_video(folder / "shown" / f"{i}.mp4", video, fps)
+    basis, real, classifier = read_real(plan.out / REAL)
+    seen = basis(Features(find_device()).of_all(video for video, _ in clips))
+    return {"frechet": distance(seen, real), **look(clips, classifier)}
+
+
+def find_density(model: TextToVideo, settings: Settings) -> float:
+    scheduler = build_scheduler(settings.sampler, settings.steps, settings.shift)
+    return mean_density(model.attention, model.grid(settings.clip.size), scheduler, model.weights.config.layers)
+
+
+def read_curve(plan: Plan, name: str, seed: int) -> dict[int, float] | None:
+    """val/loss by step; None of what wasn't trained, or towards another loss than the others'."""
+    row = plan.rows[name]
+    if row.weights is not None or row.options.get("model.objective", "flow") != "flow":
+        return None
+    return read_losses(plan.run(name, seed))["val/loss"]
+
+
+def measure_losses(plan: Plan, model: TextToVideo, file: Path) -> dict[str, Any]:
+    """grid: [clip, sigma]; kept in a file."""
+    try:
+        return read_json(file)
+    except NoFile:
+        device, wanted, data = find_device(), plan.study.measures, open_data(plan)
+    wan, grid = model.load(device), []
+    for i, (video, prompt) in enumerate(read(data, True, wanted.loss_clips)):
+        latents = model.codec.encode(video[None].to(device))
+        grid.append(losses_of_clip(wan, latents, model.text([prompt], device), i, wanted.sigmas))
+    write_json(file, {"grid": grid})
+    return {"grid": grid}
+
+
+def measure_fidelity(plan: Plan, name: str, seed: int, jobs: list[Job]) -> dict[str, Any]:
+    """How far the videos are from dense ones of the same noise: of the same weights, or of a trained row the base's."""
+    against = plan.rows[name].weights or BASE
+    if name == against:
+        return {"against": None, "fidelity": {}, "not_measured": {}}
+    rows = [Compared(one, plan.row(one, seed) / "videos") for one in (against, name)]
+    scores = compare_videos(plan.row(name, seed), rows, [Video(job.name, job.name, job.prompt) for job in jobs])
+    total = summarise(rows[1], scores.of[name], scores.videos)["total"]
+    return {"against": against, "fidelity": total, "not_measured": scores.not_measured}
+
+
+def distance(sampled: Float[np.ndarray, "a k"], real: Float[np.ndarray, "b k"]) -> dict[str, Any]:
+    return {"distance": frechet(sampled, real), "spread": spread(sampled, real), "clips": len(sampled)}
+
+
+def look(clips: list[tuple[Tensor, str]], classifier: Classifier) -> dict[str, Any]:
+    """Of each clip whether its action is the asked one, and how little it flickers."""
+    pictures = (((video + 1) * 127.5).round().byte().permute(1, 2, 3, 0).numpy() for video, _ in clips)
+    return {
+        "right_action": [int(classifier.tell(see(video)) == action_of(caption)) for video, caption in clips],
+        "flicker": [temporal_flickering(frames) for frames in pictures],
+    }

@@ -1,0 +1,58 @@
+"""The pictures of a study: losses by noise level and by step, and the same prompts in every row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from train.common.pictures import draw_contact_sheet, save_figure
+
+from .clips import load
+from .config import BASE
+from .results import Results
+
+
+def draw_levels(path: Path, results: Results) -> None:
+    """Each row's loss at each noise level over that of the pretrained weights, in the mean over clips and seeds."""
+    figure, axes = _axes("noise level sigma", "validation loss over the base's, in %")
+    of = {row: np.mean([x["grid"] for x in seeds.values()], axis=(0, 1)) for row, seeds in results.of.items()}
+    for row, losses in of.items():
+        style = "-" if results.plan.rows[row].weights is None else "--"
+        axes.plot(results.plan.study.measures.sigmas, 100 * (losses / of[BASE] - 1), style, marker=".", label=row)
+    axes.legend(fontsize=8)
+    save_figure(figure, path)
+
+
+def draw_curves(path: Path, results: Results) -> None:
+    """val/loss of train.fit by step, a line a seed: each row with its own attention, at step 0 before any training."""
+    figure, axes = _axes("step", "val/loss")
+    for i, (row, seeds) in enumerate(results.of.items()):
+        for number, measured in enumerate(x for x in seeds.values() if x["curve"]):
+            curve = measured["curve"]
+            label = "" if number else row
+            axes.plot([*map(int, curve)], [*curve.values()], color=f"C{i}", marker=".", alpha=0.7, label=label)
+    axes.legend(*axes.get_legend_handles_labels(), fontsize=8)
+    save_figure(figure, path)
+
+
+def draw_sheet(path: Path, results: Results) -> None:
+    """A strip for each prompt and row, those of a prompt together, of each row's first seed."""
+    plan, shown = results.plan, []
+    for i in range(plan.study.measures.shown):
+        for row, seeds in results.of.items():
+            file = plan.row(row, min(seeds)) / "shown" / f"{i}.mp4"
+            shown += [(load(file), f"{row}: {seeds[min(seeds)]['prompts'][i]}")] if file.is_file() else []
+    if shown:
+        draw_contact_sheet(path, torch.stack([video for video, _ in shown]), [caption for _, caption in shown])
+
+
+def _axes(across: str, up: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    axes.set(xlabel=across, ylabel=up)
+    axes.grid(alpha=0.3)
+    return figure, axes

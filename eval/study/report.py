@@ -1,0 +1,143 @@
+"""study.json and study.md: the table, the pictures and the verdicts, of what has been measured so far."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from statistics import fmean
+from typing import Any
+
+from train.common.atomic import check_ours, digest_content, write_json, write_text
+
+from ..intervals import Estimate
+from ..markdown import table
+from ..reading import read_json
+from ..sensitivity.result import FILE, read
+from ..timing import describe_machine
+from .base import fingerprint
+from .config import BASE, HIGH, MEASURED, Plan
+from .losses import by_regime
+from .pictures import draw_curves, draw_levels, draw_sheet
+from .results import NUMBERS, Results, read_results
+from .tasks import Task
+from .verdicts import WITHIN, Verdict, judge
+
+TITLE = "# The study: does training with FPS attention pay"
+COLUMNS = ("validation loss", f"at sigma >= {HIGH}", "Fréchet distance", "action as asked", "flicker (1: none)")
+NOTES = (
+    "Means over seeds, in brackets 95 % intervals by Student's t. Losses: held-out clips, all noise levels alike, the "
+    "same noise for all rows. Fréchet distance: {sampled} sampled clips against {clips} real ones held out, by "
+    "{components} principal components of TransNetV2's features, nothing shrunk; ± is the bootstrap's standard "
+    "deviation over clips, and distances of other numbers of clips are others. PSNR and SSIM are to the dense videos "
+    "of the row named, of the same noise; of a trained row they say how far training moved its videos, not how good "
+    "they are. Not measured: {not_measured}."
+)
+
+
+def write_report(plan: Plan, tasks: list[Task]) -> None:
+    """Of the rows that are there, if any. Raises ValueError where something that isn't ours lies where it will."""
+    results, file = read_results(plan), plan.out / "search" / FILE
+    if BASE not in results.of:
+        return
+    for name, mark in (("study.md", TITLE), ("study.json", '"about": "eval.study"')):
+        check_ours(plan.out / name, mark)
+    verdicts = judge(results, read(file.parent) if file.is_file() else None)
+    real = read_json(plan.out / "real" / MEASURED)
+    draw_levels(plan.out / "levels.png", results)
+    draw_curves(plan.out / "curves.png", results)
+    draw_sheet(plan.out / "sheet.png", results)
+    write_json(plan.out / "study.json", {**_describe(plan, tasks), **_tell_all(results, real, verdicts)})
+    write_text(plan.out / "study.md", _tell(results, real, verdicts))
+    print(_tell_verdicts(verdicts), f"study.md and study.json are in {plan.out}", sep="\n\n")
+
+
+def _describe(plan: Plan, tasks: list[Task]) -> dict[str, Any]:
+    """What was run, and where."""
+    described = plan.describe()
+    return {
+        "about": "eval.study",
+        **describe_machine(),
+        "configuration": {"digest": digest_content(json.dumps(described)), **described},
+        "base": fingerprint(plan),
+        "tasks": {task.name: task.record(plan.out) for task in tasks},
+    }
+
+
+def _tell_all(results: Results, real: dict[str, Any], verdicts: list[Verdict]) -> dict[str, Any]:
+    rows = {row: {name: asdict(results.over_seeds(row, name)) for name in NUMBERS} for row in results.of}
+    measured = {row: {**numbers, "seeds": results.of[row]} for row, numbers in rows.items()}
+    return {"verdicts": [asdict(verdict) for verdict in verdicts], "rows": measured, "real": real}
+
+
+def _tell(results: Results, real: dict[str, Any], verdicts: list[Verdict]) -> str:
+    missing = {f"{k} ({why})" for x in results.of.values() for y in x.values() for k, why in y["not_measured"].items()}
+    about = {**real, "sampled": len(real["prompts"]), "not_measured": "; ".join(sorted(missing)) or "nothing"}
+    pictures = (
+        "![sheet](sheet.png)\nThe same prompts and noise in every row, time to the right.",
+        "![levels](levels.png)\nLoss by noise level over the base's; dashed rows were not trained.",
+        "![curves](curves.png)\nval/loss of the rows that are trained by it, from the common base.",
+    )
+    tables = (
+        _tell_verdicts(verdicts),
+        _tell_rows(results, real),
+        NOTES.format(**about),
+        _tell_regimes(results),
+        _tell_curves(results),
+    )
+    return "\n\n".join((TITLE, *tables, *pictures)) + "\n"
+
+
+def _tell_verdicts(verdicts: list[Verdict]) -> str:
+    return table(("claim", "verdict", "numbers", "rule"), ((x.claim, x.answer, x.numbers, x.rule) for x in verdicts))
+
+
+def _tell_rows(results: Results, real: dict[str, Any]) -> str:
+    lines: list[tuple[str, ...]] = []
+    for name, row in real["rows"].items():
+        looks = (f"{fmean(row[x]):.3f}" for x in ("right_action", "flicker"))
+        lines.append((name, "", "", "", "", "", _tell_distance(row.get("frechet")), *looks, "", ""))
+    for name, row in results.plan.rows.items():
+        if not (seeds := results.of.get(name)):
+            lines.append((name, "not run yet", *[""] * 9))
+            continue
+        first, weights = next(iter(seeds.values())), row.weights or "trained"
+        numbers = [cell(results.over_seeds(name, x)) for x in NUMBERS]
+        numbers[2] += f" ± {fmean(x['frechet']['spread'] for x in seeds.values()):.2f}"
+        moved = [f"{first['fidelity'][x]['mean']:.3f}" if x in first["fidelity"] else "" for x in ("psnr", "ssim")]
+        moved[0] += f" to {first['against']}" if moved[0] else ""
+        lines.append((name, weights, str(len(seeds)), f"{first['density']:.3f}", *numbers, *moved))
+    head = ("row", "weights", "seeds", "density", *COLUMNS, "PSNR (dB)", "SSIM")
+    return table(head, lines, "llrrrrrrrrr")
+
+
+def _tell_distance(frechet: dict[str, float] | None) -> str:
+    return f"{frechet['distance']:.2f} ± {frechet['spread']:.2f}" if frechet else ""
+
+
+def _tell_regimes(results: Results) -> str:
+    """Mean loss of each row at the noise levels of each regime of the attention that is searched for."""
+    import torch
+
+    study = results.plan.study
+    regimes = study.search.attention.step_schedule.regime_index(torch.tensor(study.measures.sigmas)).tolist()
+    lines = []
+    for row, seeds in results.of.items():
+        means = by_regime([clip for x in seeds.values() for clip in x["grid"]], regimes)
+        lines.append((row, *(f"{means[i]:.4f}" if i in means else "" for i in range(max(regimes) + 1))))
+    return table(("loss by regime", *(f"regime {i}" for i in range(max(regimes) + 1))), lines)
+
+
+def _tell_curves(results: Results) -> str:
+    """How far above dense each row begins, and from which step on it stays within WITHIN of it, in its first seed."""
+    lines, dense = [], next((x["curve"] for x in results.of.get("dense", {}).values()), None)
+    for row, seeds in results.of.items():
+        curve = next(iter(seeds.values()))["curve"]
+        if curve and dense and row != "dense":
+            above = {int(step): curve[step] / dense[step] - 1 for step in curve if step in dense}
+            late = [step for step in above if all(x <= WITHIN for later, x in above.items() if later >= step)]
+            lines.append((row, f"{above[0]:+.2%}", f"{above[max(above)]:+.2%}", min(late, default="never")))
+    return table(("val/loss over dense's", "at step 0", "at the end", f"within {WITHIN:.0%} from step"), lines, "lrrr")
+
+
+def cell(found: Estimate) -> str:
+    return f"{found.mean:.4f}" + ("" if found.low is None else f" [{found.low:.4f}, {found.high:.4f}]")

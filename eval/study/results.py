@@ -1,0 +1,60 @@
+"""What a study has measured so far: numbers of each row and seed, and their means over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from ..intervals import Estimate, Sample, estimate
+from ..reading import read_json
+from .config import HIGH, MEASURED, Plan
+from .losses import mean_over
+
+Measured = dict[str, Any]
+
+NUMBERS: dict[str, Callable[[Measured, tuple[float, ...]], float]] = {
+    "loss": lambda x, sigmas: fmean(mean_over(x["grid"], sigmas)),
+    "loss_high": lambda x, sigmas: fmean(mean_over(x["grid"], sigmas, HIGH)),
+    "frechet": lambda x, sigmas: x["frechet"]["distance"],
+    "action": lambda x, sigmas: fmean(x["right_action"]),
+    "flicker": lambda x, sigmas: fmean(x["flicker"]),
+}
+
+
+@dataclass(frozen=True)
+class Results:
+    """of: {row: {seed: what was measured}}; rows with the base's own weights have seed 0 alone."""
+
+    plan: Plan
+    of: dict[str, dict[int, Measured]]
+
+    def get(self, row: str, seed: int) -> Measured | None:
+        seeds = self.of.get(row, {})
+        return seeds.get(0 if row in self.plan.rows and self.plan.rows[row].weights == "base" else seed)
+
+    def seeds(self, *rows: str) -> list[int]:
+        """For which all of the rows are there."""
+        every = sorted({seed for seeds in self.of.values() for seed in seeds})
+        return [seed for seed in every if all(self.get(row, seed) for row in rows)]
+
+    def number(self, row: str, seed: int, name: str) -> float:
+        """By a name of NUMBERS."""
+        return NUMBERS[name](self.of[row][seed if seed in self.of[row] else 0], self.plan.study.measures.sigmas)
+
+    def over_seeds(self, row: str, name: str) -> Estimate:
+        return over({seed: self.number(row, seed, name) for seed in self.of[row]})
+
+
+def read_results(plan: Plan) -> Results:
+    of: dict[str, dict[int, Measured]] = {}
+    for name in plan.rows:
+        for file in sorted((plan.out / "rows").glob(f"{name}-seed*/{MEASURED}")):
+            of.setdefault(name, {})[int(file.parent.name.removeprefix(f"{name}-seed"))] = read_json(file)
+    return Results(plan, of)
+
+
+def over(values: dict[Any, float]) -> Estimate:
+    """Of what was drawn independently, by whatever tells the draws apart."""
+    return estimate(Sample({str(name): [value] for name, value in values.items()}))

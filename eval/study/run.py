@@ -1,0 +1,113 @@
+"""Running tasks: as many at once as there are devices, until the time is up; the same command goes on."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from train.common.atomic import write_json
+
+from ..timing import ROOT
+from .tasks import Task
+
+POLL, GRACE = 0.1, 120.0  # seconds between looks; and for a command that was told to stop, to save what it has
+
+
+@dataclass
+class Running:
+    """A command under way. device: of CUDA_VISIBLE_DEVICES; None leaves that alone."""
+
+    task: Task
+    device: str | None
+    out: Path
+    began: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.log = self.out / "tasks" / f"{self.task.name}.log"
+        given = {} if self.device is None else {"CUDA_VISIBLE_DEVICES": self.device}
+        self.log.parent.mkdir(exist_ok=True)
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", *self.task.words], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                env=os.environ | given, cwd=ROOT, start_new_session=True,
+            )  # fmt: skip
+
+    @property
+    def is_over(self) -> bool:
+        return self.process.poll() is not None
+
+    def signal(self, number: signal.Signals) -> None:
+        """To the command and all that it started, as Ctrl-C in a terminal does."""
+        if not self.is_over:
+            os.killpg(self.process.pid, number)
+
+    def finish(self) -> None:
+        """Raises ValueError, in its own words, where it failed."""
+        note(self.task, self.out, time.monotonic() - self.began, done=self.process.returncode == 0)
+        if self.process.returncode:
+            lines = [line.strip() for line in re.split(r"[\r\n]", self.log.read_text(errors="replace")) if line.strip()]
+            said = [line for line in lines if line.startswith("error: ")] or lines or ["nothing"]
+            raise ValueError(
+                f"{self.task.name}: {said[-1].removeprefix('error: ')} (all that it said is in {self.log})"
+            )
+
+
+def run_tasks(tasks: list[Task], out: Path, devices: list[str | None], minutes: float | None) -> bool:
+    """Each once what it needs is done. Returns whether all are; else the time was up.
+
+    Raises ValueError in the words of a command that failed, once the others have saved what they have.
+    """
+    left, running = [*tasks], []
+    until = time.monotonic() + (60 * minutes if minutes else float("inf"))
+    try:
+        while (left or running) and time.monotonic() < until:
+            for one in [x for x in running if x.is_over]:
+                running.remove(one)
+                one.finish()
+            unfinished = {task.name for task in left} | {one.task.name for one in running}
+            free = [device for device in devices if device not in [x.device for x in running]]
+            ready = [task for task in left if not unfinished & {*task.needs}]
+            for task, device in zip(ready, free, strict=False):
+                left.remove(task)
+                _begin(task, device, running, out)
+            time.sleep(POLL)
+    finally:
+        _stop(running)
+    return not left and not running
+
+
+def _begin(task: Task, device: str | None, running: list[Running], out: Path) -> None:
+    if task.call is None:
+        print(f"{task.name} begins{f' on device {device}' if device else ''}", flush=True)
+        running.append(Running(task, device, out))
+        return
+    began = time.monotonic()
+    task.call()
+    note(task, out, time.monotonic() - began, done=True)
+
+
+def _stop(running: list[Running]) -> None:
+    """Whatever happens: what runs saves what it has, or ends all the same."""
+    for one in running:
+        one.signal(signal.SIGINT)
+    until = time.monotonic() + GRACE
+    for one in running:
+        while not one.is_over and time.monotonic() < until:
+            time.sleep(POLL)
+        one.signal(signal.SIGKILL)
+        one.process.wait()
+        note(one.task, one.out, time.monotonic() - one.began, done=one.process.returncode == 0)
+
+
+def note(task: Task, out: Path, seconds: float, done: bool) -> None:
+    """Keep how a task stands, and the time that it has taken in all."""
+    seconds = round(task.record(out)["seconds"] + seconds, 1)
+    command = ["python", "-m", *task.words] if task.words else None
+    write_json(task.record_file(out), {"done": done, "seconds": seconds, "command": command})
+    print(f"{task.name} {'is done' if done else 'was stopped'}, after {seconds:.0f} s in all", flush=True)

@@ -1,0 +1,146 @@
+"""A study as tasks, each a command of this project, with what it needs and what it leaves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..reading import NoFile, read_json
+from ..sensitivity.propose import propose
+from .base import CODEC, WEIGHTS, export_base, write_checkpoint
+from .config import BASE, DOOM, MEASURED, PROPOSED, SHAPES, Plan, plain
+
+LINEAR = "fps_flex.wan.linear_codec.LinearCodec"
+CONFIGURATION = "configuration.json"  # of the study that a folder holds
+
+
+@dataclass(frozen=True)
+class Task:
+    """words: of `python -m`; empty where `call` does it in this process. needs: names of others. leaves: what is there
+    once it is done. also: what is there for those that need it. rows: that it is of. wanted: for its own sake.
+    """
+
+    name: str
+    words: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    leaves: tuple[Path, ...] = ()
+    also: tuple[Path, ...] = ()
+    call: Callable[[], None] | None = field(default=None, compare=False)
+    rows: tuple[str, ...] = ()
+    wanted: bool = False
+
+    def record_file(self, out: Path) -> Path:
+        return out / "tasks" / f"{self.name}.json"
+
+    def record(self, out: Path) -> dict[str, Any]:
+        """Whether it is done, the seconds that it took so far, and its command."""
+        try:
+            return read_json(self.record_file(out))
+        except NoFile:
+            return {"done": False, "seconds": 0.0}
+
+    def is_done(self, out: Path, needed: bool = False) -> bool:
+        """needed: by another one that isn't."""
+        return self.record(out)["done"] and all(
+            path.exists() for path in (*self.leaves, *(self.also if needed else ()))
+        )
+
+
+def list_tasks(plan: Plan, seeds: list[int]) -> dict[str, Task]:
+    """All of a study, by name; each after what it needs."""
+    tasks = [*_list_common(plan), _measure(plan, BASE, 0), *_list_search(plan)]
+    tasks += [make(plan, name, seed) for seed in seeds for name in plan.study.trained for make in (_train, _measure)]
+    return {task.name: task for task in tasks}
+
+
+def _list_common(plan: Plan) -> Iterator[Task]:
+    """Clips, codec and pretraining, from which all rows begin; and what is measured of real clips."""
+    study, out, data, codec = plan.study, plan.out, _data(plan), ("codec",) if plan.study.codec else ()
+    if data:
+        drawn = {"out": plan.folder, **plain(study.data), **plain(study.clip)}
+        drawn.pop("source")
+        yield Task("data", ("train.doom", *_options(drawn)), leaves=(out / "data/metadata.jsonl",))
+    if study.codec:
+        options = {"folder": plan.folder, "out": out / CODEC, **plain(study.codec), **plain(study.clip)}
+        options |= {"val_clips": study.data.val_clips, "seed": study.data.seed}
+        yield Task("codec", ("train.codec", *_options(options)), data, (out / CODEC,))
+    last = plan.run(BASE, 0) / "checkpoints/last.ckpt"
+    yield Task("pretrain", _fit(plan, BASE, 0, {}), (*data, *codec), (last,))
+    export, write = partial(export_base, plan), partial(write_checkpoint, plan)
+    yield Task("export", (), ("pretrain", *codec), (out / WEIGHTS,), call=export, wanted=True)
+    yield Task("base", (), ("export", *codec), (plan.checkpoint(BASE, 0),), call=write)
+    leaves = tuple(out / "real" / name for name in (MEASURED, "features.npz", "classifier.pt", "search-prompts.txt"))
+    yield Task("real", _measuring(plan, "real", 0), (*data, "base"), leaves, wanted=True)
+
+
+def _list_search(plan: Plan) -> Iterator[Task]:
+    """What eval.sensitivity finds on the base, and the schedule that it proposes."""
+    search, folder = plan.study.search, plan.out / "search"
+    options = {
+        "checkpoint": plan.checkpoint(BASE, 0), "prompts": plan.out / "real/search-prompts.txt", "out": folder,
+        "steps": plan.study.measures.steps, "every": search.every, "sampler": "euler", "guidance": 1,
+        "windows": search.windows, "granularities": search.granularities,
+        **{f"attention.{name}": getattr(search.attention, name) for name in ("tile", "block", "engine")},
+    }  # fmt: skip
+    words = ("eval.sensitivity", *_options(options))
+    yield Task("search", words, ("base", "real"), (folder / "sensitivity.json",), wanted=True)
+    call = partial(propose, folder, budget=search.budget)
+    yield Task("propose", (), ("search",), (folder / "schedule.yaml",), call=call, wanted=True)
+
+
+def _train(plan: Plan, name: str, seed: int) -> Task:
+    """A row's fine-tuning from the common base."""
+    row = plan.rows[name]
+    own = {
+        "model.checkpoint": plan.checkpoint(BASE, 0),
+        "seed_everything": seed,
+        **plan.study.finetuning,
+        **row.options,
+    }
+    if row.attention not in (None, PROPOSED):
+        own["model.attention"] = plain(row.attention)
+    needs = (*_data(plan), "base", *(("propose",) if row.attention == PROPOSED else ()))
+    leaves, rows = (plan.checkpoint(name, seed),), tuple(plan.sharing(name))
+    return Task(f"train-{name}-seed{seed}", _fit(plan, name, seed, own), needs, leaves, rows=rows)
+
+
+def _measure(plan: Plan, weights: str, seed: int) -> Task:
+    """Of all rows with the same weights, in one process; trained ones are compared with the videos of the base."""
+    rows, words = tuple(plan.sharing(weights)), _measuring(plan, weights, seed)
+    leaves = tuple(plan.row(name, seed) / MEASURED for name in rows)
+    if weights == BASE:
+        videos, needs = plan.row(BASE, seed) / "videos", (*_data(plan), "base", "real")
+        return Task("measure-base", words, needs, leaves, (videos,), rows=rows, wanted=True)
+    needs = (*_data(plan), f"train-{weights}-seed{seed}", "measure-base")
+    return Task(f"measure-{weights}-seed{seed}", words, needs, leaves, rows=rows, wanted=True)
+
+
+def _measuring(plan: Plan, weights: str, seed: int) -> tuple[str, ...]:
+    options = {"config": plan.out / CONFIGURATION, "out": plan.out, "measure": weights, "seeds": str(seed)}
+    return ("eval.study", *_options(options))
+
+
+def _fit(plan: Plan, name: str, seed: int, own: dict[str, Any]) -> tuple[str, ...]:
+    """own: options of this run."""
+    study, options = plan.study, {f"data.{name}": value for name, value in plain(plan.study.clip).items()}
+    options |= {"data.seed": study.data.seed, "data.val_clips": study.data.val_clips}
+    options |= {"data.train_clips": study.data.clips} if study.data.source == SHAPES else {"data.folder": plan.folder}
+    if study.codec:
+        options["model.codec"] = {"class_path": LINEAR, "init_args": {"path": str(plan.out / CODEC)}}
+    files = [Path(study.pretraining).resolve()]
+    files += [plan.out / "search/schedule.yaml"] if plan.rows[name].attention == PROPOSED else []
+    run = ("train.fit", f"--run={plan.run(name, seed)}", "--ckpt_path=last-if-any")
+    return (*run, *(f"--config={file}" for file in files), *_options({**options, **own}))
+
+
+def _data(plan: Plan) -> tuple[str, ...]:
+    return ("data",) if plan.study.data.source == DOOM else ()
+
+
+def _options(values: dict[str, Any]) -> tuple[str, ...]:
+    """Words of a command line; what is no text is written as JSON, which YAML reads too."""
+    return tuple(f"--{name}={x if isinstance(x, (str, Path)) else json.dumps(x)}" for name, x in values.items())

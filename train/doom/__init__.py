@@ -1,0 +1,1 @@
+"""Captioned clips of a player in the free levels of Freedoom."""
