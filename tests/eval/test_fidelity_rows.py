@@ -103,7 +103,7 @@ def test_released_weights_need_attention_to_compare_with(wan_folder, tmp_path, c
               "--steps=1", "--guidance=1", f"--out={tmp_path / 'out'}"]  # fmt: skip
     assert "there is nothing to compare with dense attention: that is what" in refused(capsys, command, shared)
     assert not (tmp_path / "out").exists()
-    assert "larger than the grid" in refused(capsys, command, [*shared, "--attention.schedule=fps"])
+    assert "or name a tile" in refused(capsys, command, [*shared, "--attention.schedule=fps"])
     command([*shared, "--attention.schedule=fps", "--attention.tile=[1,2,2]", "--attention.block=16"])
     said = json.loads((tmp_path / "out/fidelity.json").read_text())
     assert {row["weights"] for row in said["rows"]} == {"released, trained with dense attention"}

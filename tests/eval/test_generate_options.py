@@ -55,6 +55,7 @@ BAD = {
              "['']", "[' ']", "[null]", "[{a: 1}]", "[[a]]", "{a: 1}", "nowhere.ckpt", "\udcff", "x\0", "hf:a/b"],
     "low_noise_lora": ["nowhere", "[]", "", "README.md"],
     "base": ["nowhere", "", "README.md"],
+    "compile_cache": ["", "README.md", "/proc/out", "README.md/out"],
     "parallel": ["7", "[]", "{sequenc: 2}"],
     "parallel.sequence": [*WHOLE, "2"],
     "parallel.guidance": [*WHOLE, "2", "3"],
