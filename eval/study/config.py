@@ -17,7 +17,7 @@ from fps_flex.schedule import Window
 from train.common.console import load_yaml
 from train.texts import read_utf8
 
-from ..generate.models import Clip
+from ..generate.jobs import Clip
 
 SHAPES, DOOM = "shapes", "doom"  # clips that are drawn; anything else is a folder of clips
 BASE, PROPOSED = "base", "proposed"  # the row of the pretrained weights; the attention that the study finds

@@ -26,7 +26,7 @@ from ..generate.command import resolve_settings
 from ..generate.jobs import Job, Options, Settings
 from ..generate.models import TextToVideo
 from ..generate.prompts import file_name
-from ..generate.sampling import build_scheduler, mean_density
+from ..generate.records import open_records
 from ..generate.videos import make_videos
 from ..reading import NoFile, read_json
 from ..timing import describe_machine
@@ -122,14 +122,15 @@ def measure_row(plan: Plan, name: str, seed: int, folder: Path) -> None:
     prompts, (model, settings) = read_json(plan.out / REAL / MEASURED)["prompts"], open_row(plan, name, seed)
     jobs = [Job(file_name(prompt, i), prompt, i) for i, prompt in enumerate(prompts)]
     losses = measure_losses(plan, model, folder / "losses.json")
-    make_videos(model, settings, jobs, folder / "videos")
+    kept = open_records(model, settings, folder / "videos")
+    make_videos(kept, jobs)
     if (folder / MEASURED).exists():
         return
     about = {"row": name, "seed": seed, "weights": model.weights.fingerprint(), "machine": describe_machine()}
     seen = measure_videos(plan, folder, jobs, settings.clip.fps)
     moved = measure_fidelity(plan, name, seed, jobs)
     own = {"scales_of_v": compare_scales_of_v(plan, model)} if name == BASE else {"curve": read_curve(plan, name, seed)}
-    density = {"density": find_density(model, settings), "prompts": prompts}
+    density = {"density": kept.shared["density"], "prompts": prompts}
     write_json(folder / MEASURED, {**about, **density, **losses, **seen, **moved, "curve": None, **own})
 
 
@@ -142,11 +143,6 @@ def measure_videos(plan: Plan, folder: Path, jobs: list[Job], fps: float) -> dic
     basis, real, classifier = read_real(plan.out / REAL)
     seen = basis(Features(find_device()).of_all(video for video, _ in clips))
     return {"frechet": distance(seen, real), **look(clips, classifier)}
-
-
-def find_density(model: TextToVideo, settings: Settings) -> float:
-    scheduler = build_scheduler(settings.sampler, settings.steps, settings.shift)
-    return mean_density(model.attention, model.grid(settings.clip.size), scheduler, model.weights.config.layers)
 
 
 def read_curve(plan: Plan, name: str, seed: int) -> dict[int, float] | None:

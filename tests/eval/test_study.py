@@ -18,6 +18,7 @@ from eval.study import run
 from eval.study.command import command
 from eval.study.losses import losses_of_clip
 from tests.helpers.commands import ROOT, refused
+from tests.helpers.once import once
 from tests.helpers.tiny_run import read_checkpoint
 from train.callbacks import read_losses
 from train.common.videos import write_video
@@ -43,9 +44,7 @@ def at_root():
 @pytest.fixture(scope="module")
 def studied(tmp_path_factory):
     """The folder of the miniature, all of it, two tasks at once; not to be changed."""
-    out = tmp_path_factory.mktemp("study") / "miniature"
-    command(words(out, "--devices=0,1"))
-    return out
+    return once(tmp_path_factory, "miniature", lambda out: command(words(out, "--devices=0,1")))
 
 
 def measures(out, row, seed=0):
