@@ -398,6 +398,7 @@ def test_without_the_game_a_line_says_how_to_get_it(tmp_path, capsys, monkeypatc
 
 @needs_the_game
 def test_a_small_wan_trains_on_the_clips_with_a_codec_fitted_to_them_and_samples(clips, tmp_path):
+    from eval.generate.jobs import Options
     from eval.generate.models import open_model
 
     size = ("--frames=8", "--height=32", "--width=64")
@@ -407,10 +408,10 @@ def test_a_small_wan_trains_on_the_clips_with_a_codec_fitted_to_them_and_samples
     model = ("--model.codec=LinearCodec", f"--model.codec.path={codec}", "--model.wan.channels=16")
     run = train_tiny(tmp_path / "run", *data, *model, "--model.text.length=64")
     assert (run / "sample.mp4").is_file()
-    opened = open_model(str(run / "checkpoints/last.ckpt"))
+    opened = open_model(Options(str(run / "checkpoints/last.ckpt")))
     assert opened.codec.spec() == {"kind": "linear", "options": {"path": str(codec)}} and opened.clip.frames == 8
     codec.rename(tmp_path / "moved.safetensors")
     with pytest.raises(ValueError, match="no .*codec.safetensors, expected the file of a linear codec"):
-        open_model(str(run / "checkpoints/last.ckpt"))
-    moved = open_model(str(run / "checkpoints/last.ckpt"), encoders=str(tmp_path / "moved.safetensors"))
+        open_model(Options(str(run / "checkpoints/last.ckpt")))
+    moved = open_model(Options(str(run / "checkpoints/last.ckpt"), encoders=str(tmp_path / "moved.safetensors")))
     assert moved.codec.channels == 16
