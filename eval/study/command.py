@@ -100,7 +100,10 @@ def check_identity(plan: Plan, now: dict[str, Any]) -> None:
         except NoFile:
             raise ValueError(f"{plan.out} holds {made[0]}, and no study: choose another --out") from None
         if other := first_difference(before, now):
-            raise ValueError(f"{plan.out} is of another study, whose {other}: choose another --out")
+            raise ValueError(
+                f"{plan.out} is of another study, whose {other}: choose another --out, and give it this one's "
+                "pretrained weights by --base where the pretraining is the same"
+            )
     write_json(file, now)
     write_json(plan.out / CONFIGURATION, plain(plan.study))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import product
@@ -23,6 +24,8 @@ SHAPES, DOOM = "shapes", "doom"  # clips that are drawn; anything else is a fold
 BASE, PROPOSED = "base", "proposed"  # the row of the pretrained weights; the attention that the study finds
 HIGH = 0.7  # noise level from which up the loss says whether a model sees the whole frame
 MEASURED = "measures.json"
+STAGES = ("data", "codec", "pretrain", "export", "base", "real", "search", "propose", "train", "measure")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # of a row: of folders and files too, and a word of --only
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,11 @@ class Study:
 
     def __post_init__(self) -> None:
         for name, row in self.rows.items():
+            if not NAME.fullmatch(name) or "-seed" in name or name in STAGES:
+                raise ValueError(
+                    f"rows has {show(name)}, expected a name of letters, digits, '.', '_' and '-', without '-seed', "
+                    f"that is no stage ({', '.join(STAGES)})"
+                )
             free = row.weights is not None
             if name == BASE or (free and row.weights not in [BASE, *self.trained]):
                 raise ValueError(f"rows.{name} has weights {row.weights}, expected {BASE} or those of a trained row")
