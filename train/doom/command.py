@@ -100,7 +100,9 @@ def draw(out: Path, settings: Settings, reels: list[Reel], workers: int) -> None
     failed = sum((Counter(record["failed"]) for record in records), Counter[str]())
     print(describe(out, settings, reels, failed, sum(record["replaced"] for record in records)))
     drawn, processes = sum(len(reel.actions) for reel in todo), min(workers, len(todo))
-    print(f"{drawn} clips in {seconds:.0f} s: {drawn * settings.frames / seconds:.0f} frames/s in {processes} processes")
+    print(
+        f"{drawn} clips in {seconds:.0f} s: {drawn * settings.frames / seconds:.0f} frames/s in {processes} processes"
+    )
 
 
 def describe(out: Path, settings: Settings, reels: list[Reel], failed: Counter[str], replaced: int) -> str:
