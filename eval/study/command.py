@@ -15,6 +15,7 @@ from fps_flex.checks import at_home, one_of, require
 from train.common.atomic import write_json
 from train.common.console import cli_errors, run_command, writable
 from train.common.lock import locked
+from train.fit import check_words
 
 from ..markdown import table
 from ..reading import NoFile, read_json
@@ -24,7 +25,7 @@ from .config import BASE, Plan, Study, first_difference, plain
 from .measure import measure_rows
 from .report import write_report
 from .run import note, run_tasks
-from .tasks import CONFIGURATION, Task, list_tasks
+from .tasks import CONFIGURATION, PROPOSAL, Task, list_tasks
 
 IDENTITY = "study-of.json"  # what a folder's study measures: its configuration, and what that names
 
@@ -63,6 +64,7 @@ def main(
     check_sizes(plan)
     check_grid(plan)
     tasks = list_tasks(plan, numbers)
+    check_trainings(tasks)
     asked = find_asked(plan, tasks, only)
     with writable(plan.out), locked(plan.out, "--out"):
         check_identity(plan, described)
@@ -106,6 +108,17 @@ def check_identity(plan: Plan, now: dict[str, Any]) -> None:
             )
     write_json(file, now)
     write_json(plan.out / CONFIGURATION, plain(plan.study))
+
+
+def check_trainings(tasks: dict[str, Task]) -> None:
+    """Raises ValueError, before hours of pretraining, for options of any row's training that train.fit doesn't take."""
+    for task in tasks.values():
+        if task.words[:1] == ("train.fit",):
+            there = [word for word in task.words[1:] if not word.endswith(PROPOSAL)]
+            try:
+                check_words(there)
+            except ValueError as error:
+                raise ValueError(f"{task.name}: {error}") from None
 
 
 def find_asked(plan: Plan, tasks: dict[str, Task], only: str | None) -> list[Task]:

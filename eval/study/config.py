@@ -19,6 +19,7 @@ from train.common.console import load_yaml
 from train.texts import read_utf8
 
 from ..generate.jobs import Clip
+from ..reading import NoFile, read_json
 
 SHAPES, DOOM = "shapes", "doom"  # clips that are drawn; anything else is a folder of clips
 BASE, PROPOSED = "base", "proposed"  # the row of the pretrained weights; the attention that the study finds
@@ -208,6 +209,20 @@ class Plan:
 def plain(value: Any) -> Any:
     """Of a dataclass, so that it can be read again; `layers` that are none can't be."""
     return asdict(value, dict_factory=lambda pairs: {name: x for name, x in pairs if name != "layers" or x})
+
+
+def read_made(path: Path, *names: str) -> dict[str, Any]:
+    """What a study wrote. Raises NoFile, and ValueError for what is damaged, or lacks one of these names."""
+    try:
+        made = read_json(path)
+        lacking = [name for name in names if not isinstance(made, dict) or name not in made]
+        if not lacking:
+            return made
+    except NoFile:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{error}; delete it, and the same command makes it again") from None
+    raise ValueError(f"{path} lacks {', '.join(lacking)}: delete it, and the same command makes it again")
 
 
 def read_yaml(path: str) -> dict[str, Any]:

@@ -210,6 +210,32 @@ def test_clips_of_other_sizes(tmp_path, capsys):
     assert not (tmp_path / "s").exists()
 
 
+@pytest.mark.parametrize(
+    ("option", "part"),
+    [
+        (
+            "--rows={dense: {}, joint: {options: {model.nope: 3}}}",
+            "train-joint-seed0: unrecognized arguments: --model.nope",
+        ),
+        ("--rows={dense: {options: {model.lr: quick}}}", "train-dense-seed0: "),
+        ("--finetuning={trainer.nope: 4}", "train-dense-seed0: "),
+    ],
+)
+def test_options_that_training_does_not_take_are_refused_before_the_pretraining(tmp_path, capsys, option, part):
+    assert part in refused(capsys, command, words(tmp_path / "s", option))
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("file", ["rows/dense-seed0/measures.json", "real/measures.json", "tasks/search.json"])
+@pytest.mark.parametrize("content", ["{}", "[]", "3", "{half", ""])
+def test_a_damaged_file_is_named_with_what_to_do(studied, tmp_path, capsys, file, content):
+    kept = tmp_path / "kept"
+    shutil.copytree(studied, kept, ignore=shutil.ignore_patterns("runs", "base.ckpt", "videos", "parts", "scores"))
+    (kept / file).write_text(content)
+    line = refused(capsys, command, words(kept))
+    assert str(kept / file) in line and line.endswith("delete it, and the same command makes it again")
+
+
 def test_no_game(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(study_command, "find_spec", lambda name: None)
     line = refused(capsys, command, words(tmp_path / "s", "--data.source=doom"))
