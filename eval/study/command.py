@@ -7,9 +7,12 @@ python -m eval.study --config configs/study/study.yaml --out FOLDER --only joint
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from fps_flex.checks import at_home, one_of, require
 from train.common.atomic import write_json
@@ -57,7 +60,7 @@ def main(
         one_of("measure", measure, ("real", BASE, *plan.study.trained))
         measure_rows(plan, measure, numbers[0])
         return
-    places = [None] if devices is None else [str(x) for x in as_numbers("devices", devices)]
+    places = [None] if devices is None else as_devices(devices)
     if minutes is not None:
         require("minutes", minutes, above=0)
     described = plan.describe()
@@ -90,6 +93,19 @@ def as_numbers(name: str, text: str) -> list[int]:
     if not all(word.isdecimal() for word in words) or len({*words}) < len(words):
         raise ValueError(f"{name} is {text!r}, expected whole numbers with commas between, such as 0,1,2")
     return [int(word) for word in words]
+
+
+def as_devices(text: str) -> list[str | None]:
+    """Raises ValueError for a GPU that isn't here, without which a command would run on the CPU unsaid.
+
+    Where there is none at all, they are so many commands at a time.
+    """
+    numbers = [str(x) for x in as_numbers("devices", text)]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    here = visible if all(map(str.isdecimal, visible)) else [*map(str, range(torch.cuda.device_count()))]
+    if torch.cuda.device_count() and not {*numbers} <= {*here}:
+        raise ValueError(f"devices is {text!r}, expected GPUs that are here: {', '.join(here)}")
+    return [*numbers]
 
 
 def check_identity(plan: Plan, now: dict[str, Any]) -> None:

@@ -236,6 +236,19 @@ def test_a_damaged_file_is_named_with_what_to_do(studied, tmp_path, capsys, file
     assert str(kept / file) in line and line.endswith("delete it, and the same command makes it again")
 
 
+@pytest.mark.parametrize(("visible", "here"), [(None, "0, 1"), ("4,5", "4, 5")])
+def test_a_gpu_that_is_not_here_is_refused(tmp_path, capsys, monkeypatch, visible, here):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    line = refused(capsys, command, words(tmp_path / "s", "--devices=1,2"))
+    assert line == f"error: devices is '1,2', expected GPUs that are here: {here}"
+    assert study_command.as_devices(here) == here.split(", ")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert study_command.as_devices("0,1,2") == ["0", "1", "2"]
+
+
 def test_no_game(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(study_command, "find_spec", lambda name: None)
     line = refused(capsys, command, words(tmp_path / "s", "--data.source=doom"))
