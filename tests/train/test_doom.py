@@ -314,6 +314,9 @@ def test_a_signal_ends_it_in_one_line_and_it_goes_on(number, clips, tmp_path, mo
         while process.poll() is None and not list(out.glob(".reels/*.json")):
             time.sleep(0.05)
         os.killpg(process.pid, number) if number == signal.SIGINT else process.terminate()
+        if number == signal.SIGINT:  # and impatiently again
+            time.sleep(0.1)
+            os.killpg(process.pid, number)
         said = process.communicate()[1]
     assert process.returncode == 130 and "error: stopped; the same command goes on where it was" in said
     assert "Traceback" not in said and not (out / "metadata.jsonl").exists()
