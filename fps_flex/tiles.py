@@ -58,7 +58,8 @@ class TileLayout:
                 f"grid {self.grid} in tiles {self.tile} and blocks of {self.block} takes {self.slots} slots, "
                 f"expected at most {MOST_SLOTS}: choose a smaller grid or block"
             )
-        if self.pad_share > 0.25:
+        fewest = -(-prod(self.grid) // self.block) * self.block
+        if self.pad_share > 0.25 and self.slots > fewest:
             _warn_once(
                 f"tile {self.tile} on grid {self.grid} with blocks of {self.block} leaves {self.pad_share:.0%} of the "
                 "slots empty: plan_tile(grid) finds a better one"

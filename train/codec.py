@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -134,7 +135,7 @@ def describe(path: Path, data: VideoData, psnr: list[float], channels: int, clip
     shown = sorted({k for k in (*TABLE, channels, len(psnr)) if k <= len(psnr)})
     lines = [f"{k:8}  {psnr[k - 1]:5.1f} dB{'  <- written' if k == channels else ''}" for k in shown]
     head = f"fitted to {clips} of {len(data.train_set)} clips; PSNR of the {len(data.val_set)} held out"
-    options = f"--model.codec LinearCodec --model.codec.path {path} --model.wan.channels {channels}"
+    options = f"--model.codec LinearCodec --model.codec.path {quote(str(path))} --model.wan.channels {channels}"
     return "\n".join([head, "channels", *lines, f"look at {path.with_suffix('.png')}; then: {options}"])
 
 

@@ -16,14 +16,15 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stdout, suppress
 from datetime import timedelta
+from io import StringIO
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 import yaml
-from jsonargparse import Namespace
+from jsonargparse import ArgumentError, Namespace
 from jsonargparse.typing import restricted_number_type
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -255,6 +256,15 @@ def prepare(args: list[str] | None) -> FitCLI:
     if trainer.is_global_zero:
         print("\n".join([description, *cli.processes, *(f"changed    {change}" for change in changes)]))
     return cli
+
+
+def check_words(args: list[str]) -> None:
+    """Raises ValueError for a command line that the parser refuses; nothing is built, and no value tried."""
+    try:
+        with redirect_stdout(StringIO()), suppress(SystemExit), warnings.catch_warnings(action="ignore"):
+            prepare([*args, "--print_config"])
+    except ArgumentError as error:
+        raise ValueError(one_line(error)) from None
 
 
 def fit(cli: FitCLI) -> None:

@@ -315,7 +315,7 @@ class FlowModule(L.LightningModule):
             "shift": self.shift,
             "noise_levels": list(self.noise_levels),
             "step": self.global_step,
-            "codec": self.codec.spec(),
+            "codec": self.codec.spec() | self.codec.identity(),
             "text": self.text.spec(),
             "clip": {"frames": data.frames, "height": data.height, "width": data.width, "fps": data.fps},
             **self.base_record,

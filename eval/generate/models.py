@@ -123,6 +123,10 @@ def _open_trained(path: str, record: dict[str, Any], encoders: str | None) -> Pa
     """path, record: a checkpoint of train.fit and what it says; of two such, the high-noise expert's."""
     kinds = {"codec": Codec, "text": TextEncoder}
     codec, text = (build(path, record[name], kind, encoders) for name, kind in kinds.items())
+    try:
+        codec.check_identity(record["codec"])
+    except ValueError as error:
+        raise ValueError(f"{path} can't be used: {error}; --encoders names another file") from None
     if encoders and not any("path" in one.spec()["options"] for one in (codec, text)):
         raise ValueError(
             f"encoders is {encoders}, and {path} was trained with ones that need no files ({codec.kind} and "
@@ -195,9 +199,13 @@ def build(path: str, spec: dict[str, Any], base: type[Kind], encoders: str | Non
         raise ValueError(f"{path} is no checkpoint of this project (its {base.__name__}: {error})") from None
 
 
+def _holder(kind: type[Fixed]) -> str:
+    return "file" if kind is LinearCodec else "folder"
+
+
 def find(kind: type[Kind], **options: Any) -> Kind:
     """Raises PartError where its files are missing or broken."""
     try:
         return kind(**options)
     except PartError as error:
-        raise PartError(f"{error}; --encoders names another folder") from None
+        raise PartError(f"{error}; --encoders names another {_holder(kind)}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from fps_flex import FPSAttention, StepSchedule
@@ -61,11 +62,11 @@ def describe_use(measured: Sensitivity, path: Path, chosen: Choices, codes: Code
     """How to use what `fragment` wrote."""
     lines = [
         f"{path} holds it:",
-        f"  python -m eval.generate --config {path} --checkpoint CKPT ...",
-        f"  python -m train.fit --config YOURS.yaml --config {path} ...",
+        f"  python -m eval.generate --config {quote(str(path))} --checkpoint CKPT ...",
+        f"  python -m train.fit --config YOURS.yaml --config {quote(str(path))} ...",
     ]
     if len(chosen) == 1:
         named = {k: x for k, x in options_of(measured, codes).items() if k in INSTALLED or x != _default(k)}
         options = "".join(f", {name}={x!r}" for name, x in named.items())
-        lines.append(f'  install(transformer, schedule=StepSchedule.read("{path}"){options})')
+        lines.append(f"  install(transformer, schedule=StepSchedule.read({str(path)!r}){options})")
     return "\n".join(lines)

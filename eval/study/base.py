@@ -83,11 +83,15 @@ def write_checkpoint(plan: Plan) -> None:
         state = {f"model.{name}": opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
     with beside(plan.checkpoint(BASE, 0)) as temporary:
         torch.save(
-            {"state_dict": state, "fps_flex": {**record, "codec": codec.spec(), "run_id": fingerprint(plan)}}, temporary
+            {
+                "state_dict": state,
+                "fps_flex": {**record, "codec": codec.spec() | codec.identity(), "run_id": fingerprint(plan)},
+            },
+            temporary,
         )
 
 
 def _codec_of(plan: Plan, record: dict[str, Any]) -> Codec:
     """One that a study fitted is in its own folder, wherever it was in training."""
     options = {**record["codec"]["options"], **({"path": str(plan.out / CODEC)} if plan.study.codec else {})}
-    return build(str(plan.out / WEIGHTS), {**record["codec"], "options": options}, Codec, None)
+    return build(str(plan.out / WEIGHTS), {"kind": record["codec"]["kind"], "options": options}, Codec, None)

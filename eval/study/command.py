@@ -7,14 +7,18 @@ python -m eval.study --config configs/study/study.yaml --out FOLDER --only joint
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from fps_flex.checks import at_home, one_of, require
 from train.common.atomic import write_json
 from train.common.console import cli_errors, run_command, writable
 from train.common.lock import locked
+from train.fit import check_words
 
 from ..markdown import table
 from ..reading import NoFile, read_json
@@ -24,7 +28,7 @@ from .config import BASE, Plan, Study, first_difference, plain
 from .measure import measure_rows
 from .report import write_report
 from .run import note, run_tasks
-from .tasks import CONFIGURATION, Task, list_tasks
+from .tasks import CONFIGURATION, PROPOSAL, Task, list_tasks
 
 IDENTITY = "study-of.json"  # what a folder's study measures: its configuration, and what that names
 
@@ -56,13 +60,14 @@ def main(
         one_of("measure", measure, ("real", BASE, *plan.study.trained))
         measure_rows(plan, measure, numbers[0])
         return
-    places = [None] if devices is None else [str(x) for x in as_numbers("devices", devices)]
+    places = [None] if devices is None else as_devices(devices)
     if minutes is not None:
         require("minutes", minutes, above=0)
     described = plan.describe()
     check_sizes(plan)
     check_grid(plan)
     tasks = list_tasks(plan, numbers)
+    check_trainings(tasks)
     asked = find_asked(plan, tasks, only)
     with writable(plan.out), locked(plan.out, "--out"):
         check_identity(plan, described)
@@ -90,6 +95,19 @@ def as_numbers(name: str, text: str) -> list[int]:
     return [int(word) for word in words]
 
 
+def as_devices(text: str) -> list[str | None]:
+    """Raises ValueError for a GPU that isn't here, without which a command would run on the CPU unsaid.
+
+    Where there is none at all, they are so many commands at a time.
+    """
+    numbers = [str(x) for x in as_numbers("devices", text)]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    here = visible if all(map(str.isdecimal, visible)) else [*map(str, range(torch.cuda.device_count()))]
+    if torch.cuda.device_count() and not {*numbers} <= {*here}:
+        raise ValueError(f"devices is {text!r}, expected GPUs that are here: {', '.join(here)}")
+    return [*numbers]
+
+
 def check_identity(plan: Plan, now: dict[str, Any]) -> None:
     """Raises ValueError for a folder of another study that has made something, and for one of other things."""
     file, ours = plan.out / IDENTITY, (IDENTITY, CONFIGURATION, "tasks")
@@ -100,9 +118,23 @@ def check_identity(plan: Plan, now: dict[str, Any]) -> None:
         except NoFile:
             raise ValueError(f"{plan.out} holds {made[0]}, and no study: choose another --out") from None
         if other := first_difference(before, now):
-            raise ValueError(f"{plan.out} is of another study, whose {other}: choose another --out")
+            raise ValueError(
+                f"{plan.out} is of another study, whose {other}: choose another --out, and give it this one's "
+                "pretrained weights by --base where the pretraining is the same"
+            )
     write_json(file, now)
     write_json(plan.out / CONFIGURATION, plain(plan.study))
+
+
+def check_trainings(tasks: dict[str, Task]) -> None:
+    """Raises ValueError, before hours of pretraining, for options of any row's training that train.fit doesn't take."""
+    for task in tasks.values():
+        if task.words[:1] == ("train.fit",):
+            there = [word for word in task.words[1:] if not word.endswith(PROPOSAL)]
+            try:
+                check_words(there)
+            except ValueError as error:
+                raise ValueError(f"{task.name}: {error}") from None
 
 
 def find_asked(plan: Plan, tasks: dict[str, Task], only: str | None) -> list[Task]:

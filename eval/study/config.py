@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import product
@@ -18,11 +19,14 @@ from train.common.console import load_yaml
 from train.texts import read_utf8
 
 from ..generate.jobs import Clip
+from ..reading import NoFile, read_json
 
 SHAPES, DOOM = "shapes", "doom"  # clips that are drawn; anything else is a folder of clips
 BASE, PROPOSED = "base", "proposed"  # the row of the pretrained weights; the attention that the study finds
 HIGH = 0.7  # noise level from which up the loss says whether a model sees the whole frame
 MEASURED = "measures.json"
+STAGES = ("data", "codec", "pretrain", "export", "base", "real", "search", "propose", "train", "measure")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # of a row: of folders and files too, and a word of --only
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,11 @@ class Study:
 
     def __post_init__(self) -> None:
         for name, row in self.rows.items():
+            if not NAME.fullmatch(name) or "-seed" in name or name in STAGES:
+                raise ValueError(
+                    f"rows has {show(name)}, expected a name of letters, digits, '.', '_' and '-', without '-seed', "
+                    f"that is no stage ({', '.join(STAGES)})"
+                )
             free = row.weights is not None
             if name == BASE or (free and row.weights not in [BASE, *self.trained]):
                 raise ValueError(f"rows.{name} has weights {row.weights}, expected {BASE} or those of a trained row")
@@ -200,6 +209,20 @@ class Plan:
 def plain(value: Any) -> Any:
     """Of a dataclass, so that it can be read again; `layers` that are none can't be."""
     return asdict(value, dict_factory=lambda pairs: {name: x for name, x in pairs if name != "layers" or x})
+
+
+def read_made(path: Path, *names: str) -> dict[str, Any]:
+    """What a study wrote. Raises NoFile, and ValueError for what is damaged, or lacks one of these names."""
+    try:
+        made = read_json(path)
+        lacking = [name for name in names if not isinstance(made, dict) or name not in made]
+        if not lacking:
+            return made
+    except NoFile:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{error}; delete it, and the same command makes it again") from None
+    raise ValueError(f"{path} lacks {', '.join(lacking)}: delete it, and the same command makes it again")
 
 
 def read_yaml(path: str) -> dict[str, Any]:

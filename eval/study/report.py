@@ -11,11 +11,10 @@ from train.common.atomic import check_ours, digest_content, write_json, write_te
 
 from ..intervals import Estimate
 from ..markdown import table
-from ..reading import read_json
 from ..sensitivity.result import FILE, read
 from ..timing import describe_machine
 from .base import fingerprint
-from .config import BASE, HIGH, MEASURED, Plan
+from .config import BASE, HIGH, MEASURED, Plan, read_made
 from .losses import by_regime
 from .pictures import draw_curves, draw_levels, draw_sheet
 from .results import NUMBERS, Results, read_results
@@ -42,7 +41,7 @@ def write_report(plan: Plan, tasks: list[Task]) -> None:
     for name, mark in (("study.md", TITLE), ("study.json", '"about": "eval.study"')):
         check_ours(plan.out / name, mark)
     verdicts = judge(results, read(file.parent) if file.is_file() else None)
-    real = read_json(plan.out / "real" / MEASURED)
+    real = read_made(plan.out / "real" / MEASURED, "rows", "prompts", "clips", "components")
     draw_levels(plan.out / "levels.png", results)
     draw_curves(plan.out / "curves.png", results)
     draw_sheet(plan.out / "sheet.png", results)

@@ -8,11 +8,11 @@ from statistics import fmean
 from typing import Any
 
 from ..intervals import Estimate, Sample, estimate
-from ..reading import read_json
-from .config import HIGH, MEASURED, Plan
+from .config import HIGH, MEASURED, Plan, read_made
 from .losses import mean_over
 
 Measured = dict[str, Any]
+MADE = ("grid", "frechet", "right_action", "flicker", "fidelity", "against", "curve", "density", "not_measured")
 
 NUMBERS: dict[str, Callable[[Measured, tuple[float, ...]], float]] = {
     "loss": lambda x, sigmas: fmean(mean_over(x["grid"], sigmas)),
@@ -51,7 +51,7 @@ def read_results(plan: Plan) -> Results:
     of: dict[str, dict[int, Measured]] = {}
     for name in plan.rows:
         for file in sorted((plan.out / "rows").glob(f"{name}-seed*/{MEASURED}")):
-            of.setdefault(name, {})[int(file.parent.name.removeprefix(f"{name}-seed"))] = read_json(file)
+            of.setdefault(name, {})[int(file.parent.name.removeprefix(f"{name}-seed"))] = read_made(file, *MADE)
     return Results(plan, of)
 
 

@@ -9,12 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..reading import NoFile, read_json
+from ..reading import NoFile
 from ..sensitivity.propose import propose
 from .base import CODEC, WEIGHTS, export_base, write_checkpoint
-from .config import BASE, DOOM, MEASURED, PROPOSED, SHAPES, Plan, plain
+from .config import BASE, DOOM, MEASURED, PROPOSED, SHAPES, Plan, plain, read_made
 
 LINEAR = "fps_flex.wan.linear_codec.LinearCodec"
+PROPOSAL = "search/schedule.yaml"  # what the study finds, once it has
 CONFIGURATION = "configuration.json"  # of the study that a folder holds
 
 
@@ -39,7 +40,7 @@ class Task:
     def record(self, out: Path) -> dict[str, Any]:
         """Whether it is done, the seconds that it took so far, and its command."""
         try:
-            return read_json(self.record_file(out))
+            return read_made(self.record_file(out), "done", "seconds")
         except NoFile:
             return {"done": False, "seconds": 0.0}
 
@@ -132,7 +133,7 @@ def _fit(plan: Plan, name: str, seed: int, own: dict[str, Any]) -> tuple[str, ..
     if study.codec:
         options["model.codec"] = {"class_path": LINEAR, "init_args": {"path": str(plan.out / CODEC)}}
     files = [Path(study.pretraining).resolve()]
-    files += [plan.out / "search/schedule.yaml"] if plan.rows[name].attention == PROPOSED else []
+    files += [plan.out / PROPOSAL] if plan.rows[name].attention == PROPOSED else []
     run = ("train.fit", f"--run={plan.run(name, seed)}", "--ckpt_path=last-if-any")
     return (*run, *(f"--config={file}" for file in files), *_options({**options, **own}))
 

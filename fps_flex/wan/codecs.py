@@ -72,6 +72,17 @@ class Codec(Fixed, ABC):
         @abstractmethod
         def channels(self) -> int: ...
 
+    def identity(self) -> dict[str, str]:
+        """What a checkpoint keeps beside `spec`, so that another codec of as many channels isn't taken for this one."""
+        return {}
+
+    def check_identity(self, record: dict[str, Any]) -> None:
+        """record: a checkpoint's, of its codec. Raises ValueError where this is another one."""
+        for name, now in self.identity().items():
+            if (before := record.get(name, now)) != now:
+                path = self.spec()["options"].get("path")
+                raise ValueError(f"it was trained with another {self.kind} codec ({before}) than {path} ({now})")
+
     @abstractmethod
     def latent_size(self, size: Triple) -> Triple:
         """Frames, rows and columns of the latents of a video of that size. Raises ValueError if it doesn't divide."""

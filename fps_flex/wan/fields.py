@@ -92,7 +92,11 @@ def _check_score(name: str, value: object) -> None:
 
 
 def _check_coder(name: str, value: object) -> None:
-    parts = as_fields(name, value, ("kind", "options"))
+    optional = [x for x in ("fingerprint",) if isinstance(value, dict) and x in value]
+    parts = as_fields(name, value, ("kind", "options", *optional))
+    for field in optional:
+        if not isinstance(parts[field], str):
+            raise ValueError(f"{name}.{field} is {show(parts[field])}, expected text")
     if not isinstance(parts["kind"], str):
         raise ValueError(f"{name}.kind is {show(parts['kind'])}, expected the name of a codec or text encoder")
     _check_options(f"{name}.options", parts["options"])

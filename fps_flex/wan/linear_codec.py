@@ -72,7 +72,7 @@ class LinearCodec(Codec):
     path: str
 
     def __post_init__(self) -> None:
-        self._components  # noqa: B018 - a wrong path is said at once
+        self._fingerprint  # noqa: B018 - a wrong path is said at once; and later the file may be another
 
     @cached_property
     def _components(self) -> Components:
@@ -92,8 +92,15 @@ class LinearCodec(Codec):
 
     def fingerprint(self) -> str:
         """What makes its latents, wherever the file lies and whatever else it says."""
-        weights = digest_held(held_in_file(at_home(self.path)))
-        return f"settings {digest({'box': self.box})}, weights {weights}"
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        settings = digest({"box": self.box})
+        return f"settings {settings}, weights {digest_held(held_in_file(at_home(self.path)))}"
+
+    def identity(self) -> dict[str, str]:
+        return {"fingerprint": self.fingerprint()}
 
     def encode(self, video: Float[Tensor, "b 3 f h w"]) -> Float[Tensor, "b c tf th tw"]:
         """In fp32, in video's dtype."""
@@ -123,7 +130,8 @@ def read_components(path: Path) -> Components:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        raise PartError(f"no {path}, expected the file of a linear codec: {FIT}")
+        found = f"{path} is a folder" if path.is_dir() else f"no {path}"
+        raise PartError(f"{found}, expected the file of a linear codec: {FIT}")
     try:
         with safe_open(path, framework="pt") as file:
             record = json.loads((file.metadata() or {}).get(METADATA, "{}"))

@@ -210,6 +210,45 @@ def test_clips_of_other_sizes(tmp_path, capsys):
     assert not (tmp_path / "s").exists()
 
 
+@pytest.mark.parametrize(
+    ("option", "part"),
+    [
+        (
+            "--rows={dense: {}, joint: {options: {model.nope: 3}}}",
+            "train-joint-seed0: unrecognized arguments: --model.nope",
+        ),
+        ("--rows={dense: {options: {model.lr: quick}}}", "train-dense-seed0: "),
+        ("--finetuning={trainer.nope: 4}", "train-dense-seed0: "),
+    ],
+)
+def test_options_that_training_does_not_take_are_refused_before_the_pretraining(tmp_path, capsys, option, part):
+    assert part in refused(capsys, command, words(tmp_path / "s", option))
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("file", ["rows/dense-seed0/measures.json", "real/measures.json", "tasks/search.json"])
+@pytest.mark.parametrize("content", ["{}", "[]", "3", "{half", ""])
+def test_a_damaged_file_is_named_with_what_to_do(studied, tmp_path, capsys, file, content):
+    kept = tmp_path / "kept"
+    shutil.copytree(studied, kept, ignore=shutil.ignore_patterns("runs", "base.ckpt", "videos", "parts", "scores"))
+    (kept / file).write_text(content)
+    line = refused(capsys, command, words(kept))
+    assert str(kept / file) in line and line.endswith("delete it, and the same command makes it again")
+
+
+@pytest.mark.parametrize(("visible", "here"), [(None, "0, 1"), ("4,5", "4, 5")])
+def test_a_gpu_that_is_not_here_is_refused(tmp_path, capsys, monkeypatch, visible, here):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    line = refused(capsys, command, words(tmp_path / "s", "--devices=1,2"))
+    assert line == f"error: devices is '1,2', expected GPUs that are here: {here}"
+    assert study_command.as_devices(here) == here.split(", ")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert study_command.as_devices("0,1,2") == ["0", "1", "2"]
+
+
 def test_no_game(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(study_command, "find_spec", lambda name: None)
     line = refused(capsys, command, words(tmp_path / "s", "--data.source=doom"))
@@ -241,6 +280,12 @@ def test_a_command_that_fails_says_why(tmp_path, capsys):
         ("--measures.videos=1", "measures.videos is 1, expected at least 2"),
         ("--measures.sigmas=[0.1]", "measures.sigmas is (0.1,)"),
         ("--rows={joint: {weights: nobody}}", "rows.joint has weights nobody"),
+        ("--rows={a/b: {}}", "rows has 'a/b', expected a name of letters, digits"),
+        ("--rows={'joi*': {}}", "rows has 'joi*', expected a name"),
+        ("--rows={'': {}}", "rows has '', expected a name"),
+        ("--rows={'a,b': {}}", "rows has 'a,b', expected a name"),
+        ("--rows={joint-seed0: {}}", "rows has 'joint-seed0', expected a name"),
+        ("--rows={real: {}}", "that is no stage (data, codec"),
         ("--rows={joint: {}, free: {weights: joint}}", "rows.free isn't trained, and has no attention"),
         ("--pretraining=nowhere.yaml", "nowhere.yaml"),
         ("--pretraining=README.md", "README.md is no YAML"),

@@ -77,6 +77,14 @@ def test_a_wasteful_tile_warns_once(caplog):
     assert "35% of the slots empty" in caplog.text
 
 
+@pytest.mark.parametrize("grid", [(1, 1, 1), (1, 5, 7), (3, 5, 11)])
+def test_a_tile_that_no_other_betters_does_not_warn(grid, caplog):
+    """Slots are empty, and there are as few as a block allows."""
+    with caplog.at_level(logging.WARNING):
+        assert TileLayout(grid, grid, block=128).pad_share > 0.25
+    assert not caplog.records
+
+
 @pytest.mark.parametrize(
     ("grid", "tile", "block", "message"),
     [

@@ -12,8 +12,10 @@ from fps_flex.wan.linear_codec import LinearCodec
 from tests.helpers.commands import refused
 from tests.helpers.grey_clips import encode
 from tests.helpers.raw_clips import scene
+from tests.helpers.tiny_run import tiny_words, train_tiny
 from train.codec import command
 from train.data import VideoData
+from train.fit import main as fit
 from train.moments import Moments, find_axes, find_components, psnr_by_channels
 
 SIZE = ("--frames=4", "--fps=8", "--height=16", "--width=24")
@@ -151,3 +153,31 @@ def test_places_that_cannot_be_meant_are_refused(clips, tmp_path, capsys):
     (tmp_path / "prepared").mkdir()
     (tmp_path / "prepared/index.json").write_text("{}")
     assert "is a prepared data set, which holds no pixels" in line(tmp_path / "prepared", tmp_path / "d.safetensors")
+
+
+def test_a_run_and_its_videos_keep_to_the_codec_that_it_was_trained_with(clips, tmp_path, capsys):
+    """Moved, it is the same; another of as many channels is refused, also where it was fitted anew in its place."""
+    from eval.generate.command import command as generate
+
+    file, other, moved = (tmp_path / f"{name}.safetensors" for name in ("codec", "other", "moved"))
+    for path, options in ((file, ()), (other, ("--scaling=one",))):
+        command(words(clips, path, "--channels=24", *options))
+    run, data = tmp_path / "run", [f"--data.folder={clips}", *(f"--data.{x[2:]}" for x in SIZE)]
+    codec = [
+        "--model.codec=LinearCodec",
+        f"--model.codec.path={file}",
+        "--model.wan.channels=24",
+        "--model.attention.tile=[1,2,3]",
+    ]
+    train_tiny(run, *data, *codec, "--trainer.max_steps=1")
+    shutil.copy(file, moved)
+    shutil.copy(other, file)
+    sample = [f"--checkpoint={run / 'checkpoints/last.ckpt'}", "--prompt=x", "--steps=1", f"--out={tmp_path / 'made'}"]
+    for options in ((), (f"--encoders={other}",)):
+        line = refused(capsys, generate, [*sample, *options])
+        assert "it was trained with another linear codec" in line and line.endswith("--encoders names another file")
+    generate([*sample, f"--encoders={moved}"])
+    further = (*data, *codec, "--trainer.max_steps=2", "--ckpt_path=last")
+    line = refused(capsys, fit, tiny_words(run, *further))
+    assert "is no checkpoint to go on from: it was trained with another linear codec" in line
+    train_tiny(run, *further, f"--model.codec.path={moved}")

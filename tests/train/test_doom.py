@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -291,6 +293,18 @@ def test_bytes_are_the_same_in_any_order_and_however_it_was_interrupted(clips, t
 
 
 @needs_the_game
+def test_clips_that_were_deleted_of_a_finished_folder_are_drawn_again(clips, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "my clips"
+    shutil.copytree(clips, out)
+    (out / "val/000001.mp4").unlink()
+    films_here(monkeypatch, tmp_path)
+    doom.command(words(out))
+    assert content(out) == content(clips)
+    command = capsys.readouterr().out.split("finished: ")[1]
+    assert shlex.split(command)[3:] == ["--data.folder", str(out), "--data.val_clips", "2"]
+
+
+@needs_the_game
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_in_one_line_and_it_goes_on(number, clips, tmp_path, monkeypatch):
@@ -300,6 +314,9 @@ def test_a_signal_ends_it_in_one_line_and_it_goes_on(number, clips, tmp_path, mo
         while process.poll() is None and not list(out.glob(".reels/*.json")):
             time.sleep(0.05)
         os.killpg(process.pid, number) if number == signal.SIGINT else process.terminate()
+        if number == signal.SIGINT:  # and impatiently again
+            time.sleep(0.1)
+            os.killpg(process.pid, number)
         said = process.communicate()[1]
     assert process.returncode == 130 and "error: stopped; the same command goes on where it was" in said
     assert "Traceback" not in said and not (out / "metadata.jsonl").exists()
@@ -385,8 +402,10 @@ def test_other_folders_are_refused(clips, tmp_path, capsys):
     assert "holds a.txt, which train.doom didn't draw" in refused(capsys, doom.command, words(tmp_path / "mine"))
     assert "a file, expected a folder" in refused(capsys, doom.command, words(tmp_path / "mine/a.txt"))
     (tmp_path / "broken").mkdir()
-    (tmp_path / "broken/doom.json").write_text("[]")
-    assert "was drawn with clips None" in refused(capsys, doom.command, words(tmp_path / "broken"))
+    for broken in ("[]", "{half"):
+        (tmp_path / "broken/doom.json").write_text(broken)
+        line = refused(capsys, doom.command, words(tmp_path / "broken"))
+        assert "doom.json is broken" in line and line.endswith("choose another --out")
     assert "can't be written" in refused(capsys, doom.command, words("/proc/nowhere/clips"))
 
 

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections import Counter
 from pathlib import Path
+from shlex import quote
 
 import torch
 
@@ -81,14 +82,15 @@ def plan(settings: Settings) -> list[Reel]:
 
 
 def draw(out: Path, settings: Settings, reels: list[Reel], workers: int) -> None:
-    if (out / METADATA).is_file():
-        shutil.rmtree(out / REELS, ignore_errors=True)
-        return print(f"{out} is finished: python -m train.fit --data.folder {out}")
-    begun = time.monotonic()
-    todo = [reel for reel in reels if not reel.is_done(out)]
+    finished = (out / METADATA).is_file()
+    todo = [reel for reel in reels if not (reel.has_videos(out) if finished else reel.is_done(out))]
     for folder in ("train", "val", REELS):
         (out / folder).mkdir(exist_ok=True)
+    begun = time.monotonic()
     film_all(todo, settings, out, workers)
+    if finished:  # but for clips that were deleted since
+        shutil.rmtree(out / REELS)
+        return print(f"{out} is finished: {_next(out, settings)}")
     seconds = time.monotonic() - begun
     records = [read_json(reel.record(out)) for reel in reels]
     rows = [row for record in records for row in record["clips"]]
@@ -97,8 +99,10 @@ def draw(out: Path, settings: Settings, reels: list[Reel], workers: int) -> None
     shutil.rmtree(out / REELS)
     failed = sum((Counter(record["failed"]) for record in records), Counter[str]())
     print(describe(out, settings, reels, failed, sum(record["replaced"] for record in records)))
-    drawn = sum(len(reel.actions) for reel in todo)
-    print(f"{drawn} clips in {seconds:.0f} s: {drawn * settings.frames / seconds:.0f} frames/s in {workers} processes")
+    drawn, processes = sum(len(reel.actions) for reel in todo), min(workers, len(todo))
+    print(
+        f"{drawn} clips in {seconds:.0f} s: {drawn * settings.frames / seconds:.0f} frames/s in {processes} processes"
+    )
 
 
 def describe(out: Path, settings: Settings, reels: list[Reel], failed: Counter[str], replaced: int) -> str:
@@ -110,9 +114,13 @@ def describe(out: Path, settings: Settings, reels: list[Reel], failed: Counter[s
         f"{settings.val_clips} of {levels['val']} other levels for validation",
         f"taken again: {sum(failed.values())}{f' ({again})' if again else ''}",
         f"clips of another action than planned, for which a level has no room or no door: {replaced}",
-        f"look at {out / SHEET}; then: python -m train.fit --data.folder {out} --data.val_clips {settings.val_clips}",
+        f"look at {out / SHEET}; then: {_next(out, settings)}",
     ]
     return "\n".join(lines)
+
+
+def _next(out: Path, settings: Settings) -> str:
+    return f"python -m train.fit --data.folder {quote(str(out))} --data.val_clips {settings.val_clips}"
 
 
 def _draw_sheet(out: Path, rows: list[dict[str, str]], settings: Settings) -> None:

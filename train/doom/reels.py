@@ -51,7 +51,10 @@ class Reel:
         return out / REELS / f"{self.name}.json"
 
     def is_done(self, out: Path) -> bool:
-        return all(path.is_file() for path in (self.record(out), *(out / video for video in self.videos)))
+        return self.record(out).is_file() and self.has_videos(out)
+
+    def has_videos(self, out: Path) -> bool:
+        return all((out / video).is_file() for video in self.videos)
 
 
 def plan_reels(settings: Settings, levels: dict[str, list[Level]]) -> list[Reel]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any
 from fps_flex.checks import require, show
 
 from ..common.atomic import write_json
-from ..prepare.records import read_json
 
 RECORD = "doom.json"  # in a folder: what it was drawn with
 METADATA = "metadata.jsonl"  # the last file of a finished folder
@@ -64,8 +64,13 @@ def begin(out: Path, settings: Settings) -> None:
             raise ValueError(f"{out} holds {other[0]}, which train.doom didn't draw: choose another --out")
         write_json(file, record)
         return
-    before = read_json(file)
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        before = None
+    if not isinstance(before, dict):
+        raise ValueError(f"{file} is broken, and says no longer what {out} was drawn with: choose another --out")
     for name, value in record.items():
-        was = before.get(name) if isinstance(before, dict) else None
+        was = before.get(name)
         if was != value:
             raise ValueError(f"{out} was drawn with {name} {show(was)}, now {show(value)}: choose another --out")

@@ -38,8 +38,10 @@ def film_all(reels: list[Reel], settings: Settings, out: Path, workers: int) -> 
         except BrokenProcessPool:
             raise ValueError("a process that draws was killed: the same command goes on where it was") from None
         finally:
+            heard = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would cut this short, in a traceback
             pool.shutdown(cancel_futures=True)
             _end_games(scratch)
+            signal.signal(signal.SIGINT, heard)
 
 
 def _end_games(scratch: str) -> None:

@@ -11,6 +11,7 @@ import shutil
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from fps_flex.wan import encoders, linear_codec  # noqa: F401 - so that --help and short class names know them
@@ -150,7 +151,7 @@ def _encode(settings: Settings, found: dict[str, Row], sources: list[Source], ju
     pack(settings, kept, encoded, choose_held_out(kept, named, settings.val_share, told))
     if rank_and_world()[0] == 0:
         draw_decoded(out / "decoded.png", out, settings.codec)
-    _say(f"{len(kept)} clips are in {out}: python -m train.fit --data.folder {out}")
+    _say(f"{len(kept)} clips are in {out}: python -m train.fit --data.folder {quote(str(out))}")
 
 
 def _report(sources: list[Source], judged: list[Clip], out: Path) -> list[Clip]:
