@@ -84,7 +84,7 @@ def check_checkpoint(path: Path, module: FlowModule) -> dict[str, Any]:
     try:
         _check_lora(path, record.get("lora"), module.making.lora)
         check_resumable(checkpoint, module)
-        module.codec.check_identity(record["codec"])
+        module.codec.check_identity(record.get("codec", {}))
         _check_base(record.get("base"), module.base_record.get("base"))
     except ValueError as error:
         raise ValueError(f"{path} is no checkpoint to go on from: {error}") from None
