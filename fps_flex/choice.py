@@ -9,6 +9,7 @@ import torch
 from .attention import FPSAttention
 from .engines import FLOAT8, Call, choose_engine, obstacle
 from .schedule import preset_of
+from .tables import tile_for
 from .tiles import Triple, count_slots, plan_tile
 
 # What weights that were trained without get: a tile planned for the grid, and scales that the fastest engine can have.
@@ -32,7 +33,7 @@ def describe_choice(
 ) -> Choice:
     """grid: tokens on (T, H, W). dtype: of q, k and v. Raises ValueError where no engine or no tile can be had."""
     planned = attention.tile is None and not attention.is_dense
-    tile = attention.tile or (plan_tile(grid, block=attention.block) if planned else grid)
+    tile = attention.tile or tile_for(grid, attention.block, attention.is_dense)
     dtype = FLOAT8 if attention.carrier == "float8" else dtype
     key = attention.graph_key
     call = Call(device, dtype, head_dim, attention.block, key.has_score_mod)

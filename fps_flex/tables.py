@@ -42,6 +42,11 @@ class RegimeTables:
         )
 
 
+def tile_for(grid: Triple, block: int, dense: bool) -> Triple:
+    """What an attention takes whose tile is None. Raises ValueError as `plan_tile`."""
+    return grid if dense else plan_tile(grid, block=block)
+
+
 @lru_cache(maxsize=16)
 @torch.inference_mode(False)  # what is kept here may meet a backward pass later
 def build_tables(
@@ -49,7 +54,7 @@ def build_tables(
 ) -> RegimeTables:
     """tile: None is the one with the fewest pads, or the grid where all is dense."""
     dense = all(regime == Regime(WHOLE) for regime in regimes)
-    layout = TileLayout(grid, tile or (grid if dense else plan_tile(grid, block=block)), block, device)
+    layout = TileLayout(grid, tile or tile_for(grid, block, dense), block, device)
     check_blocks(layout)
     layout.build()
     windows = as_windows([regime.window_in_tiles(layout.tiles) for regime in regimes], layout)

@@ -21,13 +21,12 @@ from train.common.work import find_device
 from ..generate.sampling import build_scheduler, list_regimes, mean_density
 from ..timing import Row, check_out, compare, forget_peak, peak_gb, report, wait
 from .rivals import random_stock
-from .sizes import CONFIGS, TEXT_TOKENS, Size, Triple, sized
+from .sizes import CONFIGS, SHIFTS, TEXT_TOKENS, Size, Triple, sized
 
 if TYPE_CHECKING:
     from diffusers import WanPipeline
 
 VIDEOS = {"tiny": (17, 64, 96), "1.3B": (81, 480, 832), "14B": (81, 720, 1280)}  # frames, rows, columns
-SHIFTS = {"tiny": 3.0, "1.3B": 3.0, "14B": 5.0}  # diffusers' at 480p and at 720p
 ATTENTIONS = {"tiny": FPSAttention(tile=(2, 2, 3), block=16), "1.3B": FASTEST, "14B": FASTEST}
 COLUMNS = ("attention", "blocks", "density", "step_seconds", "over_stock", "peak_gb", "warmup_seconds")
 RECORDED = ("scale_format", "carrier", "codes", "smooth_k", "rotate")

@@ -34,9 +34,9 @@ def profile(
     size: Size = "14B",
     what: What = "layer",
     window: Triple = (6, 6, 1),
-    method: str = "power-of-two scales",
+    method: str | None = None,
     tile: Triple | None = None,
-    linears: Linears = "fp8",
+    linears: Linears | None = None,
     backward: bool = False,
     top: int = 20,
     out: Path | None = None,
@@ -48,20 +48,26 @@ def profile(
         what: layer, a layer's attention from raster to raster; or block, the forward pass of a block in power-of-two
             scales, compiled on a GPU, beside the operations and the bytes that it can't do without.
         window: tiles that a query tile sees on (T, H, W).
-        method: of a layer, as `kernel` names them.
+        method: of a layer, as `kernel` names them; none takes power-of-two scales.
         tile: tokens of a tile on (T, H, W); as `kernel`'s, of a block (7, 9, 6).
-        linears: of a block: bf16, fp8-ffn or fp8; a CPU has bf16 alone.
+        linears: of a block: bf16, fp8-ffn or fp8, which none takes; a CPU has bf16 alone.
         backward: of a layer, the backward pass too.
         top: kernels listed, the slowest first.
         out: JSON file to write.
+
+    Raises ValueError for an option of the other one, and as `check_linears`.
     """
+    others = {"linears": linears} if what == "layer" else {"method": method, "backward": backward or None}
+    if foreign := [name for name, value in others.items() if value is not None]:
+        raise ValueError(f"{foreign[0]} is given, which says nothing of a {what}: leave it out, or choose another what")
     check_out(out)
     as_whole("top", top)
     if what == "layer":
+        method = method or "power-of-two scales"
         (case,) = Bench(size, tile, backward).ours(window, (method,))
         work, facts = case.module, {"method": method, "backward": backward}
     else:
-        work, facts = _block(size, window, tile or TILES[size], linears)
+        work, facts = _block(size, window, tile or TILES[size], linears or "fp8")
     rows = _kernels(work)
     report(rows[:top], None, COLUMNS)
     total = {"total_ms": sum(row["ms"] for row in rows)}

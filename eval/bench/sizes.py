@@ -24,6 +24,7 @@ CONFIGS = {"tiny": WAN_TINY, "1.3B": WAN_1_3B, "14B": WAN_14B}
 RESOLUTIONS: dict[str, Triple] = {"480p": (21, 30, 52), "720p": (21, 45, 80)}  # tokens of 81 frames
 GRIDS: dict[str, Triple] = {"tiny": (5, 8, 8), "1.3B": RESOLUTIONS["480p"], "14B": RESOLUTIONS["720p"]}
 TILES: dict[str, Triple] = {"tiny": (1, 4, 4), "1.3B": (7, 9, 6), "14B": (7, 9, 6)}
+SHIFTS = {"tiny": 3.0, "1.3B": 3.0, "14B": 5.0}  # of samplers at 480p and at 720p, as Wan2.1 and diffusers have them
 TEXT_TOKENS = 512
 SIGMAS = {"early": 0.99, "middle": 0.8, "late": 0.3}  # one noise level in each regime of the fps preset
 

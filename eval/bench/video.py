@@ -21,11 +21,10 @@ from train.common.work import find_device
 
 from ..generate.sampling import build_scheduler, mean_density, sample_latents
 from ..timing import Row, check_out, forget_peak, peak_gb, report, time_once
-from .sizes import CONFIGS, GRIDS, TEXT_TOKENS, Size, attention_of, latent_shape, random_wan
+from .sizes import CONFIGS, GRIDS, SHIFTS, TEXT_TOKENS, Size, attention_of, latent_shape, random_wan
 
 COLUMNS = ("stage", "first_seconds", "seconds", "peak_gb")
 FPS = 16.0
-SHIFTS = {"tiny": 3.0, "1.3B": 3.0, "14B": 5.0}  # Wan2.1's at 480p and at 720p
 XXL = {"d_model": 4096, "d_ff": 10240, "d_kv": 64, "num_layers": 24, "num_heads": 64, "vocab_size": 256384}
 SMALL_TEXT = {"d_model": 32, "d_ff": 64, "d_kv": 8, "num_layers": 1, "num_heads": 4, "vocab_size": 100}
 SMALL_VAE = {"base_dim": 8, "num_res_blocks": 1}

@@ -270,31 +270,30 @@ PLANTED_THERE = {
 UNSEEN = {"transposed order inside the tile", "partial blocks called full", "pow2 doubles a power of two"}
 
 
-@pytest.mark.parametrize("what", PLANTED)
-def test_each_planted_error_fails_and_is_named(golden, monkeypatch, what):
-    """From all arrays; and all but three also from outputs and gradients in bfloat16 alone."""
+def told_of(monkeypatch, golden, cases, what):
+    """The rule that is named first of each case, and what fails of outputs and gradients in bfloat16 alone."""
     first, seen = [], []
-    for case in CASES:
+    for case in cases:
         arrays = wrong_port(monkeypatch, golden, case, what)
         results = check.compare(case, golden[case], arrays)
         if failures(results):
             first.append(first_rule(results))
         outputs = {name: as_bfloat16(x) for name, x in arrays.items() if name.split("_")[0] in RESULTS}
         seen += failures(check.compare(case, golden[case], outputs))
+    return first, seen
+
+
+@pytest.mark.parametrize("what", PLANTED)
+def test_each_planted_error_fails_and_is_named(golden, monkeypatch, what):
+    """From all arrays; and all but three also from outputs and gradients in bfloat16 alone."""
+    first, seen = told_of(monkeypatch, golden, CASES, what)
     assert first and set(first) == {PLANTED[what][2]}
     assert bool(seen) == (what not in UNSEEN)
 
 
 @pytest.mark.parametrize("what", PLANTED_THERE)
 def test_each_planted_error_of_another_rounding_fails_and_is_named(golden, monkeypatch, what):
-    first, seen = [], []
-    for case in ROUNDED_OTHERWISE:
-        arrays = wrong_port(monkeypatch, golden, case, what)
-        results = check.compare(case, golden[case], arrays)
-        if failures(results):
-            first.append(first_rule(results))
-        outputs = {name: as_bfloat16(x) for name, x in arrays.items() if name.split("_")[0] in RESULTS}
-        seen += failures(check.compare(case, golden[case], outputs))
+    first, seen = told_of(monkeypatch, golden, ROUNDED_OTHERWISE, what)
     *_, rule, shows = PLANTED_THERE[what]
     assert first and set(first) == {rule}
     assert shows is None or bool(seen) == shows

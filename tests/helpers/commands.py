@@ -26,6 +26,15 @@ def refused(capture, command, words, code=2):
     return lines[0]
 
 
+def refused_unmeasured(capsys, command, words, pattern):
+    """A benchmark's refusal, whose last line says so, before it printed more than a table's head."""
+    with pytest.raises(SystemExit) as stopped:
+        command(words)
+    printed = capsys.readouterr()
+    assert stopped.value.code == 2 and re.search(pattern, printed.err.strip().splitlines()[-1])
+    assert len([line for line in printed.out.splitlines() if line.startswith("|")]) <= 2
+
+
 def run_apart(*words, timeout=120, **environment):
     """A finished process of this Python, in the project's folder; words: `-m train.fit ...`, or a script's path."""
     return subprocess.run(
