@@ -28,12 +28,12 @@ from ..generate.models import TextToVideo
 from ..generate.prompts import file_name
 from ..generate.records import open_records
 from ..generate.videos import make_videos
-from ..reading import NoFile, read_json
+from ..reading import NoFile
 from ..timing import describe_machine
 from ..vbench.flicker import temporal_flickering
 from .actions import Classifier, action_of, learn, see
 from .clips import load, open_data, read, spread_out
-from .config import BASE, MEASURED, Measures, Plan
+from .config import BASE, MEASURED, Measures, Plan, read_made
 from .frechet import Basis, Features, fit_basis, frechet, spread
 from .losses import losses_of_clip
 from .values import compare_scales_of_v
@@ -119,7 +119,7 @@ def open_row(plan: Plan, name: str, seed: int) -> tuple[TextToVideo, Settings]:
 
 def measure_row(plan: Plan, name: str, seed: int, folder: Path) -> None:
     """Leaves measures.json, videos, and the first few of these in a small form."""
-    prompts, (model, settings) = read_json(plan.out / REAL / MEASURED)["prompts"], open_row(plan, name, seed)
+    prompts, (model, settings) = read_made(plan.out / REAL / MEASURED, "prompts")["prompts"], open_row(plan, name, seed)
     jobs = [Job(file_name(prompt, i), prompt, i) for i, prompt in enumerate(prompts)]
     losses = measure_losses(plan, model, folder / "losses.json")
     kept = open_records(model, settings, folder / "videos")
@@ -156,7 +156,7 @@ def read_curve(plan: Plan, name: str, seed: int) -> dict[int, float] | None:
 def measure_losses(plan: Plan, model: TextToVideo, file: Path) -> dict[str, Any]:
     """grid: [clip, sigma]; kept in a file."""
     try:
-        return read_json(file)
+        return read_made(file, "grid")
     except NoFile:
         device, wanted, data = find_device(), plan.study.measures, open_data(plan)
     wan, grid = model.load(device), []

@@ -12,6 +12,7 @@ from eval.study.actions import action_of, learn, see
 from eval.study.config import Row
 from eval.study.frechet import Features, fit_basis, frechet, frechet_of, shrink, spread
 from eval.study.losses import by_regime, losses_of_clip, mean_over, noise_of
+from eval.study.measure import measure_losses
 from eval.study.results import Results, over
 from eval.study.values import Rounded
 from eval.study.verdicts import FAILS, HOLDS, MISSING, UNKNOWN, decide, judge, log_errors
@@ -232,3 +233,11 @@ def test_verdicts_of_planted_rows():
     assert alike[BROKEN].answer == FAILS and alike[BACK].answer == HOLDS
     alone = planted({"dense": 1.0, "joint-free": 1.3, "joint": 1.0}, distances, seeds=1)
     assert {alone[x].answer for x in (BROKEN, BACK, AS_GOOD)} == {UNKNOWN}
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "{", "7"])
+def test_damaged_losses_are_named_with_what_to_do(tmp_path, content):
+    (tmp_path / "losses.json").write_text(content)
+    with pytest.raises(ValueError, match="losses.json.*delete it, and the same command makes it again") as refused:
+        measure_losses(None, None, tmp_path / "losses.json")
+    assert "\n" not in str(refused.value)
