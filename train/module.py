@@ -83,6 +83,7 @@ class FlowModule(L.LightningModule):
         flow_weight: of the flow loss beside distillation.
         optimizer: adamw, or adamw8bit, whose momenta take a quarter of the memory.
         offload_activations: what blocks are recomputed from waits in the host's memory.
+        offload_optimizer: adamw's momenta wait in the host's memory, and come to the GPU parameter by parameter.
         sharded: set by --parallel.
         residual: what runs from block to block, and the head: in the dtype of the computation (compute: bf16 under
             bf16-mixed), or in fp32 as in the official model, which rounds less and keeps twice the bytes per block;
@@ -125,6 +126,7 @@ class FlowModule(L.LightningModule):
         flow_weight: float = 0.0,
         optimizer: OptimizerName = "adamw",
         offload_activations: bool = False,
+        offload_optimizer: bool = False,
         sharded: bool = False,
     ) -> None:
         super().__init__()
@@ -148,7 +150,7 @@ class FlowModule(L.LightningModule):
                 raise ValueError(
                     f"the {type(part).__name__} gives {given}, expected the transformer's {name} = {getattr(wan, name)}"
                 )
-        check_optimizer(optimizer, eps, sharded)
+        check_optimizer(optimizer, eps, sharded, offload_optimizer)
         check_objective(objective, flow_weight, attention.is_dense and linears == "bf16")
         if offload_activations and not checkpointing:
             raise ValueError("model.offload_activations is of recomputed blocks: set model.checkpointing true too")
@@ -166,7 +168,8 @@ class FlowModule(L.LightningModule):
         self.strict_loading = lora is None  # a checkpoint of adapters holds these alone
         # in a tuple, out of what Lightning saves and counts
         self.teachers = (build_teacher(self.model, weights, self.making),) if objective == "distill" else ()
-        self.objective, self.flow_weight, self.optimizer_name = objective, flow_weight, optimizer
+        self.objective, self.flow_weight = objective, flow_weight
+        self.optimizer_name, self.offload_optimizer = optimizer, offload_optimizer
         self.codec, self.text = codec, text
         self.lr, self.warmup_steps, self.weight_decay, self.betas, self.eps = lr, warmup_steps, weight_decay, betas, eps
         self.shift, self.logit_mean, self.logit_std = shift, logit_mean, logit_std
@@ -270,7 +273,7 @@ class FlowModule(L.LightningModule):
         return self.codec.decode(latents).clamp(-1, 1)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        how = (self.lr, self.betas, self.eps, self.weight_decay)
+        how = (self.lr, self.betas, self.eps, self.weight_decay, self.offload_optimizer)
         optimizer = build_optimizer(self.optimizer_name, trained(self.model).values(), *how)
         warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._warm(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}

@@ -1,4 +1,4 @@
-"""AdamW, with its momenta in fp32 or in 8 bits; a checkpoint holds either as plain tensors."""
+"""AdamW, with its momenta in fp32, also on the host, or in 8 bits; a checkpoint holds either as plain tensors."""
 
 from __future__ import annotations
 
@@ -12,22 +12,29 @@ from torch import Tensor, nn
 from fps_flex.checks import one_of
 from fps_flex.wan.streamed import Streamed
 
+from .offloaded import OffloadedAdamW
+
 OptimizerName = Literal["adamw", "adamw8bit"]
 LEAST_EPS = 1e-8  # of 8 bits, in which small squares of gradients become 0
 PACKED = "packed"  # of a packed momentum: what it is besides tensors
 
 
-def check_optimizer(name: OptimizerName, eps: float, sharded: bool = False) -> None:
-    """sharded: whether processes share it.
+def check_optimizer(name: OptimizerName, eps: float, sharded: bool = False, offload: bool = False) -> None:
+    """sharded: whether processes share it. offload: whether its momenta wait on the host.
 
-    Raises ValueError for an unknown one, one that isn't installed or can't be shared, and an eps that would make its
-    steps explode.
+    Raises ValueError for an unknown one, one that isn't installed, can't be shared or can't wait there, and an eps that
+    would make its steps explode.
     """
     one_of("model.optimizer", name, get_args(OptimizerName))
     if name == "adamw":
         return
     if sharded:
         raise ValueError("model.optimizer adamw8bit can't be shared out: use adamw, or parallel.shard false")
+    if offload:
+        raise ValueError(
+            "model.offload_optimizer is of adamw, and model.optimizer is adamw8bit, whose momenta stay on the GPU: "
+            "leave either out"
+        )
     if find_spec("torchao") is None:
         raise ValueError("model.optimizer adamw8bit needs torchao: pip install torchao, or use adamw")
     if eps < LEAST_EPS:
@@ -44,7 +51,11 @@ def build_optimizer(
     betas: tuple[float, float],
     eps: float,
     weight_decay: float,
+    offload: bool = False,
 ) -> torch.optim.Optimizer:
+    """offload: whether the momenta wait in the host's memory."""
+    if offload:
+        return OffloadedAdamW(parameters, lr, betas, eps, weight_decay)
     if name == "adamw":
         return torch.optim.AdamW(parameters, lr, betas, eps, weight_decay, fused=True)
     from torchao.optim import AdamW8bit

@@ -29,7 +29,8 @@ from fps_flex.wan.streamed import rows_of
 from fps_flex.wan.trained import read_training_checkpoint
 
 from .common.atomic import part_of, put_in_place, recover, remove
-from .shares import reason_of, write_share
+from .offloaded import OffloadedAdamW
+from .shares import local_part, reason_of, shared_as, write_share
 
 _compiled_forward = compiled(Block.forward)
 
@@ -117,12 +118,10 @@ class Sharding(ModelParallelStrategy):
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         (optimizer,), (state,) = self.optimizers, checkpoint["optimizer_states"]
         (group,) = optimizer.param_groups
+        shares = {index: _Shares(momentum, group["params"][index]) for index, momentum in state["state"].items()}
         with self._together():
-            momenta = {
-                index: {key: _share_of(momentum, key, group["params"][index]) for key in momentum}
-                for index, momentum in state["state"].items()
-            }
-        optimizer.load_state_dict({"state": momenta, "param_groups": state["param_groups"]})
+            momenta = shares if isinstance(optimizer, OffloadedAdamW) else {i: x.placed() for i, x in shares.items()}
+            optimizer.load_state_dict({"state": momenta, "param_groups": state["param_groups"]})
 
     @contextmanager
     def _together(self) -> Iterator[None]:
@@ -160,11 +159,6 @@ def shard(model: Wan, mesh: DeviceMesh) -> None:
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
 
 
-def local_part(tensor: Tensor) -> Tensor:
-    """What of a tensor is on this process."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
 def whole(tensor: Tensor) -> Tensor:
     """A tensor, gathered from all processes where it is shared out to them."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
@@ -194,13 +188,26 @@ def _own_rows(state: Mapping[str, Tensor], name: str, like: DTensor) -> Tensor:
     return rows_of(state, name, start, start + like.to_local().shape[0])
 
 
-def _share_of(momentum: Mapping[str, Tensor], key: str, parameter: DTensor) -> Tensor:
-    if key == "step":
-        return momentum[key]
-    local = _own_rows(momentum, key, parameter)
-    check_finite(f"the checkpoint's {key} of a parameter", local)
-    local = local.to(parameter.device)
-    return DTensor.from_local(
-        local, parameter.device_mesh, parameter.placements, run_check=False, shape=parameter.shape,
-        stride=parameter.stride(),
-    )  # fmt: skip
+class _Shares(Mapping[str, Tensor]):
+    """This process's rows of a parameter's momenta, on the host, each read when it is asked for; and the step."""
+
+    def __init__(self, momentum: Mapping[str, Tensor], parameter: DTensor) -> None:
+        self._momentum, self._parameter = momentum, parameter
+
+    def __getitem__(self, key: str) -> Tensor:
+        if key == "step":
+            return self._momentum[key]
+        rows = _own_rows(self._momentum, key, self._parameter)
+        check_finite(f"the checkpoint's {key} of a parameter", rows)
+        return rows
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._momentum)
+
+    def __len__(self) -> int:
+        return len(self._momentum)
+
+    def placed(self) -> dict[str, Tensor]:
+        """All of them, beside their parameter."""
+        device = self._parameter.device
+        return {k: x if k == "step" else shared_as(x.to(device), self._parameter) for k, x in self.items()}

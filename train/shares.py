@@ -1,4 +1,6 @@
-"""What a process writes of a checkpoint that several write together; fps_flex.wan.trained reads it."""
+"""A process's part of a tensor, and what it writes of a checkpoint that several write together; fps_flex.wan.trained
+reads it.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +16,26 @@ from fps_flex.wan.trained import META, OPTIMIZER, STATES, shard_name
 from fps_flex.wan.writing import write_file
 
 
+def local_part(tensor: Tensor) -> Tensor:
+    """What of a tensor is on this process."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def shared_as(local: Tensor, like: Tensor) -> Tensor:
+    """This process's part of a tensor, as part of one that is shared out as another is; it stays on its device.
+
+    (`DTensor.from_local` would move it to the mesh's.)
+    """
+    return DTensor(local, like._spec, requires_grad=False) if isinstance(like, DTensor) else local
+
+
 def write_share(checkpoint: dict[str, Any], folder: Path, rank: int, world: int) -> None:
     """This process's rows of all tensors, of which one at a time is in memory; the first process writes the rest too.
 
     checkpoint: whose tensors are shared out by their rows, or whole and the same on all processes.
     """
     tensors = {name: x for name, x in _tensors(checkpoint).items() if isinstance(x, DTensor) or rank == 0}
-    parts = {name: x.to_local() if isinstance(x, DTensor) else x for name, x in tensors.items()}
+    parts = {name: local_part(x) for name, x in tensors.items()}
     specs = {name: Spec(tuple(x.shape), x.dtype) for name, x in parts.items()}
     write_file(folder / shard_name(rank + 1, world), specs, parts.__getitem__)
     if rank == 0:

@@ -89,6 +89,7 @@ BAD = {
     "model.flow_weight": ["0.5", "-1", "nan"],
     "model.optimizer": ["sgd", "7", "null"],
     "model.offload_activations": ["true", *SWITCH],
+    "model.offload_optimizer": SWITCH,
     "data.folder": ["nowhere", "", "README.md"],
     "data.frames": ["0", "9", "1.5"],
     "data.fps": ["0", "-8", "inf"],

@@ -17,7 +17,7 @@ from fps_flex.wan.weights import build_empty, open_weights
 from tests.helpers.commands import ROOT, run_apart
 from tests.helpers.lora_run import lora_words, write_base
 from tests.helpers.once import once
-from tests.helpers.tiny_run import tiny_words
+from tests.helpers.tiny_run import all_tensors, tiny_words
 from tests.helpers.together import run_in_turn
 from train.callbacks import read_losses
 from train.common.videos import read_clip
@@ -187,13 +187,6 @@ def test_no_process_ever_holds_the_whole_model(tmp_path):
     for rank in "01":
         grown, whole = map(int, (tmp_path / rank).read_text().split())
         assert whole > 300e6 and 0.45 * whole < grown < 0.7 * whole, (grown / 1e6, whole / 1e6)
-
-
-def all_tensors(checkpoint):
-    loaded = read_training_checkpoint(checkpoint)
-    parts = {part: loaded[part] for part in ("state_dict", "current_model_state")}
-    parts |= loaded["optimizer_states"][0]["state"]
-    return {f"{part} {name}": x for part, tensors in parts.items() for name, x in tensors.items()}
 
 
 def test_resumed_on_as_many_it_ends_in_the_same_bits(runs):
