@@ -46,7 +46,7 @@ COLUMNS = (
 )  # fmt: skip
 TOGETHER = ("parallel", "clips", "exchanged_mb", "predicted_mb")  # of several processes
 WEIGHED = ("density", "step_seconds", "exchanged_mb", "predicted_mb")
-RECORDED = ("lora", "base", "optimizer", "offload", "average", "gpu_gb", "compiled")
+RECORDED = ("lora", "base", "optimizer", "offload", "offload_optimizer", "average", "gpu_gb", "compiled")
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class Training:
         objective: flow, or distill, from the dense model; what is dense itself is trained with flow.
         optimizer: adamw or adamw8bit.
         offload: what blocks are recomputed from waits in the host's memory.
+        offload_optimizer: the optimizer's momenta wait in the host's memory.
         average: keep averaged weights too.
         gpu_gb: the most memory of the GPU that may be taken, to show what a smaller one would hold.
 
@@ -82,6 +83,7 @@ class Training:
     objective: Objective = "flow"
     optimizer: OptimizerName = "adamw"
     offload: bool = False
+    offload_optimizer: bool = False
     average: bool = True
     gpu_gb: float | None = None
 
@@ -118,9 +120,10 @@ class Training:
             )
         if "halo" in ways and any(isinstance(x, DenseAttention) for x in attentions):
             raise ValueError("parallel is halo, and schedule sdpa attends to a clip as one tile: leave either out")
-        if "shard" in ways or set(TRAFFIC) & set(ways):
+        sharded = set(ways) != {"one"}
+        if sharded:
             Making(self.base, lora=Lora(self.lora, self.lora) if self.lora else None, sharded=True).check(self.config)
-            check_optimizer(self.optimizer, LEAST_EPS, sharded=True)
+        check_optimizer(self.optimizer, LEAST_EPS, sharded, self.offload_optimizer)
 
 
 def train(
@@ -289,6 +292,7 @@ class Case:
                 optimizer=training.optimizer,
                 eps=1e-15 if training.optimizer == "adamw" else LEAST_EPS,
                 offload_activations=training.offload,
+                offload_optimizer=training.offload_optimizer,
                 sharded=sharded,
             )
             if full:

@@ -53,6 +53,7 @@ def test_train_measures_each_schedule(tmp_path, capsys):
         (["--objective=distill"], {"objective": "distill", "lora": None}),
         (["--optimizer=adamw"], {"optimizer": "adamw"}),
         (["--offload=true", "--average=false"], {"offload": True, "average": False}),
+        (["--offload_optimizer=true"], {"offload_optimizer": True}),
         (["--gpu_gb=3.5"], {"gpu_gb": 3.5}),
     ],
     ids=" ".join,
@@ -74,6 +75,7 @@ def test_train_does_as_its_options_say(tmp_path, monkeypatch, caplog, options, r
     assert dense["objective"] == "flow", "which has no denser model to learn from"
     module, moved = fits[-1]
     assert (module.objective, module.model.offload) == (fps["objective"], fps["offload"])
+    assert module.offload_optimizer == fps["offload_optimizer"]
     assert moved and all("lora" in name for name in moved) == bool(fps["lora"])
     assert (module.average is not None) == fps["average"]
     weight = module.model.blocks[0].ffn[2].weight
