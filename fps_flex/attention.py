@@ -76,7 +76,7 @@ class FPSAttention:
     scale_format: ScaleFormat = "fp32"
     carrier: Literal["input", "float8"] = "input"
     engine: Engine = "auto"
-    smooth_k: bool = False
+    smooth_k: bool = True
     codes: CodeFormat = "e4m3"
     rotate: Rotation | None = None
     layers: dict[str, str | Regime | StepSchedule] | None = None

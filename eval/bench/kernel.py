@@ -144,8 +144,8 @@ class Bench:
             "sparse only": fps(None),
             "power-of-two scales": fps(1, scale_format="pow2"),
             "fp32 scales": fps(1),
-            "power-of-two scales, K smoothed": fps(1, scale_format="pow2", smooth_k=True),
-            "fp32 scales, K smoothed": fps(1, smooth_k=True),
+            "power-of-two scales, K not smoothed": fps(1, scale_format="pow2", smooth_k=False),
+            "fp32 scales, K not smoothed": fps(1, smooth_k=False),
             "power-of-two scales, int8": fps(1, scale_format="pow2", codes="int8"),
             "power-of-two scales, rotated": fps(1, scale_format="pow2", rotate="hadamard"),
         }
@@ -153,7 +153,7 @@ class Bench:
             methods["sparse only, Triton"] = fps(None, engine="triton")
             if not self.backward:
                 methods["float8, both scales"] = fps(1, carrier="float8")
-                methods["float8, both scales, K smoothed"] = fps(1, carrier="float8", smooth_k=True)
+                methods["float8, both scales, K not smoothed"] = fps(1, carrier="float8", smooth_k=False)
                 methods["float8, a scale a head"] = fps("head", carrier="float8")
         return methods
 

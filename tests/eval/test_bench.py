@@ -119,7 +119,7 @@ def test_model_measures_stock_and_ours_and_adds_up_a_video(tmp_path):
 def test_kernel_measures_rivals_and_ours_with_errors(tmp_path, capsys):
     kernel("tiny", windows=((5, 2, 1), (5, 2, 2)), rounds=2, repeats=2, out=tmp_path / "kernel.json")
     rows = read(tmp_path / "kernel.json")
-    rounded = ("", ", K smoothed", ", int8", ", rotated")
+    rounded = ("", ", K not smoothed", ", int8", ", rotated")
     ours = ["sparse only", *(f"{scales} scales{x}" for x in rounded for scales in ("power-of-two", "fp32"))]
     ours = [x for x in ours if x not in ("fp32 scales, int8", "fp32 scales, rotated")]
     assert [row["method"] for row in rows] == ["SDPA", *ours * 2]

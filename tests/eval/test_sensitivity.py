@@ -30,8 +30,9 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def checkpoint(folder):
-    """A small model of the sizes of configs/tiny.yaml, with a weak spot."""
-    return plant(tiny_checkpoint(folder / "run"), SPOT, folder / "planted.ckpt")
+    """A small model of the sizes of configs/tiny.yaml, with a weak spot, which smoothing would take away."""
+    run = tiny_checkpoint(folder / "run", "--model.attention.smooth_k=false")
+    return plant(run, SPOT, folder / "planted.ckpt")
 
 
 @pytest.fixture(scope="module")

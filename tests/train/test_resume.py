@@ -179,10 +179,10 @@ def test_a_run_from_before_an_option_was_one_without_it(tmp_path, capfd):
     for name in EARLIER:
         del old["fps_flex"]["attention"][name], old["fps_flex"]["options"][f"model.attention.{name}"]
     torch.save(old, run / "checkpoints/last.ckpt")
-    train_tiny(run, "--trainer.max_steps=2", "--ckpt_path=last")
+    train_tiny(run, "--trainer.max_steps=2", "--ckpt_path=last", "--model.attention.smooth_k=false")
     assert "changed    model.attention" not in capfd.readouterr().out
     torch.save(old, run / "checkpoints/last.ckpt")
-    train_tiny(run, "--trainer.max_steps=2", "--ckpt_path=last", "--model.attention.smooth_k=true")
+    train_tiny(run, "--trainer.max_steps=2", "--ckpt_path=last")
     assert "changed    model.attention.smooth_k false -> true" in capfd.readouterr().out
 
 
