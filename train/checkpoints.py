@@ -68,7 +68,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         loaded = read_training_checkpoint(Path(path))
         for optimizer in loaded["optimizer_states"]:
             optimizer["state"] = {index: dict(momentum) for index, momentum in optimizer["state"].items()}
-        return loaded | {name: dict(loaded[name]) for name in STATES}
+        return loaded | {name: dict(loaded[name]) for name in STATES if name in loaded}
 
 
 class SaveError(RuntimeError):

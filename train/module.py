@@ -307,8 +307,8 @@ class FlowModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """What a reader needs to build the same model and to sample from it, as plain data.
 
-        `state_dict` holds the averaged weights, where there are such, and `current_model_state` those in training; of a
-        LoRA the adapter's alone.
+        `state_dict` holds the averaged weights, and `current_model_state` those in training; where no average is kept,
+        `state_dict` holds these, and they are there once. Of a LoRA the adapter's alone.
         """
         data = self.trainer.datamodule
         checkpoint["fps_flex"] = checkpoint.get("fps_flex", {}) | {
@@ -326,14 +326,19 @@ class FlowModule(L.LightningModule):
         state = checkpoint["state_dict"]
         kept = self.saved_names()
         live, average = ({x: state[x] for x in (part + name for name in kept) if x in state} for part in PARTS)
-        checkpoint["current_model_state"] = live
-        checkpoint["state_dict"] = renamed(average, "average.", "model.") or live
+        checkpoint["state_dict"] = live
+        if average:
+            checkpoint |= {"state_dict": renamed(average, "average.", "model."), "current_model_state": live}
         for optimizer in checkpoint["optimizer_states"]:
             optimizer["state"] = pack(optimizer["state"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The inverse; and the optimizer takes its settings from this configuration, its state from the checkpoint."""
-        average, live = checkpoint["state_dict"], checkpoint["current_model_state"]
+        """The inverse; and the optimizer takes its settings from this configuration, its state from the checkpoint.
+
+        An average that wasn't kept there begins as the weights; one that isn't kept any more is left out.
+        """
+        average = checkpoint["state_dict"]
+        live = checkpoint.get("current_model_state", average)
         if self.average is not None:
             live = ChainMap(renamed(average, "model.", "average."), live)
         checkpoint["state_dict"] = live

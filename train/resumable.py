@@ -16,6 +16,7 @@ from torch import Tensor
 from fps_flex.checks import is_whole, show
 from fps_flex.wan.casting import check_finite
 from fps_flex.wan.streamed import Streamed, dtype_of, shape_of
+from fps_flex.wan.trained import STATES
 
 from .optimizers import shape_of_momentum
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from .module import FlowModule
 
 NEEDED = {
-    "current_model_state": dict,
     "optimizer_states": list,
     "lr_schedulers": list,
     "loops": dict,
@@ -33,6 +33,7 @@ NEEDED = {
     "epoch": int,
     "pytorch-lightning_version": str,
 }
+DECAY = "ema.decay"  # of the averaged weights; None keeps none
 TOLD = ("position", "options", "val_loss", "run_id")
 SET_ANEW = (
     "params",
@@ -49,22 +50,28 @@ def check_resumable(checkpoint: dict[str, Any], module: FlowModule) -> None:
     its own rows when it takes them. Raises ValueError with what is missing or wrong.
     """
     record = checkpoint["fps_flex"]
-    lacking = [name for name in NEEDED if name not in checkpoint] + [name for name in TOLD if name not in record]
+    needed = NEEDED if keeps_no_average(record) else {"current_model_state": dict, **NEEDED}
+    lacking = [name for name in needed if name not in checkpoint] + [name for name in TOLD if name not in record]
     if lacking:
         raise ValueError(f"it lacks {', '.join(lacking)}")
-    for name, kind in NEEDED.items():
+    for name, kind in needed.items():
         if not isinstance(checkpoint[name], (kind, Streamed)) or isinstance(checkpoint[name], bool):
             raise ValueError(f"its {name} is {show(checkpoint[name])}, expected a {kind.__name__}")
     if not re.match(r"\d+\.\d+", checkpoint["pytorch-lightning_version"]):
         raise ValueError(f"its pytorch-lightning_version is {show(checkpoint['pytorch-lightning_version'])}")
     _check_counts(checkpoint, record["position"]["step"])
-    for name in ("state_dict", "current_model_state"):
+    for name in (x for x in STATES if x in checkpoint):
         _check_state(name, checkpoint[name], module)
     _check_optimizer(checkpoint["optimizer_states"], module, trained=checkpoint["global_step"] > 0)
     _check_schedule(checkpoint["lr_schedulers"])
     for name, state in checkpoint["callbacks"].items():
         if not isinstance(name, str) or not isinstance(state, dict):
             raise ValueError(f"its callbacks hold {show(state)} of {show(name)}, expected a dict of a callback")
+
+
+def keeps_no_average(record: dict[str, Any]) -> bool:
+    """record: what a checkpoint says. Whether its run had no averaged weights, and so `state_dict` alone."""
+    return record.get("options", {}).get(DECAY, 0) is None
 
 
 def check_taken(path: Path, record: dict[str, Any], data: VideoData) -> None:

@@ -19,7 +19,7 @@ from .checkpoints import BEST, INTERRUPTED, LAST, RESUMABLE, checkpoint_folder, 
 from .common.atomic import recover
 from .data import VideoData
 from .module import FlowModule
-from .resumable import check_resumable
+from .resumable import DECAY, check_resumable
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +152,14 @@ def compare_options(path: Path, before: dict[str, Any], now: dict[str, Any]) -> 
             f"{path} can't be gone on from with other settings: {changes}. Set them back, or start a new run from its "
             f"weights with --{start} {path} and another --run FOLDER"
         )
-    return [f"{name} {_say(before.get(name))} -> {_say(now.get(name))}" for name in names]
+    return [f"{name} {_say(before.get(name))} -> {_say(now.get(name))}{_meaning(name, before, now)}" for name in names]
+
+
+def _meaning(name: str, before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What becomes of the averaged weights where they begin or end."""
+    if name != DECAY or None not in (before.get(name, 0), now.get(name)):
+        return ""
+    return ": the average is dropped" if now.get(name) is None else ": the average begins as the weights of that step"
 
 
 def _flatten(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,4 +1,7 @@
-"""Sample videos with the averaged weights, while a run trains and at its end: the same prompts and noise each time."""
+"""Sample videos while a run trains and at its end: the same prompts and noise each time.
+
+With the averaged weights, or, where no average is kept, with those in training.
+"""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def write_share(checkpoint: dict[str, Any], folder: Path, rank: int, world: int)
 
 
 def _tensors(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    tensors = {f"{state}/{name}": x for state in STATES for name, x in checkpoint[state].items()}
+    tensors = {f"{state}/{name}": x for state in STATES for name, x in checkpoint.get(state, {}).items()}
     (optimizer,) = checkpoint["optimizer_states"]
     for index, momentum in optimizer["state"].items():
         tensors |= {f"{OPTIMIZER}/{index}/{key}": x for key, x in momentum.items()}

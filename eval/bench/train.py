@@ -314,7 +314,7 @@ class Case:
             precision="bf16-mixed" if on_gpu else "32-true",
             max_steps=clock.steps,
             gradient_clip_val=1.0,
-            callbacks=[*([AverageWeights(0.99)] if self.training.average else []), clock],
+            callbacks=[AverageWeights(0.99 if self.training.average else None), clock],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,

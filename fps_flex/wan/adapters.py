@@ -117,7 +117,7 @@ def adapter_in(path: Path, loaded: dict[str, Any], which: Which) -> Adapter:
     if "lora" not in loaded["fps_flex"]:
         raise ValueError(f"{path} is a whole model that train.fit trained, expected a LoRA")
     record = as_fields(f"{path}: its fps_flex.lora", loaded["fps_flex"]["lora"], ("rank", "alpha", "targets"))
-    adapter = _collect(path, weights_in(loaded, which), lambda name, rank: record["alpha"])
+    adapter = _collect(path, weights_in(path, loaded, which), lambda name, rank: record["alpha"])
     if not adapter.layers:
         raise ValueError(f"{path} is no checkpoint of this project (its LoRA has no layers)")
     wrong = next((name for name, layer in adapter.layers.items() if layer.rank != record["rank"]), None)

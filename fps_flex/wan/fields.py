@@ -24,7 +24,8 @@ def check_checkpoint(loaded: object) -> None:
     """Raises ValueError for what lacks the model's weights, sizes, attention or noise levels, for weights that are no
     plain tensors under names of their own, and for any field of another type.
 
-    Which of the other fields are there is for their readers to ask.
+    Which of the other fields are there is for their readers to ask, `current_model_state` among them: of a run without
+    averaged weights it isn't.
     """
     if not isinstance(loaded, dict) or not {"state_dict", "fps_flex"} <= set(loaded):
         raise ValueError("it lacks state_dict or fps_flex")

@@ -5,6 +5,7 @@ Such a folder holds the plain data in meta.pt, and the tensors in a file of safe
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+logger = logging.getLogger(__name__)
+
 META = "meta.pt"
 STATES = ("state_dict", "current_model_state")
 OPTIMIZER = "optimizer"
@@ -34,8 +37,9 @@ def shard_name(number: int, count: int) -> str:
 
 
 def read_training_checkpoint(path: Path) -> dict[str, Any]:
-    """What train.fit saved: `state_dict` with the averaged weights, `current_model_state` with the live ones where they
-    were averaged, and under `fps_flex` plain data that says which model they are, its `wan` and `attention` among it.
+    """What train.fit saved: `state_dict` with the averaged weights and `current_model_state` with the live ones, or,
+    where no average was kept, `state_dict` with the live ones alone. And under `fps_flex` plain data that says which
+    model they are, its `wan` and `attention` among it.
     Of a folder no tensor is read yet: its state dicts, and the momenta of each parameter, are `Streamed`.
 
     Raises ValueError for another file, and where one of these is missing or of another type; only plain data and
@@ -55,9 +59,13 @@ def read_training_checkpoint(path: Path) -> dict[str, Any]:
     return loaded
 
 
-def weights_in(loaded: dict[str, Any], which: Which) -> Mapping[str, Tensor]:
-    """Those of a checkpoint of train.fit; where they were not averaged, both are the live ones."""
-    return loaded.get("current_model_state", loaded["state_dict"]) if which == "live" else loaded["state_dict"]
+def weights_in(path: Path, loaded: dict[str, Any], which: Which) -> Mapping[str, Tensor]:
+    """Those of a checkpoint of train.fit; where no average was kept, both are the live ones, which a line says."""
+    if which == "live":
+        return loaded.get("current_model_state", loaded["state_dict"])
+    if "current_model_state" not in loaded:
+        logger.info("%s has no averaged weights, which its run did not keep: the live ones are taken", path)
+    return loaded["state_dict"]
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -79,7 +87,7 @@ def _read_folder(path: Path) -> dict[str, Any]:
     momenta = {int(key.partition("/")[2]): Streamed(x) for key, x in states.items() if key.startswith(OPTIMIZER)}
     for optimizer in loaded["optimizer_states"]:
         optimizer["state"] = momenta
-    return loaded | {key: Streamed(states[key]) for key in STATES}
+    return loaded | {key: Streamed(states[key]) for key in STATES if key in states}
 
 
 def _read_rows(file: Path, name: str, start: int, end: int) -> Tensor:

@@ -216,7 +216,7 @@ def _settings(
 
 
 def _open_trained(path: Path, loaded: dict[str, Any], which: Which) -> Weights:
-    state = weights_in(loaded, which)
+    state = weights_in(path, loaded, which)
     names = {name.removeprefix("model."): name for name in state}
     specs = {official: Spec(shape_of(state, name), dtype_of(state, name)) for official, name in names.items()}
     config, settings, levels = _settings_in(path, loaded)

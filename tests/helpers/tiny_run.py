@@ -5,7 +5,7 @@ import os
 
 import torch
 
-from fps_flex.wan.trained import read_training_checkpoint
+from fps_flex.wan.trained import STATES, read_training_checkpoint
 from tests.helpers.commands import ROOT, run_apart
 from train.fit import main
 from train.module import FlowModule
@@ -43,9 +43,9 @@ def read_checkpoint(run, name="last"):
 
 
 def all_tensors(checkpoint):
-    """Weights, averages and momenta of a file or a folder, by name."""
+    """Weights, averages where they are kept, and momenta of a file or a folder, by name."""
     loaded = read_training_checkpoint(checkpoint)
-    parts = {part: loaded[part] for part in ("state_dict", "current_model_state")}
+    parts = {part: loaded[part] for part in STATES if part in loaded}
     parts |= loaded["optimizer_states"][0]["state"]
     return {f"{part} {name}": x for part, tensors in parts.items() for name, x in tensors.items()}
 

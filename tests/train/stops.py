@@ -23,6 +23,7 @@ import torch
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
+from fps_flex.wan.trained import STATES  # noqa: E402
 from train.callbacks import read_losses  # noqa: E402
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -signal.SIGKILL}
@@ -62,7 +63,7 @@ def end_of(run: Path) -> dict[str, object]:
     for name, checkpoint in checkpoints.items():
         facts[f"{name}: position"] = checkpoint["fps_flex"]["position"]
         facts[f"{name}: val/loss"] = checkpoint["fps_flex"]["val_loss"]
-        for part in ("state_dict", "current_model_state"):
+        for part in (x for x in STATES if x in checkpoint):
             facts |= {f"{name}: {part}: {key}": tensor for key, tensor in checkpoint[part].items()}
         for index, state in checkpoint["optimizer_states"][0]["state"].items():
             facts |= {f"{name}: optimizer: {index}: {key}": value for key, value in state.items()}

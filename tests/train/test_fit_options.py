@@ -105,7 +105,7 @@ BAD = {
     "parallel.exchange": ["ring", "7", "null", "halo"],
     "parallel.timeout": ["0", "-1", "nan", "long"],
     "checkpoint.every_n_train_steps": INTEGER,
-    "ema.decay": ["1", *SHARE[:2]],
+    "ema.decay": ["1", "nul", *SHARE[:2]],
     "sample.prompts": ["[]", "[7]", "['']"],
     "sample.count": INTEGER,
     "sample.steps": INTEGER,
