@@ -22,10 +22,12 @@ def rotate(x: Float[Tensor, "b s h d"], rope: Rope) -> Float[Tensor, "b s h d"]:
 
     rope: broadcasts against [B, S, H, D / 2].
     """
-    cos, sin = rope
-    even, odd = rearrange(x.float(), "b s h (half pair) -> pair b s h half", pair=2)
-    rotated = torch.stack([(even * cos - odd * sin).type_as(x), (even * sin + odd * cos).type_as(x)], dim=-1)
-    return rearrange(rotated, "b s h half pair -> b s h (half pair)")
+    cos, sin = (y.unsqueeze(-1) for y in rope)
+    sign = torch.arange(-1, 2, 2, dtype=sin.dtype, device=sin.device)
+    pairs = rearrange(x.float(), "b s h (half pair) -> b s h half pair", pair=2)
+    # compiled, x is read where it is written; a stack of halves would read both halves for each of its own
+    rotated = pairs * cos + pairs.flip(-1) * (sign * sin)
+    return rearrange(rotated.type_as(x), "b s h half pair -> b s h (half pair)")
 
 
 def rope_angles(grid: Triple, head_dim: int) -> Float[Tensor, "tokens half"]:
