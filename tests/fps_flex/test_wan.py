@@ -10,7 +10,7 @@ from docs.make.residual import in_bf16, lively_wan, under_autocast
 from fps_flex import FPSAttention, TileLayout
 from fps_flex.wan import WAN_1_3B, WAN_14B, WAN_TINY, Wan, WanConfig
 from fps_flex.wan.config import default_residual
-from fps_flex.wan.rope import ordered_rope, rotate
+from fps_flex.wan.rope import ordered_rope, rotate, signed
 from fps_flex.wan.sequence import Call
 from fps_flex.wan.weights import build_empty, fill
 from tests.helpers.cases import relative_error
@@ -196,7 +196,7 @@ def test_rope_turns_each_pair_of_channels_by_its_angle(dtype):
     torch.manual_seed(0)
     x, angles = torch.randn(2, 7, 3, 16).to(dtype).requires_grad_(), 100 * torch.randn(7, 1, 8)
     cos, sin = angles.cos(), angles.sin()
-    y = rotate(x, (cos, sin))
+    y = rotate(x, (cos.repeat_interleave(2, -1), signed(sin.repeat_interleave(2, -1))))
     even, odd = x.detach().float().unflatten(-1, (-1, 2)).unbind(-1)
     assert y.dtype == dtype and y.shape == x.shape
     assert torch.equal(y, torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(dtype))
