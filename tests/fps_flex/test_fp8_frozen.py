@@ -110,11 +110,18 @@ def test_a_token_of_zeros_is_the_bias_and_not_nan():
 
 
 @pytest.mark.compiles
+@torch.inference_mode()
 def test_compiled_they_give_the_same():
     attention = FrozenAttention(make_attention())
     feed_forward = FrozenFeedForward(make_feed_forward(1.0, 1.0)[0])
     x, y = torch.randn(2, 11, 96).bfloat16(), torch.randn(2, 11, 64).bfloat16()
-    for function, given in ((attention._project, (x, x)), (attention._project, (x, x[:, :3])), (feed_forward, (y,))):
+    heads = torch.randn(2, 2, 11, 48).bfloat16()
+    for function, given in (
+        (attention._project, (x, x)),
+        (attention._project, (x, x[:, :3])),
+        (attention._merge, (heads,)),
+        (feed_forward, (y,)),
+    ):
         torch._dynamo.reset()
         results = torch.compile(function, fullgraph=True, backend="aot_eager")(*given), function(*given)
         assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
