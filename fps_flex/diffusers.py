@@ -33,7 +33,7 @@ from .choice import describe_choice
 from .quant import ScaleFormat
 from .schedule import StepSchedule
 from .tiles import VOLUMES, Triple
-from .wan.rope import rotate
+from .wan.rope import rotate, signed
 from .wan.save_hook import SaveConfig
 from .wan.stock import from_diffusers
 from .wan.weights import read_saved_settings
@@ -148,7 +148,7 @@ class FPSProcessor:
             q, k, v = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
         q, k, v = (rearrange(x, "b s (h d) -> b s h d", h=attn.heads) for x in (attn.norm_q(q), attn.norm_k(k), v))
         cos, sin = rotary_emb
-        rope = cos[..., 0::2], sin[..., 1::2]
+        rope = cos, signed(sin)
         q, k = (rotate(x, rope).type_as(v) for x in (q, k))  # a GPU's autocast norms in fp32
         attend = _attend_opaquely if torch.compiler.is_compiling() else attend_raster
         out = attend(q, k, v, self.layer)

@@ -55,7 +55,7 @@ class Options:
         weights: of a .ckpt, the averaged or the live ones.
         attention: options in place of those of training, or of dense attention for released weights.
         linears: the transformer's linear layers on a GPU: bf16, or faster and rounded to FP8: those of the feed-forward
-            networks (fp8-ffn), or all of its blocks' (fp8), with torchao installed.
+            networks (fp8-ffn), or all of its blocks' (fp8).
         residual: what runs from block to block, and the head: in the dtype of the computation (compute), or in fp32 as
             in the official model; none takes that of training, or fp32 for released weights.
         encoders: folder with vae/, text_encoder/ and tokenizer/; none looks beside released weights.

@@ -14,7 +14,7 @@ from ..engines import FLOAT8
 from .casting import check_finite
 from .config import WanConfig
 from .fp8_linear import Fp8Linear, quantize_rows
-from .linears import PARTS, Linears, check_linears, compute_in_fp8, has_float8
+from .linears import PARTS, Linears, check_linears, check_torchao, compute_in_fp8, has_float8
 from .lora import LAYERS
 from .model import Wan
 from .weights import build_empty, fill
@@ -24,12 +24,14 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.bfloat16} 
 
 
 def check_base(base: Base, linears: Linears, frozen: bool, device: torch.device) -> None:
-    """Raises ValueError for unknown ones, for a device without float8, and for weights that can't be trained so."""
+    """Raises ValueError for unknown ones, for weights that can't be trained so, and without float8 or torchao."""
     one_of("base", base, get_args(Base))
     check_linears(linears, device)
     check_frozen(base, frozen)
     if base == "fp8" and not has_float8(device):
         raise ValueError("base fp8 needs a GPU with float8 (compute capability 8.9 or later): use bf16")
+    if base != "fp8":
+        check_torchao(linears)
 
 
 def check_frozen(base: Base, frozen: bool) -> None:

@@ -1,8 +1,8 @@
 """A trained feed-forward network in e4m3, forward and backward towards its input, in fewer passes over its channels.
 
 Layer by layer, GELU and its derivative are computed twice, once for the largest value of a token's channels and once
-to round them. Here a bound takes that value's place, which needs neither: |GELU(x)| is at most GELU of the largest x or
-the depth of its dip, and |GELU'| at most its slope's peak. A looser scale costs nothing while the codes' range holds.
+to round them. Here the extremes of x say what GELU's is, as it falls to its dip and rises from there; of the derivative
+a bound takes that value's place, its slope's peak. A looser scale costs little while the codes' range holds.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .fp8_linear import multiply, multiply_columns, quantize_rows, round_rows
+from .fp8_linear import Codes, multiply, multiply_columns, quantize_rows, round_rows
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .model import Wan
 
 CUBIC, SQRT_8_PI = 0.044715, (8 / pi) ** 0.5  # of GELU's tanh form, as a sigmoid's argument
-DEPTH, SLOPE = 0.171, 1.130  # least value and steepest slope of GELU in its tanh form, rounded up
+DIP, SLOPE = -0.7525, 1.130  # where GELU in its tanh form is least, and its steepest slope, rounded up
 
 
 def fuse_feed_forwards(model: Wan) -> None:
@@ -55,8 +55,7 @@ class _FeedForward(torch.autograd.Function):
         down, down_scale = quantize_rows(down)
         hidden = multiply(quantize_rows(x), (up, up_scale), up_bias)
         ctx.save_for_backward(x, hidden, up, up_scale, down, down_scale)
-        largest = gelu(hidden.amax(dim=-1, keepdim=True).float())[0].clamp_min(DEPTH)
-        return multiply(round_rows(gelu(hidden.float())[0], largest), (down, down_scale), down_bias)
+        return multiply(quantize_gelu(hidden), (down, down_scale), down_bias)
 
     @staticmethod
     @once_differentiable
@@ -72,6 +71,13 @@ class _FeedForward(torch.autograd.Function):
         biases = before.sum(dim=0), gradient.float().sum(dim=0)
         of_up, of_down, of_up_bias, of_down_bias = (y.to(ctx.dtype) for y in (*weights, *biases))
         return of_input, of_up, of_up_bias, of_down, of_down_bias
+
+
+def quantize_gelu(x: Float[Tensor, "m n"]) -> Codes:
+    """Codes of GELU(x), whose largest magnitude is at the largest x, or where the row's range is nearest to the dip."""
+    top, bottom = x.amax(dim=-1, keepdim=True).float(), x.amin(dim=-1, keepdim=True).float()
+    lowest = bottom.clamp_min(DIP).minimum(top)
+    return round_rows(gelu(x.float())[0], gelu(top)[0].maximum(-gelu(lowest)[0]))
 
 
 def gelu(x: Float[Tensor, "m n"]) -> tuple[Float[Tensor, "m n"], Float[Tensor, "m n"]]:

@@ -1,7 +1,8 @@
 """A frozen linear layer whose weights lie in e4m3: a byte per weight, and a scale per row.
 
-What LoRA trains beside it needs the gradient of its input, but none of its weights. Its products are either those of
-the restored weights, in the input's dtype, or of the codes themselves, on a GPU's FP8 units.
+What LoRA trains beside it needs the gradient of its input, but none of its weights; inference needs neither. Its
+products are either those of the restored weights, in the input's dtype, or of the codes themselves, on a GPU's FP8
+units.
 """
 
 from __future__ import annotations
@@ -31,9 +32,13 @@ def quantize_rows(x: Float[Tensor, "rows n"]) -> Codes:
 
 
 def round_rows(x: Float[Tensor, "rows n"], largest: Float[Tensor, "rows 1"]) -> Codes:
-    """largest: of a row's magnitudes, or a bound of them."""
+    """largest: of a row's magnitudes, or a bound of them, to some 3 %.
+
+    Nothing is clamped: scale, its reciprocal and the product are each rounded once, so that no |x| up to `largest` is
+    above 448 (1 + 2^-22), and up to 464, halfway to the code that there isn't, 448 is the nearest.
+    """
     scale = largest.float().clamp_min(LEAST) / E4M3_MAX
-    return (x.float() * (1 / scale)).clamp(-E4M3_MAX, E4M3_MAX).to(FLOAT8), scale
+    return (x.float() * (1 / scale)).to(FLOAT8), scale
 
 
 class Fp8Linear(nn.Linear):
@@ -72,38 +77,42 @@ class Fp8Linear(nn.Linear):
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         product = _MultiplyCodes if self.multiply_codes else _MultiplyRestored
-        y = product.apply(x.reshape(-1, self.in_features), self.weight, self.scale)
-        return (y + self.bias.to(y.dtype)).view(*x.shape[:-1], self.out_features)
+        y = product.apply(x.reshape(-1, self.in_features), self.weight, self.scale, self.bias)
+        return y.view(*x.shape[:-1], self.out_features)
+
+    def of_codes(self, x: Codes) -> Float[Tensor, "m o"]:
+        """Of an input that is rounded already; in bf16, without gradients."""
+        return multiply(x, (self.weight, self.scale), self.bias)
 
 
 class _MultiplyRestored(torch.autograd.Function):
     """Keeps the codes for the backward, a half of what restored weights in bf16 take."""
 
     @staticmethod
-    def forward(ctx: Any, x: Float[Tensor, "m i"], codes: Tensor, scale: Tensor) -> Float[Tensor, "m o"]:
+    def forward(ctx: Any, x: Float[Tensor, "m i"], codes: Tensor, scale: Tensor, bias: Tensor) -> Float[Tensor, "m o"]:
         ctx.save_for_backward(codes, scale)
-        return F.linear(x, restore(codes, scale, x.dtype))
+        return F.linear(x, restore(codes, scale, x.dtype), bias.to(x.dtype))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Float[Tensor, "m o"]) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Float[Tensor, "m o"]) -> tuple[Tensor, None, None, None]:
         codes, scale = ctx.saved_tensors
-        return gradient @ restore(codes, scale, gradient.dtype), None, None
+        return gradient @ restore(codes, scale, gradient.dtype), None, None, None
 
 
 @torch._dynamo.allow_in_graph  # traced into, torch 2.11 takes what _scaled_mm returns for a constant: zero gradients
 class _MultiplyCodes(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Float[Tensor, "m i"], codes: Tensor, scale: Tensor) -> Float[Tensor, "m o"]:
+    def forward(ctx: Any, x: Float[Tensor, "m i"], codes: Tensor, scale: Tensor, bias: Tensor) -> Float[Tensor, "m o"]:
         ctx.save_for_backward(codes, scale)
-        return multiply(quantize_rows(x), (codes, scale)).to(x.dtype)
+        return multiply(quantize_rows(x), (codes, scale), bias).to(x.dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Float[Tensor, "m o"]) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Float[Tensor, "m o"]) -> tuple[Tensor, None, None, None]:
         """The sum is over W's rows, so their scales go into the gradient before it is rounded, and the codes stay."""
         codes, scale = ctx.saved_tensors
-        return multiply_columns(quantize_rows(gradient.float() * scale.t()), codes).to(gradient.dtype), None, None
+        return multiply_columns(quantize_rows(gradient.float() * scale.t()), codes).to(gradient.dtype), None, None, None
 
 
 def restore(codes: Float[Tensor, "o i"], scale: Float[Tensor, "o 1"], dtype: torch.dtype) -> Float[Tensor, "o i"]:

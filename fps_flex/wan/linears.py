@@ -1,4 +1,4 @@
-"""FP8 linear layers through torchao, in training and for inference: the paper runs the feed-forward network in FP8."""
+"""FP8 linear layers, for inference and, through torchao, in training: the paper runs the feed-forward network so."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Literal
 import torch
 from torch import nn
 
-from .model import Wan
+from .fp8_frozen import FrozenAttention, FrozenFeedForward
+from .model import Block, Wan
 
 Linears = Literal["bf16", "fp8-ffn", "fp8"]
+STEP = 16  # what the units' factors are a multiple of in either size
 PARTS: dict[str, tuple[str, ...]] = {"bf16": (), "fp8-ffn": ("ffn.",), "fp8": ("ffn.", "self_attn.", "cross_attn.")}
 
 
@@ -21,7 +23,7 @@ def quantize_linears(model: Wan, linears: Linears) -> None:
 
     linears: "bf16" changes nothing, "fp8-ffn" the feed-forward networks, "fp8" the attentions' projections too.
     For inference with compiled blocks, which fuse the rounding of activations with what makes them.
-    Raises ValueError as `check_linears`, and where weights aren't bf16.
+    Raises ValueError as `check_linears`, and where weights aren't bf16 or of sizes that FP8 units take.
     """
     weight = model.get_parameter("blocks.0.ffn.0.weight")
     check_linears(linears, weight.device)
@@ -29,13 +31,14 @@ def quantize_linears(model: Wan, linears: Linears) -> None:
         return
     if weight.dtype != torch.bfloat16:
         raise ValueError(f"linears {linears} need weights in bfloat16, got {weight.dtype}: use bf16")
-
-    from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_
-
-    # torchao would switch a search on for all of Inductor, which takes minutes per block
-    config = Float8DynamicActivationFloat8WeightConfig(granularity=PerRow(), set_inductor_config=False)
+    if any(size % STEP for size in weight.shape):
+        sizes = " and ".join(map(str, reversed(weight.shape)))
+        raise ValueError(f"linears {linears} need layers of multiples of {STEP} channels, got {sizes}: use bf16")
     for block in model.blocks:
-        quantize_(block, config, filter_fn=lambda module, name: _is_chosen(module, name, linears))
+        assert isinstance(block, Block)
+        block.ffn = FrozenFeedForward(block.ffn)
+        if linears == "fp8":
+            block.self_attn, block.cross_attn = FrozenAttention(block.self_attn), FrozenAttention(block.cross_attn)
 
 
 def compute_in_fp8(model: Wan, linears: Linears) -> None:
@@ -70,12 +73,14 @@ def has_float8(device: torch.device) -> bool:
 
 
 def check_linears(linears: Linears, device: torch.device) -> None:
-    """Raises ValueError for an unknown kind, and for fp8 without torchao or without a GPU that has float8."""
+    """Raises ValueError for an unknown kind, and for fp8 without a GPU that has float8."""
     if linears not in PARTS:
         raise ValueError(f"linears are {linears!r}, expected bf16, fp8-ffn or fp8")
-    if linears == "bf16":
-        return
-    if not has_float8(device):
+    if linears != "bf16" and not has_float8(device):
         raise ValueError(f"linears {linears} need a GPU with float8 (compute capability 8.9 or later): use bf16")
-    if find_spec("torchao") is None:
-        raise ValueError(f"linears {linears} need torchao: pip install torchao, or use bf16")
+
+
+def check_torchao(linears: Linears) -> None:
+    """Raises ValueError where `compute_in_fp8` needs it and it isn't installed."""
+    if linears != "bf16" and find_spec("torchao") is None:
+        raise ValueError(f"linears {linears} need torchao to train: pip install torchao, or use bf16")

@@ -192,9 +192,12 @@ class Attention(nn.Module):
 
     def _project(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v of shape [B, S, H, D] and of one dtype; the norms span all heads."""
-        q, k, v = self.norm_q(self.q(x)), self.norm_k(self.k(source)), self.v(source)
-        q, k, v = (rearrange(y, "b s (h d) -> b s h d", h=self.heads) for y in (q, k, v))
+        q, k, v = self._apply_linears(x, source)
+        q, k, v = (rearrange(y, "b s (h d) -> b s h d", h=self.heads) for y in (self.norm_q(q), self.norm_k(k), v))
         return q, k, v
+
+    def _apply_linears(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.q(x), self.k(source), self.v(source)
 
     def _merge(self, x: Float[Tensor, "b h s d"]) -> Float[Tensor, "b s h*d"]:
         return self.o(rearrange(x, "b h s d -> b s (h d)"))

@@ -6,7 +6,6 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from ..tiles import TileLayout, Triple
@@ -14,18 +13,25 @@ from ..tiles import TileLayout, Triple
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-Rope = tuple[Tensor, Tensor]
+Rope = tuple[Tensor, Tensor]  # of each channel: cos of its pair's angle, and sin as `signed` has it
 
 
 def rotate(x: Float[Tensor, "b s h d"], rope: Rope) -> Float[Tensor, "b s h d"]:
     """Rotary position embedding of interleaved pairs of channels, in fp32; returns x's dtype.
 
-    rope: broadcasts against [B, S, H, D / 2].
+    rope: broadcasts against x.
     """
     cos, sin = rope
-    even, odd = rearrange(x.float(), "b s h (half pair) -> pair b s h half", pair=2)
-    rotated = torch.stack([(even * cos - odd * sin).type_as(x), (even * sin + odd * cos).type_as(x)], dim=-1)
-    return rearrange(rotated, "b s h half pair -> b s h (half pair)")
+    # a stack of even and odd channels would be compiled to twice the reads, none of them side by side
+    fine = x.float()
+    other = fine.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return (fine * cos + other * sin).type_as(x)
+
+
+def signed(sin: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+    """-sin in even channels and sin in odd ones: what the other channel of a pair is added with."""
+    sign = torch.arange(-1, 2, 2, dtype=sin.dtype, device=sin.device)
+    return (sin.unflatten(-1, (-1, 2)) * sign).flatten(-2)
 
 
 def rope_angles(grid: Triple, head_dim: int) -> Float[Tensor, "tokens half"]:
@@ -53,7 +59,7 @@ def rope_angles(grid: Triple, head_dim: int) -> Float[Tensor, "tokens half"]:
 @lru_cache(maxsize=16)
 @torch.inference_mode(False)
 def ordered_rope(layout: TileLayout, head_dim: int) -> Rope:
-    """cos and sin of each slot's angles, [S, 1, D / 2] in fp32 on the layout's device."""
-    angles = rope_angles(layout.grid, head_dim).unsqueeze(1)
-    cos, sin = (layout.order(x.float().to(layout.device), dim=0) for x in (angles.cos(), angles.sin()))
+    """Of each slot, [S, 1, D] in fp32 on the layout's device."""
+    angles = rope_angles(layout.grid, head_dim).repeat_interleave(2, dim=-1).unsqueeze(1)
+    cos, sin = (layout.order(x.float().to(layout.device), dim=0) for x in (angles.cos(), signed(angles.sin())))
     return cos, sin

@@ -77,6 +77,18 @@ def test_a_number_that_is_not_finite_is_named_in_any_base():
             build_base(CONFIG, ATTENTION, state.items(), base, "bf16")
 
 
+def test_torchao_is_asked_for_where_it_computes(monkeypatch):
+    """Not beside a base in fp8, whose codes are multiplied as they are."""
+    for module in ("base", "linears"):
+        monkeypatch.setattr(f"fps_flex.wan.{module}.has_float8", lambda device: True)
+    monkeypatch.setattr("fps_flex.wan.linears.find_spec", lambda name: None)
+    for base, linears in (("fp8", "fp8"), ("fp8", "fp8-ffn"), ("bf16", "bf16"), ("fp32", "bf16")):
+        check_base(base, linears, True, CPU)
+    for base, linears in (("bf16", "fp8"), ("fp32", "fp8-ffn")):
+        with pytest.raises(ValueError, match=f"^linears {linears} need torchao to train: pip install torchao, or use"):
+            check_base(base, linears, True, CPU)
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [

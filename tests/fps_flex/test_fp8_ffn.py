@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from fps_flex import FPSAttention
+from fps_flex.engines import FLOAT8
 from fps_flex.wan import WAN_TINY, Wan
-from fps_flex.wan.fp8_ffn import DEPTH, SLOPE, Fp8FeedForward, fuse_feed_forwards
+from fps_flex.wan.fp8_ffn import DIP, SLOPE, Fp8FeedForward, fuse_feed_forwards, quantize_gelu
 from tests.helpers.cases import relative_error
 from tests.helpers.fp8_feed_forward import expected, make_feed_forward
 
@@ -40,12 +41,26 @@ def test_it_is_the_network_up_to_what_e4m3_rounds():
         assert relative_error(result, right) < 2 * 2**-4 / 3**0.5
 
 
-def test_bounds_hold_and_are_tight():
+def test_gelu_falls_to_its_dip_and_rises_from_there_and_is_nowhere_steeper():
     x = torch.linspace(-6, 6, 200_001, dtype=torch.float64, requires_grad=True)
     y = F.gelu(x, approximate="tanh")
     (slope,) = torch.autograd.grad(y.sum(), x)
-    assert DEPTH / 1.01 < -y.min() < DEPTH and SLOPE / 1.01 < slope.abs().max() < SLOPE
-    assert (y[1:] >= y[:-1])[x[1:] > 0].all()  # so that the largest x has the largest GELU
+    assert abs(x[y.argmin()] - DIP) < 1e-4 and SLOPE / 1.01 < slope.abs().max() < SLOPE
+    assert (y[1:] >= y[:-1])[x[1:] > DIP + 1e-4].all() and (y[1:] <= y[:-1])[x[1:] < DIP - 1e-4].all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("low", [-30, -6, -2, -0.75, -0.1, -1e-6, 0, 0.3])
+@pytest.mark.parametrize("width", [0, 1e-4, 0.05, 1, 4])
+def test_the_largest_gelu_of_a_row_gets_the_largest_code(low, width, dtype):
+    """A row that spans the dip holds a number near it, as thousands of channels do."""
+    torch.manual_seed(0)
+    x = (low + width * torch.rand(50, 20_000)).to(dtype)
+    codes, scale = quantize_gelu(x)
+    right = F.gelu(x.double(), approximate="tanh")
+    largest = codes.float().abs().amax(dim=1)
+    assert codes.dtype == FLOAT8 and (largest[right.abs().amax(dim=1) > 1e-30] == 448).all()
+    assert ((codes.double() * scale - right).abs() <= right.abs() / 16 + scale * 2**-9 + 1e-7).all()
 
 
 def test_tokens_of_zeros_and_tokens_far_below_zero():

@@ -5,7 +5,7 @@ import torch
 
 from fps_flex.engines import FLOAT8
 from fps_flex.quant import E4M3_MAX
-from fps_flex.wan.fp8_linear import Fp8Linear, quantize_rows, restore
+from fps_flex.wan.fp8_linear import Fp8Linear, quantize_rows, restore, round_rows
 from tests.helpers.cases import relative_error
 
 ROUNDING = {torch.float32: 2**-24, torch.bfloat16: 2**-8}  # once; sums over 48 numbers may be off by some more
@@ -83,6 +83,25 @@ def test_the_largest_number_of_a_row_gets_the_largest_code_and_none_is_nan(dtype
     codes, _ = quantize_rows(x)
     largest = codes.float().abs().amax(1)
     assert codes.float().isfinite().all() and (largest == E4M3_MAX).all()
+
+
+def test_no_number_up_to_the_largest_is_beyond_the_codes():
+    """Each positive number that bf16 holds, and random ones in fp32; also where a bound is 3 % too small."""
+    of_bf16 = torch.arange(1, 0x7F80, dtype=torch.int16).view(torch.bfloat16)
+    of_fp32 = torch.randint(1, 0x7F800000, (2**20,), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
+    for x in (of_bf16[:, None], of_fp32.view(torch.float32)[:, None]):
+        codes = quantize_rows(x)[0].float()
+        assert codes.isfinite().all() and (codes[x > 2.0**-109] == E4M3_MAX).all()
+    x = torch.rand(10_000, 1) + 0.5
+    assert (round_rows(1.03 * x, x)[0].float() == E4M3_MAX).all()
+
+
+def test_a_bias_is_rounded_with_the_sum_and_not_after_it():
+    """The sum is 15 / 16 + 2^-10, of which bf16 keeps no 2^-10."""
+    layer = Fp8Linear.of(torch.ones(16, 16), torch.full((16,), -15 / 16), multiply_codes=True)
+    x = torch.full((3, 16), 1 / 16).bfloat16()
+    x[:, 7] = 2**-10
+    assert torch.equal(layer(x), torch.full((3, 16), 2**-10).bfloat16())
 
 
 def test_restored_shares_the_codes_and_leaves_the_layer_as_it_is():

@@ -10,7 +10,7 @@ from docs.make.residual import in_bf16, lively_wan, under_autocast
 from fps_flex import FPSAttention, TileLayout
 from fps_flex.wan import WAN_1_3B, WAN_14B, WAN_TINY, Wan, WanConfig
 from fps_flex.wan.config import default_residual
-from fps_flex.wan.rope import ordered_rope
+from fps_flex.wan.rope import ordered_rope, rotate, signed
 from fps_flex.wan.sequence import Call
 from fps_flex.wan.weights import build_empty, fill
 from tests.helpers.cases import relative_error
@@ -189,6 +189,23 @@ def test_tokens_are_ordered_once_a_forward(monkeypatch):
         calls.clear()
         model(torch.randn(1, 16, 2, 8, 8), torch.tensor([500.0]), torch.randn(1, 5, 32))
         assert len(calls) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rope_turns_each_pair_of_channels_by_its_angle(dtype):
+    torch.manual_seed(0)
+    x, angles = torch.randn(2, 7, 3, 16).to(dtype).requires_grad_(), 100 * torch.randn(7, 1, 8)
+    cos, sin = angles.cos(), angles.sin()
+    y = rotate(x, (cos.repeat_interleave(2, -1), signed(sin.repeat_interleave(2, -1))))
+    even, odd = x.detach().float().unflatten(-1, (-1, 2)).unbind(-1)
+    assert y.dtype == dtype and y.shape == x.shape
+    assert torch.equal(y, torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(dtype))
+    turns = torch.complex(cos, sin).to(torch.complex128)
+    right = torch.view_as_real(torch.view_as_complex(x.detach().double().unflatten(-1, (-1, 2))) * turns).flatten(-2)
+    assert relative_error(y.detach(), right) < (2**-22 if dtype == torch.float32 else 2**-9)
+    (gradient,) = torch.autograd.grad(y, x, torch.ones_like(y))
+    even, odd = (cos + sin).to(dtype), (cos - sin).to(dtype)
+    assert torch.equal(gradient, torch.stack([even, odd], dim=-1).flatten(-2).expand_as(x))
 
 
 def test_pads_of_ragged_tiles_do_not_leak():

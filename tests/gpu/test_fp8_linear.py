@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from fps_flex.wan.fp8_ffn import Fp8FeedForward, fuse_feed_forwards
+from fps_flex.compile import compiled as compiled_as_blocks
+from fps_flex.wan.fp8_ffn import Fp8FeedForward, fuse_feed_forwards, quantize_gelu
+from fps_flex.wan.fp8_frozen import FrozenFeedForward, apply_to_one, freeze
 from fps_flex.wan.fp8_linear import Fp8Linear, quantize_rows, restore
 from fps_flex.wan.lora import Lora, add_adapter, trained
 from tests.helpers.cases import relative_error
@@ -42,6 +45,73 @@ def test_a_feed_forward_network_is_that_of_the_codes(sizes, compiled):
     results = y, *torch.autograd.grad(y, [leaf, *module.parameters()], gradient)
     for result, right in zip(results, expected(plain, x, gradient), strict=True):
         assert relative_error(result, right) < 4 * BF16
+
+
+def as_fp64(codes, scale):
+    return codes.double() * scale.double()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("width", [64, 5120, 13_824])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_codes_and_scales_are_those_of_a_cpu(compiled, width, dtype):
+    """Tokens of any size, one of zeros and one with an outlier; where a quotient is halfway, to ulps, either code is right.
+
+    (Numbers in bf16 often are: products of a few bits.)
+    """
+    torch.manual_seed(0)
+    x = torch.randn(300, width) * 10 ** (4 * torch.rand(300, 1) - 2)
+    x[0], x[1, 5] = 0, 1e4
+    x = x.to(dtype)
+    function = compiled_as_blocks(quantize_rows) if compiled else quantize_rows
+    codes, scale = (y.cpu().double() for y in function(x.cuda()))
+    right, right_scale = (y.double() for y in quantize_rows(x))
+    assert relative_error(scale, right_scale) < 2**-22 and codes.isfinite().all()
+    quotient, between = x.double() / right_scale, (codes + right) / 2
+    assert ((codes == right) | ((quotient - between).abs() <= 2**-21 * quotient.abs())).all()
+    assert (codes.abs().amax(dim=1)[1:] == 448).all() and not codes[0].any()
+
+
+@pytest.mark.parametrize("width", [64, 13_824])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_codes_of_gelu_are_those_of_gelu(compiled, width):
+    torch.manual_seed(0)
+    x = (torch.randn(300, width) * 10 ** (3 * torch.rand(300, 1) - 2)).bfloat16()
+    x[0], x[1] = 0, -3 - x[1].abs()
+    function = compiled_as_blocks(quantize_gelu) if compiled else quantize_gelu
+    codes, scale = (y.cpu() for y in function(x.cuda()))
+    right = F.gelu(x.double(), approximate="tanh")
+    assert codes.float().isfinite().all() and not codes[0].float().any()
+    assert ((as_fp64(codes, scale) - right).abs() <= right.abs() * 2**-4 * 1.001 + scale * 2**-9 + 1e-7).all()
+    rows = right.abs().amax(dim=1) > 1e-3
+    assert (codes.float().abs().amax(dim=1)[rows] >= 416).all()  # 448 but where no channel is near GELU's dip
+
+
+@pytest.mark.parametrize(("tokens", "inside", "between"), [(48, 64, 160), (4096, 1536, 8960)])
+@pytest.mark.parametrize("compiled", [False, True])
+@torch.no_grad()
+def test_a_frozen_feed_forward_network_is_that_of_the_codes(compiled, tokens, inside, between):
+    plain, x, gradient = make_feed_forward(1.0, 1.0, tokens, inside, between, device="cuda")
+    with torch.enable_grad():
+        right = expected(plain, x, gradient)[0]
+    frozen = FrozenFeedForward(plain)
+    y = (compiled_as_blocks(frozen.forward) if compiled else frozen)(x[None])[0]
+    assert y.dtype == torch.bfloat16 and relative_error(y, right) < 4 * BF16
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@torch.no_grad()
+def test_layers_that_share_an_input_have_products_of_their_own_codes_and_biases(compiled):
+    torch.manual_seed(0)
+    plain = [torch.nn.Linear(512, 512, device="cuda", dtype=torch.bfloat16) for _ in range(3)]
+    for i, layer in enumerate(plain):
+        layer.bias.fill_(i)
+    layers = [freeze(layer) for layer in plain]
+    x = torch.randn(2, 257, 512, device="cuda").bfloat16()
+    function = compiled_as_blocks(apply_to_one) if compiled else apply_to_one
+    for y, layer in zip(function(x, *layers), plain, strict=True):
+        weight, rounded = (as_fp64(*quantize_rows(z.flatten(0, -2))) for z in (layer.weight, x))
+        assert relative_error(y.flatten(0, 1), rounded @ weight.T + layer.bias.double()) < BF16
 
 
 def test_rounding_costs_what_e4m3_rounds():

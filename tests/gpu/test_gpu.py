@@ -262,10 +262,10 @@ def test_compiled_blocks_train_the_same(scale_format, residual):
 
 
 @pytest.mark.parametrize("residual", ["compute", "fp32"])
-def test_fp8_linear_layers_stay_near_bf16(residual):
-    pytest.importorskip("torchao")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_fp8_linear_layers_stay_near_bf16(compiled, residual):
     wan = random_wan(SMALL_WAN, FPSAttention(tile=(4, 6, 6)), torch.device("cuda"))
-    wan.residual = residual
+    wan.residual, wan.compiled = residual, compiled
     inputs = torch.randn(1, 16, 9, 24, 40, device="cuda"), torch.tensor([800.0], device="cuda")
     text = torch.randn(1, 512, 4096, device="cuda")
     with torch.inference_mode():
