@@ -55,7 +55,7 @@ def as_fp64(codes, scale):
 @pytest.mark.parametrize("width", [64, 5120, 13_824])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_codes_and_scales_are_those_of_a_cpu(compiled, width, dtype):
-    """Tokens of any size, one of zeros and one with an outlier; where a quotient is halfway, to ulps, either code is right.
+    """Tokens of any size, of zeros, and with an outlier; where a quotient is halfway, to ulps, either code is right.
 
     (Numbers in bf16 often are: products of a few bits.)
     """

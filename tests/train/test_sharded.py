@@ -122,11 +122,13 @@ def test_several_processes_train_as_one(runs, name):
 
 
 def test_a_lora_on_two_processes_is_as_on_one(runs):
-    """Beside weights in bf16, whose products differ by the batch: sharing is exact, one clip or two are not."""
+    """Beside weights in bf16, whose products differ by the batch, within its step: sharing is exact, one clip or two
+    are not.
+    """
     assert far_apart(runs / "two-lora", runs / "ddp-lora")[1] < 1e-6
     assert far_apart(runs / "two-lora", runs / "lora-to-ddp")[1] < 1e-6
     for name in ("two-lora", "sequence-lora"):
-        assert far_apart(runs / name, runs / "one-lora")[1] < 1e-3
+        assert far_apart(runs / name, runs / "one-lora")[1] < 2**-8
     assert (runs / "two-lora/checkpoints/last.ckpt").is_dir() and (runs / "ddp-lora/checkpoints/last.ckpt").is_file()
     shared, whole = (read_adapter(runs / name / "checkpoints/last.ckpt").layers for name in ("two-lora", "ddp-lora"))
     assert shared.keys() == whole.keys()
@@ -135,9 +137,9 @@ def test_a_lora_on_two_processes_is_as_on_one(runs):
 
 @pytest.mark.parametrize("name", ["two-distilled", "sequence-distilled"])
 def test_a_teacher_is_shared_out_too(runs, name):
-    """It computes in bf16."""
+    """It computes in bf16, of whose step that is the bound."""
     for part in ("train/loss", "val/loss", "val/error"):
-        assert far_apart(runs / name, runs / "one-distilled", part)[1] < 1e-3
+        assert far_apart(runs / name, runs / "one-distilled", part)[1] < 2**-8
 
 
 @pytest.mark.parametrize("name", ["ulysses", "halo", "two-to-four"])
