@@ -1,13 +1,14 @@
 """The arithmetic of docs/scale.md, by hand; and the page has the tables that it gives."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
 
 from docs.make import scale, scaling
-from docs.make.scaling import PLANS, Machine, attention_bytes, memory_gb, mfu, slowest, step_of
+from docs.make.scaling import PLANS, Machine, attention_bytes, beside_one, memory_gb, mfu, slowest, step_of
 
 SMALL, LARGE = PLANS
 PAGE = Path(__file__).parents[1] / "docs/scale.md"
@@ -46,6 +47,14 @@ def test_one_gpu_alone_would_take_what_was_measured():
     assert sum(memory_gb(SMALL, 1, 1)) == pytest.approx(37.83, abs=0.01)
 
 
+def test_what_two_gpus_take_by_one_gpus_own_seconds():
+    """1.419e9 parameters: the optimizer's bytes are in one GPU's seconds, and halve."""
+    alone, optimizer = 1.2818, 36 * 1.419e9 / 2.5e12
+    two = beside_one(SMALL, alone, 2)
+    assert two.best == pytest.approx(alone - optimizer / 2, rel=1e-4) and two.worst == two.best + two.weights
+    assert beside_one(replace(SMALL, sequence=2), alone, 2).compute == pytest.approx((alone - optimizer) / 2, rel=1e-4)
+
+
 def test_the_memory_of_14b_by_hand():
     state, kept, gathered, work = memory_gb(LARGE, 8, 4)
     assert state == pytest.approx(20 * 14.288 / 8, rel=1e-3)
@@ -56,7 +65,7 @@ def test_the_memory_of_14b_by_hand():
     assert memory_gb(LARGE, 64, 4)[1:] == (kept, gathered, work)
 
 
-@pytest.mark.parametrize("table", [scale.memory_table, scale.step_table, scale.traffic_table])
+@pytest.mark.parametrize("table", [scale.memory_table, scale.step_table, scale.comparison_table, scale.traffic_table])
 def test_the_page_has_the_tables(table):
     assert table() in PAGE.read_text(encoding="utf-8")
 
@@ -64,13 +73,14 @@ def test_the_page_has_the_tables(table):
 def test_measured_points_are_read_and_drawn(tmp_path, monkeypatch):
     row = {
         "schedule": "fps, pow2 scales", "parallel": "ulysses 4", "clips": 2, "regime": "mix", "model": "14B",
-        "lora": None, "tokens_per_second": 20_000.0,
+        "lora": None, "tokens_per_second": 20_000.0, "step_seconds": 7.5,
     }  # fmt: skip
     others = [{"regime": "early"}, {"parallel": "one"}, {"lora": 32}, {"schedule": "sdpa"}]
     rows = [row, *(row | other for other in others), row | {"parallel": "shard 8", "clips": 8}]
     (tmp_path / "train-many.json").write_text(json.dumps({"rows": rows}))
     monkeypatch.setattr(scale, "RESULTS", tmp_path)
-    assert scale.measured() == [("14B", 4, 8, 20_000.0), ("14B", 1, 8, 20_000.0)]
+    four, eight = scale.measured()
+    assert four == scale.Point("14B", 4, 8, 7.5, 20_000.0, one=7.5) and (eight.sequence, eight.gpus) == (1, 8)
     axes = Figure().add_subplot()
     scale.draw(axes, LARGE)
     (points,) = axes.lines
@@ -81,7 +91,7 @@ def test_the_command_writes_the_plot_and_prints_the_tables(tmp_path, capsys):
     scale.main(tmp_path / "new/scale.png")
     assert (tmp_path / "new/scale.png").stat().st_size > 10_000
     printed = capsys.readouterr().out
-    assert printed.count("|---|") >= 3 and scale.traffic_table() in printed
+    assert printed.count("|---|") >= 4 and scale.traffic_table() in printed
 
 
 def test_what_is_not_possible_says_so():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,9 @@ from fps_flex.wan.sequence import Call
 from fps_flex.wan.traffic import Traffic, halo_traffic, ulysses_traffic
 from train.common.pictures import save_figure
 
-from .scaling import PLANS, RESULTS, Plan, call_of, memory_gb, mfu, step_of
+from .scaling import PLANS, RESULTS, Plan, beside_one, call_of, memory_gb, mfu, step_of
 
-GPUS = (8, 16, 32, 64, 128, 256, 512)
+GPUS = (2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
 def step_table() -> str:
@@ -30,8 +31,12 @@ def step_table() -> str:
     return table(head, (row for plan in PLANS for row in _step_rows(plan)))
 
 
+def sizes_of(plan: Plan) -> list[int]:
+    return [gpus for gpus in GPUS if gpus >= plan.sequence]
+
+
 def _step_rows(plan: Plan) -> Iterator[tuple[str, ...]]:
-    for i, gpus in enumerate(GPUS):
+    for i, gpus in enumerate(sizes_of(plan)):
         step, clips = step_of(plan, gpus), gpus // plan.sequence
         parts = (f"{x:.2f}" for x in (step.compute, step.weights, step.attention, step.optimizer))
         seconds = f"{step.best:.2f} to {step.worst:.2f}"
@@ -77,31 +82,69 @@ def _megabytes(count: Callable[[Call, int], Traffic], call: Call, processes: int
     return " / ".join(f"{max(x) / 1e6:,.0f}" for x in (traffic.forward, traffic.backward))
 
 
-def measured() -> list[tuple[str, int, int, float]]:
-    """(model, sequence, GPUs, tokens a second) of the steps of `eval.bench train` on several, of a schedule's mix."""
+@dataclass(frozen=True)
+class Point:
+    """A step of `eval.bench train` on several GPUs, of a schedule's mix. one: seconds of one GPU's in the same run."""
+
+    model: str
+    sequence: int
+    gpus: int
+    seconds: float
+    tokens_per_second: float
+    one: float | None
+
+
+def measured() -> list[Point]:
     reports = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("train-*.json"))]
-    rows = [row for report in reports for row in report["rows"] if row.get("parallel", "one") != "one"]
-    return [_point(x) for x in rows if x.get("regime") == "mix" and x["schedule"].startswith("fps") and not x["lora"]]
+    return [point for report in reports for point in _points([x for x in report["rows"] if _is_ours(x)])]
 
 
-def _point(row: dict[str, Any]) -> tuple[str, int, int, float]:
+def _is_ours(row: dict[str, Any]) -> bool:
+    return row.get("regime") == "mix" and row["schedule"].startswith("fps") and not row["lora"]
+
+
+def _points(rows: list[dict[str, Any]]) -> Iterator[Point]:
     """parallel: "shard 8" is a clip each, "ulysses 4" and "halo 4" four to a clip."""
-    way, number = row["parallel"].split()
-    sequence = 1 if way == "shard" else int(number)
-    return row["model"], sequence, sequence * row["clips"], row["tokens_per_second"]
+    alone = [x["step_seconds"] for x in rows if x.get("parallel", "one") == "one"]
+    for row in rows:
+        way, _, number = row.get("parallel", "one").partition(" ")
+        if way != "one":
+            sequence = 1 if way == "shard" else int(number)
+            seconds, rate = row["step_seconds"], row["tokens_per_second"]
+            yield Point(row["model"], sequence, sequence * row["clips"], seconds, rate, alone[0] if alone else None)
+
+
+def comparison_table() -> str:
+    """Seconds of a step on several GPUs, from those of one of them in the same run, beside what was measured."""
+    head = ("", "GPUs", "sequence", "one GPU", "by arithmetic", "measured")
+    plans = {plan.size: plan for plan in PLANS}
+    rows = []
+    for x in measured():
+        if x.one is not None:
+            plan = replace(plans[x.model], sequence=x.sequence)
+            step = beside_one(plan, x.one, x.gpus)
+            said = f"{step.best:.2f} to {step.worst:.2f}"
+            rows.append((plan.name, x.gpus, x.sequence, f"{x.one:.2f}", said, f"{x.seconds:.2f}"))
+    return table(head, rows)
 
 
 def draw(axes: Axes, plan: Plan) -> None:
     """Tokens a second of each GPU, from none of the weights' exchange hidden to all of it."""
-    steps, tokens = [step_of(plan, gpus) for gpus in GPUS], prod(plan.grid) / plan.sequence
+    sizes = sizes_of(plan)
+    steps, tokens = [step_of(plan, gpus) for gpus in sizes], prod(plan.grid) / plan.sequence
     worst, best = ([tokens / getattr(step, kind) for step in steps] for kind in ("worst", "best"))
-    axes.fill_between(GPUS, worst, best, alpha=0.4, label="arithmetic: weights' exchange unhidden to hidden")
-    points = [(gpus, rate / gpus) for *kind, gpus, rate in measured() if kind == [plan.size, plan.sequence]]
+    axes.fill_between(sizes, worst, best, alpha=0.4, label="arithmetic: weights' exchange unhidden to hidden")
+    points = [
+        (x.gpus, x.tokens_per_second / x.gpus)
+        for x in measured()
+        if (x.model, x.sequence) == (plan.size, plan.sequence)
+    ]
     if points:
         axes.plot(*zip(*points, strict=True), "o", color="#e76f51", label="measured, on H200s, one noise level a step")
-    ticks = sorted({*GPUS, *(gpus for gpus, _ in points)})
     axes.set_xscale("log", base=2)
-    axes.set(xlabel="H100s", ylabel="tokens a second a GPU", xticks=ticks, xticklabels=ticks, ylim=(0, 1.25 * max(best)))
+    axes.set(
+        xlabel="H100s", ylabel="tokens a second a GPU", xticks=sizes, xticklabels=sizes, ylim=(0, 1.25 * max(best))
+    )
     axes.set_title(f"{plan.name}, sequence {plan.sequence}", fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="lower left")
@@ -113,7 +156,7 @@ def main(out: Path = Path("docs/scale.png")) -> None:
     Args:
         out: the PNG to write.
     """
-    for text in (memory_table(), step_table(), traffic_table()):
+    for text in (memory_table(), step_table(), comparison_table(), traffic_table()):
         print(text, end="\n\n")
     out.parent.mkdir(parents=True, exist_ok=True)
     figure = Figure(figsize=(10, 3.5), layout="constrained")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -133,6 +133,13 @@ def step_of(plan: Plan, gpus: int, machine: Machine = Machine()) -> Step:  # noq
         attention_bytes(plan) / machine.links,
         MOVED * total / gpus / machine.memory,
     )
+
+
+def beside_one(plan: Plan, seconds: float, gpus: int, machine: Machine = Machine()) -> Step:  # noqa: B008
+    """The same from one GPU's own seconds a clip, where all clips of a step have the same noise level."""
+    step = step_of(plan, gpus, machine)
+    of_one = MOVED * plan.parameters[0] / machine.memory  # the optimizer's, within its seconds
+    return replace(step, compute=(seconds - of_one) / plan.sequence)
 
 
 def slowest(values: list[float], draws: int) -> float:
