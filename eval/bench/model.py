@@ -11,8 +11,8 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 
-from fps_flex import FPSAttention, preset
-from fps_flex.checks import as_whole
+from fps_flex import FPSAttention, Regime, StepSchedule, preset
+from fps_flex.checks import Triple, as_whole
 from fps_flex.quant import ScaleFormat
 from fps_flex.wan import Wan
 from fps_flex.wan.auto import sequence_over
@@ -39,6 +39,8 @@ def model(
     schedules: tuple[str, ...] = ("stock", "stock compiled", "sdpa", "fps"),
     linears: tuple[Linears, ...] = ("bf16",),
     scale_format: ScaleFormat = "pow2",
+    window: Triple | None = None,
+    tile: Triple | None = None,
     compiled: bool = True,
     layers: int | None = None,
     repeats: int = 3,
@@ -55,6 +57,8 @@ def model(
             model. The first is the baseline.
         linears: of our model, each measured: bf16, fp8-ffn or fp8.
         scale_format: of our quantisation.
+        window: tiles that a query tile sees on (T, H, W) at all noise levels, a scale per tile: a schedule more.
+        tile: tokens of a tile on (T, H, W); none takes (7, 9, 6).
         compiled: run our blocks through torch.compile (on a GPU).
         layers: fewer blocks than the model has.
         repeats: forward passes measured, after those that compile.
@@ -73,9 +77,16 @@ def model(
         check_linears(kind, find_device())
     if "halo" in parallel and "sdpa" in schedules:
         raise ValueError("parallel is halo, and schedule sdpa attends to a video as one tile: leave either out")
+    options = {"scale_format": scale_format} | ({} if tile is None else {"tile": tile})
+    attentions: dict[str, FPSAttention | None] = {
+        name: None if name in STOCK else attention_of(size, name, **options) for name in schedules
+    }
+    if window is not None:
+        throughout = StepSchedule((), (Regime(window, granularity=1),))
+        attentions[f"window {window}"] = attention_of(size, throughout, **options)
     processes = join(parallel, None, "model")
     bench = _Bench(size, layers, repeats, processes)
-    rows = compare(bench.rows(schedules, linears, scale_format, compiled, parallel))
+    rows = compare(bench.rows(attentions, linears, compiled, parallel))
     if processes.rank == 0:
         columns = COLUMNS if processes.count == 1 else TOGETHER
         report(rows, out, columns, size=size, layers=bench.config.layers)
@@ -94,17 +105,16 @@ class _Bench:
 
     def rows(
         self,
-        schedules: tuple[str, ...],
+        attentions: dict[str, FPSAttention | None],
         linears: tuple[Linears, ...],
-        scale_format: ScaleFormat,
         compiled: bool,
         parallel: tuple[Way, ...],
     ) -> Iterator[Row]:
-        for schedule in schedules:
-            if schedule in STOCK:
+        """attentions: by schedule; None is diffusers' own model."""
+        for schedule, attention in attentions.items():
+            if attention is None:
                 yield from self.processes.first_alone(lambda name=schedule: [{"parallel": "one"} | self._stock(name)])
                 continue
-            attention = attention_of(self.size, schedule, scale_format=scale_format)
             for kind in linears:
                 for way in parallel:
                     what = (f"{schedule}, {kind}", attention, kind, compiled, way)

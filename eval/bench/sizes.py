@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 
-from fps_flex import FPSAttention, density
+from fps_flex import FPSAttention, StepSchedule, density
 from fps_flex.checks import Triple, as_whole
 from fps_flex.wan import WAN_1_3B, WAN_14B, WAN_TINY, Wan, WanConfig
 from fps_flex.wan.dense import dense_attention
@@ -48,11 +48,11 @@ def sized(size: Size, layers: int | None) -> WanConfig:
     return config if layers is None else replace(config, layers=as_whole("layers", layers))
 
 
-def attention_of(size: Size, schedule: str, **options: str) -> FPSAttention:
-    """schedule: a preset, or sdpa."""
+def attention_of(size: Size, schedule: str | StepSchedule, **options: Any) -> FPSAttention:
+    """schedule: one, a preset, or sdpa. options: in place of the size's own."""
     if schedule == "sdpa":
         return dense_attention(block_of(size))
-    return FPSAttention(schedule, tile=TILES[size], block=block_of(size), **options)
+    return FPSAttention(schedule, **{"tile": TILES[size], "block": block_of(size), **options})
 
 
 def levels_of(attention: FPSAttention, grid: Triple) -> list[Level]:

@@ -116,6 +116,14 @@ def test_model_measures_stock_and_ours_and_adds_up_a_video(tmp_path):
     assert video["video_seconds"] == pytest.approx(expected) and rows[0]["speedup"] == 1
 
 
+def test_model_measures_a_window_throughout(tmp_path):
+    model("tiny", ("sdpa",), window=(5, 1, 2), tile=(1, 4, 4), layers=1, repeats=1, out=tmp_path / "model.json")
+    *_, step, video = read(tmp_path / "model.json")
+    assert step["model"] == video["model"] == "window (5, 1, 2), bf16"
+    assert (step["regime"], step["density"]) == ("all", 0.5)
+    assert video["video_seconds"] == pytest.approx(100 * step["step_seconds"])
+
+
 def test_kernel_measures_rivals_and_ours_with_errors(tmp_path, capsys):
     kernel("tiny", windows=((5, 2, 1), (5, 2, 2)), rounds=2, repeats=2, out=tmp_path / "kernel.json")
     rows = read(tmp_path / "kernel.json")
