@@ -18,6 +18,7 @@ from fps_flex.wan.lora import copy_trained, trained
 from .common.console import one_line
 from .common.pictures import draw_loss_curve
 from .module import FlowModule
+from .shares import local_part
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +55,11 @@ class AverageWeights(Callback):
         """After each optimizer step; that after the first is the weights themselves."""
         if self.decay is not None and trainer.global_step > self._step:
             self._step = trainer.global_step
-            live = trained(pl_module.model)
-            average = [pl_module.average.get_parameter(name) for name in live]
-            torch._foreach_lerp_(average, list(live.values()), 1 - self.decay if self._step > 1 else 1.0)
+            names = trained(pl_module.model)
+            # each process its own rows: as DTensors they take the host ten times as long
+            models = pl_module.model, pl_module.average
+            live, average = ([local_part(x.get_parameter(name)) for name in names] for x in models)
+            torch._foreach_lerp_(average, live, 1 - self.decay if self._step > 1 else 1.0)
 
 
 class Progress(RichProgressBar):

@@ -13,6 +13,7 @@ from fps_flex.checks import one_of
 from fps_flex.wan.streamed import Streamed
 
 from .offloaded import OffloadedAdamW
+from .shares import local_part
 
 OptimizerName = Literal["adamw", "adamw8bit"]
 LEAST_EPS = 1e-8  # of 8 bits, in which small squares of gradients become 0
@@ -44,6 +45,18 @@ def check_optimizer(name: OptimizerName, eps: float, sharded: bool = False, offl
         )
 
 
+class RowsAdamW(torch.optim.AdamW):
+    """AdamW of what processes share out, each of its own rows: the same update, and a fraction of the host's time that
+    DTensors take.
+    """
+
+    def _init_group(self, group: dict[str, Any], *lists: list[Tensor]) -> bool:
+        has_complex = super()._init_group(group, *lists)
+        for tensors in lists:
+            tensors[:] = map(local_part, tensors)
+        return has_complex
+
+
 def build_optimizer(
     name: OptimizerName,
     parameters: Iterable[nn.Parameter],
@@ -57,7 +70,7 @@ def build_optimizer(
     if offload:
         return OffloadedAdamW(parameters, lr, betas, eps, weight_decay)
     if name == "adamw":
-        return torch.optim.AdamW(parameters, lr, betas, eps, weight_decay, fused=True)
+        return RowsAdamW(parameters, lr, betas, eps, weight_decay, fused=True)
     from torchao.optim import AdamW8bit
 
     return AdamW8bit(parameters, lr, betas, eps, weight_decay)
