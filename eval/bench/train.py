@@ -343,30 +343,37 @@ def _mix(rows: list[Row]) -> Row:
 class _Clock(Callback):
     """Holds each noise level for its steps; seconds of each step after the warm-up and peak memory, a level.
 
-    exchanges: whether to count what attention sends, in the last step of each warm-up.
+    exchanges: whether to count what attention sends: in a step more of each level, after all that are timed, since a
+    profiler counts.
     """
 
     def __init__(self, levels: list[Level], training: Training, exchanges: bool = False) -> None:
-        self.exchanges, self.exchanged = exchanges, [Exchanged() for _ in levels]
+        self.exchanged = [Exchanged() for _ in levels]
         self.levels, self.warmup, self.each = levels, training.warmup, training.warmup + training.steps
-        self.steps = self.each * len(levels)
+        self.timed = self.each * len(levels)
+        self.steps = self.timed + (len(levels) if exchanges else 0)
         self.seconds: list[list[float]] = [[] for _ in levels]
         self.peaks: list[float] = [0.0 for _ in levels]
 
     def on_train_batch_start(self, trainer: L.Trainer, module: FlowModule, batch: Any, step: int) -> None:
-        if step % self.each == 0:
+        counts = step >= self.timed
+        index = step - self.timed if counts else step // self.each
+        if not counts and step % self.each == 0:
             forget_peak()
-        sigma = self.levels[step // self.each].sigma
+        sigma = self.levels[index].sigma
         module.noise_levels = sigma, sigma
         self._counting = ExitStack()
-        if self.exchanges and step % self.each == self.warmup - 1:
-            self._counting.enter_context(self.exchanged[step // self.each].counted())
+        if counts:
+            self._counting.enter_context(self.exchanged[index].counted())
         wait()
         self._start = time.perf_counter()
 
     def on_train_batch_end(self, trainer: L.Trainer, module: FlowModule, outputs: Any, batch: Any, step: int) -> None:
         wait()
+        seconds = time.perf_counter() - self._start
         self._counting.close()
+        if step >= self.timed:
+            return
         if step % self.each >= self.warmup:
-            self.seconds[step // self.each].append(time.perf_counter() - self._start)
+            self.seconds[step // self.each].append(seconds)
         self.peaks[step // self.each] = peak_gb(module.device)
