@@ -5,7 +5,8 @@ import sys
 import pytest
 import torch
 
-from docs.make.cards import command, flex_options, parse_source, read_sources
+from docs.make.cards import command, flex_options
+from docs.make.kernels import parse_source, read_sources
 from fps_flex.triton_options import FLOAT8
 from tests.helpers.commands import refused
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from docs.make.cards import read_sources
+from docs.make.kernels import read_sources
 from tests.helpers.commands import run_apart
 
 pytestmark = pytest.mark.gpu
