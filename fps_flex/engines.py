@@ -27,14 +27,13 @@ from .checks import show
 from .compile import compiled
 from .reference import reference_attention
 from .score_mods import ScoreMod
+from .triton_options import FLOAT8, triton_options
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
 Engine = Literal["auto", "eager", "triton", "flash"]
 Chosen = Literal["eager", "triton", "flash"]
-
-FLOAT8 = torch.float8_e4m3fn
 
 # What `auto` takes by (dtype, whether there is a score_mod): the first that can run. In the order of their TFLOP/s of
 # work done on an H100: `python -m eval.bench kernel`, heads of 128, a tenth of the tile pairs at 720p
@@ -51,11 +50,6 @@ FIGURES = {
 }
 FLASH_HEAD_DIMS = (64, 128)
 LEAST_FLASH = "4.0.0b26"  # before it, its block-sparse backward could read inputs before they were there
-
-# Block sizes and pipelining of the Triton kernel by (dtype, head dim), where FlexAttention's own are not the best.
-TRITON_OPTIONS: dict[tuple[torch.dtype, int], dict[str, int]] = {
-    (FLOAT8, 128): {"fwd_BLOCK_M": 64, "fwd_BLOCK_N": 128, "fwd_num_warps": 4, "fwd_num_stages": 3},
-}
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +107,13 @@ def _kernel_options(engine: Chosen, q: Tensor) -> dict[str, Any] | None:
         return None
     if engine == "flash":
         return {"BACKEND": "FLASH"}
-    return {"BACKEND": "TRITON", "ROWS_GUARANTEED_SAFE": True, **TRITON_OPTIONS.get((q.dtype, q.shape[-1]), {})}
+    options = triton_options(_capability(q.device), q.dtype, q.shape[-1])
+    return {"BACKEND": "TRITON", "ROWS_GUARANTEED_SAFE": True, **options}
+
+
+@torch.compiler.assume_constant_result  # no compiler traces what asks the driver
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 def check_engine(engine: object) -> Engine:
