@@ -30,6 +30,7 @@ from fps_flex.wan.trained import read_training_checkpoint
 
 from .common.atomic import part_of, put_in_place, recover, remove
 from .offloaded import OffloadedAdamW
+from .optimizers import check_momentum
 from .shares import local_part, reason_of, shared_as, write_share
 
 _compiled_forward = compiled(Block.forward)
@@ -195,10 +196,8 @@ class _Shares(Mapping[str, Tensor]):
         self._momentum, self._parameter = momentum, parameter
 
     def __getitem__(self, key: str) -> Tensor:
-        if key == "step":
-            return self._momentum[key]
-        rows = _own_rows(self._momentum, key, self._parameter)
-        check_finite(f"the checkpoint's {key} of a parameter", rows)
+        rows = self._momentum[key] if key == "step" else _own_rows(self._momentum, key, self._parameter)
+        check_momentum(f"the checkpoint's {key} of a parameter", key, rows)
         return rows
 
     def __iter__(self) -> Iterator[str]:
