@@ -108,9 +108,11 @@ class Checkpoints(Checkpoint):
 
     def on_sanity_check_start(self, trainer: L.Trainer, pl_module: FlowModule) -> None:
         self.stop.listen()  # Lightning has set its own handlers since on_fit_start
+        pl_module.is_sound = True  # all of a checkpoint is in its place by now
 
     def on_train_start(self, trainer: L.Trainer, pl_module: FlowModule) -> None:
         self.stop.listen()
+        pl_module.is_sound = True
         self._positions = trainer.datamodule.positions
         trainer.fit_loop.epoch_loop.after_batch.insert(0, partial(self._after_batch, trainer, pl_module))
         if self._resumed:
@@ -192,6 +194,7 @@ class Checkpoints(Checkpoint):
         position = checkpoint["fps_flex"]["position"]
         self._step, self._taken, self._validated = position["step"], position["taken"], position["validated"]
         self._resumed, self.run_id = True, checkpoint["fps_flex"]["run_id"]
+        pl_module.is_sound = False  # the optimizer's state comes after
         trainer.datamodule.taken = self._taken
         checkpoint["loops"]["fit_loop"] = trainer.fit_loop.state_at(self._step, self._validated)
         path = Path(trainer.ckpt_path)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fps_flex.checks import one_of
+from fps_flex.wan.casting import check_finite
 from fps_flex.wan.streamed import Streamed
 
 from .offloaded import OffloadedAdamW
@@ -104,6 +105,15 @@ def _unpack(value: Tensor | dict[str, Any]) -> Tensor:
     about = value[PACKED]
     dtype = getattr(torch, about["dtype"])
     return OptimState8bit(value["codes"], value["scale"], value["qmap"], about["signed"], dtype)
+
+
+def check_momentum(what: str, name: str, values: Tensor) -> None:
+    """name: of AdamW's step, exp_avg and exp_avg_sq. Raises ValueError for a value that isn't finite, and where a count
+    of steps or a mean of squares is negative; `what` names the tensor.
+    """
+    check_finite(what, values)
+    if name != "exp_avg" and values.numel() and (least := values.float().amin()) < 0:
+        raise ValueError(f"{what} holds a value of {least:g}, expected none below 0: fetch or save it again")
 
 
 def shape_of_momentum(value: Any) -> tuple[int, ...] | None:

@@ -18,7 +18,7 @@ from fps_flex.wan.casting import check_finite
 from fps_flex.wan.streamed import Streamed, dtype_of, shape_of
 from fps_flex.wan.trained import STATES
 
-from .optimizers import shape_of_momentum
+from .optimizers import check_momentum, shape_of_momentum
 
 if TYPE_CHECKING:
     from .data import VideoData
@@ -132,7 +132,7 @@ def _check_optimizer(states: list[Any], module: FlowModule, trained: bool) -> No
             )
         for name, mean in () if module.making.sharded else momentum.items():
             if isinstance(mean, Tensor):
-                check_finite(f"its optimizer's {name} of parameter {index}", mean)
+                check_momentum(f"its optimizer's {name} of parameter {index}", name, mean)
 
 
 def _is_momentum(momentum: object, shape: tuple[int, ...] | None) -> bool:

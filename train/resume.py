@@ -146,13 +146,18 @@ def compare_options(path: Path, before: dict[str, Any], now: dict[str, Any]) -> 
     if now.get("model.lora.rank") is not None:
         fixed = [name for name in fixed if name != BASE]
     if fixed:
-        changes = "; ".join(f"{name} was {_say(before.get(name))}, is {_say(now.get(name))}" for name in fixed)
+        changes = "; ".join(f"{name} was {_option(before, name)}, is {_option(now, name)}" for name in fixed)
         start = "model.checkpoint" if now.get("model.lora.rank") is None else "model.adapter"
         raise ValueError(
             f"{path} can't be gone on from with other settings: {changes}. Set them back, or start a new run from its "
             f"weights with --{start} {path} and another --run FOLDER"
         )
-    return [f"{name} {_say(before.get(name))} -> {_say(now.get(name))}{_meaning(name, before, now)}" for name in names]
+    return [f"{name} {_option(before, name)} -> {_option(now, name)}{_meaning(name, before, now)}" for name in names]
+
+
+def _option(options: dict[str, Any], name: str) -> str:
+    """As YAML has it; one that isn't there is of another version, or of a part that the run hasn't."""
+    return _say(options[name]) if name in options else "(not there)"
 
 
 def _meaning(name: str, before: dict[str, Any], now: dict[str, Any]) -> str:

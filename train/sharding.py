@@ -30,6 +30,7 @@ from fps_flex.wan.trained import read_training_checkpoint
 
 from .common.atomic import part_of, put_in_place, recover, remove
 from .offloaded import OffloadedAdamW
+from .optimizers import check_momentum
 from .shares import local_part, reason_of, shared_as, write_share
 
 _compiled_forward = compiled(Block.forward)
@@ -118,7 +119,7 @@ class Sharding(ModelParallelStrategy):
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         (optimizer,), (state,) = self.optimizers, checkpoint["optimizer_states"]
         (group,) = optimizer.param_groups
-        shares = {index: _Shares(momentum, group["params"][index]) for index, momentum in state["state"].items()}
+        shares = {index: _Shares(index, momentum, group["params"][index]) for index, momentum in state["state"].items()}
         with self._together():
             momenta = shares if isinstance(optimizer, OffloadedAdamW) else {i: x.placed() for i, x in shares.items()}
             optimizer.load_state_dict({"state": momenta, "param_groups": state["param_groups"]})
@@ -191,14 +192,12 @@ def _own_rows(state: Mapping[str, Tensor], name: str, like: DTensor) -> Tensor:
 class _Shares(Mapping[str, Tensor]):
     """This process's rows of a parameter's momenta, on the host, each read when it is asked for; and the step."""
 
-    def __init__(self, momentum: Mapping[str, Tensor], parameter: DTensor) -> None:
-        self._momentum, self._parameter = momentum, parameter
+    def __init__(self, index: int, momentum: Mapping[str, Tensor], parameter: DTensor) -> None:
+        self._index, self._momentum, self._parameter = index, momentum, parameter
 
     def __getitem__(self, key: str) -> Tensor:
-        if key == "step":
-            return self._momentum[key]
-        rows = _own_rows(self._momentum, key, self._parameter)
-        check_finite(f"the checkpoint's {key} of a parameter", rows)
+        rows = self._momentum[key] if key == "step" else _own_rows(self._momentum, key, self._parameter)
+        check_momentum(f"the checkpoint's {key} of parameter {self._index}", key, rows)
         return rows
 
     def __iter__(self) -> Iterator[str]:

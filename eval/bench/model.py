@@ -27,6 +27,7 @@ from .sizes import GRIDS, SIGMAS, Level, Size, attention_of, draw_inputs, levels
 
 Way = Literal["one", "ulysses", "halo"]
 Forward = Callable[[torch.Tensor], torch.Tensor]
+Attention = tuple[str, FPSAttention | None]  # a schedule, and what attends; None is diffusers' own model
 
 STOCK = ("stock", "stock compiled")
 COLUMNS = ("model", "regime", "density", "step_seconds", "speedup", "peak_gb")
@@ -58,7 +59,7 @@ def model(
         linears: of our model, each measured: bf16, fp8-ffn or fp8.
         scale_format: of our quantisation.
         window: tiles that a query tile sees on (T, H, W) at all noise levels, a scale per tile: a schedule more.
-        tile: tokens of a tile on (T, H, W); none takes (7, 9, 6).
+        tile: of presets and the window, tokens on (T, H, W); none takes (7, 9, 6), of tiny (1, 4, 4).
         compiled: run our blocks through torch.compile (on a GPU).
         layers: fewer blocks than the model has.
         repeats: forward passes measured, after those that compile.
@@ -66,7 +67,8 @@ def model(
             the last two of our model alone, with the bytes that attention brings the GPU that gets most of them.
         out: JSON file to write.
 
-    Raises ValueError for an unknown schedule, and as `check_linears`.
+    Raises ValueError for an unknown schedule, as `check_linears`, for a tile that is larger than the grid, and for one
+    that nothing is cut into.
     """
     as_whole("repeats", repeats)
     check_some(schedules=schedules, linears=linears, parallel=parallel)
@@ -77,13 +79,7 @@ def model(
         check_linears(kind, find_device())
     if "halo" in parallel and "sdpa" in schedules:
         raise ValueError("parallel is halo, and schedule sdpa attends to a video as one tile: leave either out")
-    options = {"scale_format": scale_format} | ({} if tile is None else {"tile": tile})
-    attentions: dict[str, FPSAttention | None] = {
-        name: None if name in STOCK else attention_of(size, name, **options) for name in schedules
-    }
-    if window is not None:
-        throughout = StepSchedule((), (Regime(window, granularity=1),))
-        attentions[f"window {window}"] = attention_of(size, throughout, **options)
+    attentions = _attentions(size, schedules, window, {"scale_format": scale_format}, tile)
     processes = join(parallel, None, "model")
     bench = _Bench(size, layers, repeats, processes)
     rows = compare(bench.rows(attentions, linears, compiled, parallel))
@@ -92,6 +88,24 @@ def model(
         report(rows, out, columns, size=size, layers=bench.config.layers)
     else:
         deque(rows, maxlen=0)
+
+
+def _attentions(
+    size: Size, schedules: tuple[str, ...], window: Triple | None, options: dict[str, Any], tile: Triple | None
+) -> list[Attention]:
+    """Those that are measured, in order. Raises ValueError for a tile that none of them has, or that has no place."""
+    if tile is not None:
+        if window is None and set(schedules) <= {*STOCK, "sdpa"}:
+            raise ValueError(f"tile is {tile}, and {', '.join(schedules)} has none: add a preset or a window")
+        options = options | {"tile": tile}
+    made: list[Attention] = [(x, None if x in STOCK else attention_of(size, x, **options)) for x in schedules]
+    if window is not None:
+        throughout = StepSchedule((), (Regime(window, granularity=1),))
+        made.append((f"window {window}", attention_of(size, throughout, **options)))
+    for _, attention in made:
+        if attention is not None:
+            attention.plan(GRIDS[size], torch.zeros(1))
+    return made
 
 
 class _Bench:
@@ -105,13 +119,12 @@ class _Bench:
 
     def rows(
         self,
-        attentions: dict[str, FPSAttention | None],
+        attentions: list[Attention],
         linears: tuple[Linears, ...],
         compiled: bool,
         parallel: tuple[Way, ...],
     ) -> Iterator[Row]:
-        """attentions: by schedule; None is diffusers' own model."""
-        for schedule, attention in attentions.items():
+        for schedule, attention in attentions:
             if attention is None:
                 yield from self.processes.first_alone(lambda name=schedule: [{"parallel": "one"} | self._stock(name)])
                 continue

@@ -124,6 +124,25 @@ def test_model_measures_a_window_throughout(tmp_path):
     assert video["video_seconds"] == pytest.approx(100 * step["step_seconds"])
 
 
+def test_model_measures_a_schedule_as_often_as_it_is_named(tmp_path):
+    model("tiny", ("dense", "sdpa", "dense"), layers=1, repeats=1, out=tmp_path / "model.json")
+    steps = [row["model"] for row in read(tmp_path / "model.json") if row["regime"] == "all"]
+    assert steps == ["dense, bf16", "sdpa, bf16", "dense, bf16"]
+
+
+@pytest.mark.parametrize(
+    ("schedules", "tile", "message"),
+    [
+        (("stock", "sdpa"), (1, 4, 4), "^tile is .1, 4, 4., and stock, sdpa has none: add a preset or a window$"),
+        (("stock", "fps"), (9, 9, 9), "^tile .9, 9, 9. is larger than the grid"),
+    ],
+)
+def test_model_refuses_a_tile_that_nothing_is_cut_into_before_it_measures(capsys, schedules, tile, message):
+    with pytest.raises(ValueError, match=message):
+        model("tiny", schedules, tile=tile, layers=1, repeats=1)
+    assert not capsys.readouterr().out
+
+
 def test_kernel_measures_rivals_and_ours_with_errors(tmp_path, capsys):
     kernel("tiny", windows=((5, 2, 1), (5, 2, 2)), rounds=2, repeats=2, out=tmp_path / "kernel.json")
     rows = read(tmp_path / "kernel.json")

@@ -163,6 +163,16 @@ def test_a_run_does_not_go_on_with_momenta_that_are_not_plain_and_finite(saved, 
         assert message in outcome(lambda x: check_checkpoint(x, module), path)
 
 
+@pytest.mark.parametrize("name", ["step", "exp_avg_sq"])
+def test_nor_with_counts_or_squares_below_0(saved, module, tmp_path, name):
+    """A step with them would make weights that aren't finite."""
+    keys = ("optimizer_states", 0, "state", 3, name)
+    path, value = tmp_path / "damaged.ckpt", saved["optimizer_states"][0]["state"][3][name]
+    torch.save(damaged(saved, keys, value - value.max() - 1), path)
+    line = outcome(lambda x: check_checkpoint(x, module), path)
+    assert f"its optimizer's {name} of parameter 3 holds a value of -" in line and "expected none below 0" in line
+
+
 REFUSED_TO_RESUME = [
     *((name,) for name in ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "loops",
                            "callbacks", "global_step", "epoch", "pytorch-lightning_version", "fps_flex")),

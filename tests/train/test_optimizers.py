@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.helpers.commands import refused, run_apart
+from tests.helpers.commands import ROOT, refused, run_apart
 from tests.helpers.lora_run import lora_words, train_lora, write_base
 from tests.helpers.tiny_run import read_checkpoint, tiny_words, train_tiny
 from tests.train.stops import differences, end_of
@@ -108,3 +108,34 @@ def test_a_run_does_not_change_its_optimizer(torchao, tmp_path, capsys):
     line = refused(capsys, main, lora_words(tmp_path / "run", base, "--ckpt_path=last"))
     assert 'model.optimizer was "adamw8bit", is "adamw"' in line
     assert len(read_checkpoint(tmp_path / "run")["optimizer_states"]) == 1
+
+
+OWN_ROWS = """
+import torch
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from train.optimizers import build_optimizer
+torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+mesh = DeviceMesh("cpu", torch.arange(2))
+rows, gradient = torch.arange(12.0).view(3, 4), torch.ones(3, 4)
+shared = [DTensor.from_local(x.clone(), mesh, [Shard(0)], run_check=False, shape=(5, 4), stride=(4, 1))
+          for x in (rows, gradient)]
+parameter, whole = torch.nn.Parameter(shared[0]), torch.nn.Parameter(rows)
+parameter.grad, whole.grad = shared[1], gradient
+update, updated = torch._fused_adamw_, []
+def note(*lists, **settings):
+    updated.extend(x for tensors in lists for x in tensors)
+    update(*lists, **settings)
+torch._fused_adamw_ = note
+for x in (parameter, whole):
+    build_optimizer("adamw", [x], 0.1, (0.9, 0.99), 1e-8, 0.1).step()
+assert len(updated) == 10 and not any(isinstance(x, DTensor) for x in updated)
+assert torch.equal(parameter.to_local(), whole)
+"""
+
+
+def test_what_is_shared_out_is_updated_by_rows():
+    """A process of two that were never started; as DTensors they take ten times the host's time."""
+    done = run_apart("-c", OWN_ROWS, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr

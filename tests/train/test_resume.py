@@ -186,6 +186,15 @@ def test_a_run_from_before_an_option_was_one_without_it(tmp_path, capfd):
     assert "changed    model.attention.smooth_k false -> true" in capfd.readouterr().out
 
 
+def test_an_option_that_a_run_did_not_know_is_not_said_to_have_been_null(tmp_path, capfd):
+    run = train_tiny(tmp_path / "old", "--trainer.max_steps=1")
+    old = read_checkpoint(run)
+    del old["fps_flex"]["options"]["model.offload_optimizer"]
+    torch.save(old, run / "checkpoints/last.ckpt")
+    train_tiny(run, "--trainer.max_steps=2", "--ckpt_path=last")
+    assert "changed    model.offload_optimizer (not there) -> false" in capfd.readouterr().out
+
+
 @pytest.mark.parametrize(
     "name", ["loops", "current_model_state", "optimizer_states", "position", "options", "val_loss", "run_id"]
 )

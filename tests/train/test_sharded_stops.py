@@ -186,14 +186,27 @@ def test_half_a_folder_is_refused_in_a_line(folder, capsys, damage, line):
 
 
 @pytest.mark.slow
-def test_what_is_not_finite_in_one_share_is_refused_by_all(folder):
-    file = folder / shard_name(2, 2)
+@pytest.mark.parametrize(
+    ("name", "value", "line"),
+    [
+        (
+            "current_model_state/model.blocks.0.ffn.0.weight",
+            torch.nan,
+            "model.blocks.0.ffn.0.weight holds a value of nan",
+        ),
+        ("optimizer/0/exp_avg_sq", -1.0, "exp_avg_sq of parameter 0 holds a value of -1, expected none below 0"),
+    ],
+)
+@pytest.mark.parametrize("options", [[], ["--model.offload_optimizer=true"]], ids=["beside", "offloaded"])
+def test_what_is_wrong_in_one_share_is_refused_by_all_and_not_saved(folder, name, value, line, options):
+    """What was put in its place before is part of a state alone."""
+    file, run = folder / shard_name(2, 2), folder.parents[1] / "another"
     tensors = load_file(file)
-    tensors["current_model_state/model.blocks.0.ffn.0.weight"][-1, -1] = torch.nan
+    tensors[name].view(-1)[-1] = value
     save_file(tensors, file)
-    done = fit(folder.parents[1], *TWO, "--ckpt_path=last", "--data.val_clips=1")
+    done = fit(run, *TWO, f"--ckpt_path={folder}", "--data.val_clips=1", *options)
     assert done.returncode == 1 and done.stderr.count("error: ") == 1 and "Traceback" not in done.stderr, done.stderr
-    assert "error: the checkpoint's model.blocks.0.ffn.0.weight holds a value of nan" in done.stderr
+    assert f"error: the checkpoint's {line}" in done.stderr and not list(run.rglob("*.ckpt"))
 
 
 PAIR = ["--parallel.sequence=2", "--trainer.devices=2"]
