@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..common.work import progress_bar
+from ..stopping import signals_blocked
 from .reels import Reel, film_reel
 from .settings import Settings
 
@@ -31,7 +32,8 @@ def film_all(reels: list[Reel], settings: Settings, out: Path, workers: int) -> 
         bar = progress.add_task("clips", total=sum(len(reel.actions) for reel in reels))
         pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (scratch,))
         try:
-            filmed = {pool.submit(_film, reel, settings, out.absolute()): reel for reel in reels}
+            with signals_blocked():  # else Ctrl-C meets processes that have not begun, and each shows a traceback
+                filmed = {pool.submit(_film, reel, settings, out.absolute()): reel for reel in reels}
             for done in as_completed(filmed):
                 done.result()
                 progress.advance(bar, len(filmed.pop(done).actions))
@@ -59,6 +61,7 @@ def _begin(scratch: str) -> None:
     not see it.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # blocked until here
     with open(os.devnull, "w") as nowhere:
         for number in (1, 2):
             os.dup2(nowhere.fileno(), number)
