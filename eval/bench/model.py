@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 
-from fps_flex import FPSAttention, Regime, StepSchedule, preset
+from fps_flex import FPSAttention, Regime, StepSchedule
 from fps_flex.checks import Triple, as_whole
 from fps_flex.quant import ScaleFormat
 from fps_flex.wan import Wan
@@ -27,7 +27,7 @@ from .sizes import GRIDS, SIGMAS, Level, Size, attention_of, draw_inputs, levels
 
 Way = Literal["one", "ulysses", "halo"]
 Forward = Callable[[torch.Tensor], torch.Tensor]
-Attention = tuple[str, FPSAttention | None]  # a schedule, and what attends; None is diffusers' own model
+Named = tuple[str, FPSAttention | None]  # a schedule, and what attends; None is diffusers' own model
 
 STOCK = ("stock", "stock compiled")
 COLUMNS = ("model", "regime", "density", "step_seconds", "speedup", "peak_gb")
@@ -72,9 +72,6 @@ def model(
     """
     as_whole("repeats", repeats)
     check_some(schedules=schedules, linears=linears, parallel=parallel)
-    for schedule in schedules:
-        if schedule not in (*STOCK, "sdpa"):
-            preset(schedule)
     for kind in linears:
         check_linears(kind, find_device())
     if "halo" in parallel and "sdpa" in schedules:
@@ -92,13 +89,13 @@ def model(
 
 def _attentions(
     size: Size, schedules: tuple[str, ...], window: Triple | None, options: dict[str, Any], tile: Triple | None
-) -> list[Attention]:
+) -> list[Named]:
     """Those that are measured, in order. Raises ValueError for a tile that none of them has, or that has no place."""
     if tile is not None:
         if window is None and set(schedules) <= {*STOCK, "sdpa"}:
             raise ValueError(f"tile is {tile}, and {', '.join(schedules)} has none: add a preset or a window")
         options = options | {"tile": tile}
-    made: list[Attention] = [(x, None if x in STOCK else attention_of(size, x, **options)) for x in schedules]
+    made: list[Named] = [(x, None if x in STOCK else attention_of(size, x, **options)) for x in schedules]
     if window is not None:
         throughout = StepSchedule((), (Regime(window, granularity=1),))
         made.append((f"window {window}", attention_of(size, throughout, **options)))
@@ -119,7 +116,7 @@ class _Bench:
 
     def rows(
         self,
-        attentions: list[Attention],
+        attentions: list[Named],
         linears: tuple[Linears, ...],
         compiled: bool,
         parallel: tuple[Way, ...],

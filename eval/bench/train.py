@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -15,7 +15,6 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from lightning.fabric.plugins.environments import LightningEnvironment
-from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader, Dataset
 
 from fps_flex import FPSAttention
@@ -36,7 +35,8 @@ from train.optimizers import LEAST_EPS, OptimizerName, check_optimizer
 from train.parallel import launched_as
 from train.sharding import Sharding
 
-from ..timing import Row, check_some, compare, forget_peak, host_peak_gb, limit_memory, peak_gb, report, wait
+from ..timing import Row, check_some, compare, host_peak_gb, limit_memory, report
+from .clock import Clock
 from .processes import TRAFFIC, Exchanged, Processes, Way, join, predict_step
 from .sizes import GRIDS, RESOLUTIONS, Level, Size, Triple, attention_of, latent_shape, levels_of, sized
 from .stand_ins import Encoded, Latents, OnRandomWeights, States
@@ -229,7 +229,7 @@ class Case:
         started = time.perf_counter()
         module = self._build()
         facts = self._describe(module) | {"build_seconds": time.perf_counter() - started, "tokens": tokens}
-        clock = _Clock(levels, self.training, self.way in TRAFFIC)
+        clock = Clock(levels, self.training.warmup, self.training.steps, exchanges=self.way in TRAFFIC)
         self._fit(module, clock, Latents(latent_shape(module.model.config, self.training.grid)))
         drawn = self.attention.step_schedule.regime_index(spread_noise_levels(100, module.shift)).tolist()
         facts["host_peak_gb"] = host_peak_gb()
@@ -299,7 +299,7 @@ class Case:
                 torch.nn.init.normal_(module.model.head.head.weight, std=0.02)
         return module
 
-    def _fit(self, module: FlowModule, clock: _Clock, data: Dataset) -> None:
+    def _fit(self, module: FlowModule, clock: Clock, data: Dataset) -> None:
         on_gpu = find_device().type == "cuda"
         if self.way == "one":
             module.train_loss.distributed_available_fn = lambda: False  # the other processes don't train
@@ -338,42 +338,3 @@ def _mix(rows: list[Row]) -> Row:
         "tokens_per_second": rows[0]["clips"] * rows[0]["tokens"] / seconds,
         "peak_gb": max(row["peak_gb"] for row in rows),
     }
-
-
-class _Clock(Callback):
-    """Holds each noise level for its steps; seconds of each step after the warm-up and peak memory, a level.
-
-    exchanges: whether to count what attention sends: in a step more of each level, after all that are timed, since a
-    profiler counts.
-    """
-
-    def __init__(self, levels: list[Level], training: Training, exchanges: bool = False) -> None:
-        self.exchanged = [Exchanged() for _ in levels]
-        self.levels, self.warmup, self.each = levels, training.warmup, training.warmup + training.steps
-        self.timed = self.each * len(levels)
-        self.steps = self.timed + (len(levels) if exchanges else 0)
-        self.seconds: list[list[float]] = [[] for _ in levels]
-        self.peaks: list[float] = [0.0 for _ in levels]
-
-    def on_train_batch_start(self, trainer: L.Trainer, module: FlowModule, batch: Any, step: int) -> None:
-        counts = step >= self.timed
-        index = step - self.timed if counts else step // self.each
-        if not counts and step % self.each == 0:
-            forget_peak()
-        sigma = self.levels[index].sigma
-        module.noise_levels = sigma, sigma
-        self._counting = ExitStack()
-        if counts:
-            self._counting.enter_context(self.exchanged[index].counted())
-        wait()
-        self._start = time.perf_counter()
-
-    def on_train_batch_end(self, trainer: L.Trainer, module: FlowModule, outputs: Any, batch: Any, step: int) -> None:
-        wait()
-        seconds = time.perf_counter() - self._start
-        self._counting.close()
-        if step >= self.timed:
-            return
-        if step % self.each >= self.warmup:
-            self.seconds[step // self.each].append(seconds)
-        self.peaks[step // self.each] = peak_gb(module.device)

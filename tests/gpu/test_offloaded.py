@@ -5,6 +5,7 @@ import gc
 import pytest
 import torch
 
+from tests.helpers.handing_over import hand_over
 from train.optimizers import build_optimizer
 
 pytestmark = pytest.mark.gpu
@@ -66,11 +67,7 @@ def test_each_goes_on_from_what_the_other_saved(tmp_path, before):
     whole, first, second = made(False), made(before), made(not before)
     take_steps(whole, 0, 4)
     take_steps(first, 0, 2)
-    torch.save(first.state_dict(), tmp_path / "state.pt")
-    with torch.no_grad():
-        for x, y in zip(second.param_groups[0]["params"], first.param_groups[0]["params"], strict=True):
-            x.copy_(y)
-    second.load_state_dict(torch.load(tmp_path / "state.pt", map_location="cpu", weights_only=True))
+    hand_over(first, second, tmp_path / "state.pt")
     take_steps(second, 2, 4)
     assert_same(whole, second)
 

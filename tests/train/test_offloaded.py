@@ -11,6 +11,7 @@ from lightning.fabric.utilities.optimizer import _optimizer_to_device
 from safetensors.torch import load_file
 
 from tests.helpers.commands import ROOT, refused, run_apart
+from tests.helpers.handing_over import hand_over
 from tests.helpers.lora_run import lora_words, train_words, write_base
 from tests.helpers.tiny_run import all_tensors, same_tensors, tiny_words
 from tests.helpers.together import run_in_turn
@@ -89,11 +90,7 @@ def test_each_goes_on_from_what_the_other_saved(tmp_path, before, after):
     whole, first, second = made(False), made(before), made(after)
     take_steps(whole, 0, 5)
     take_steps(first, 0, 2)
-    torch.save(first.state_dict(), tmp_path / "state.pt")
-    with torch.no_grad():
-        for x, y in zip(second.param_groups[0]["params"], first.param_groups[0]["params"], strict=True):
-            x.copy_(y)
-    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    hand_over(first, second, tmp_path / "state.pt")
     take_steps(second, 2, 5)
     assert_same(whole, second)
 
