@@ -49,7 +49,7 @@ def densities(attention: FPSAttention, grid: Triple, sigma: Float[Tensor, " b"],
     """At each noise level the share of pairs that attention computes, a mean over a model's layers. grid: of tokens."""
     layout = attention.plan(grid, torch.zeros(1)).layout
     of_regime = density(layout, [regime.window_in_tiles(layout.tiles) for regime in attention.regimes])
-    return torch.stack([of_regime[attention.regime_index(sigma, layer)] for layer in range(layers)]).mean(0)
+    return torch.stack([of_regime[attention.regime_index(sigma.cpu(), layer)] for layer in range(layers)]).mean(0)
 
 
 def training_flops(forward: Flops, frozen: bool = False) -> float:

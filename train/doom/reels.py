@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 REELS = ".reels"  # folder of what is known of finished reels, until all are
 PER_REEL = 8  # clips at most: starting the game takes as long as some ten clips
 TAKES = 12  # of an action, before the clip gets another one
+GAMES = 5  # in which a reel is begun, before its level counts as one in which nothing can be filmed
 QUALITY = {"preset": "ultrafast", "crf": "8"}  # 40 dB and more for most clips; with less colour (yuv420p) no crf has it
 
 logger = logging.getLogger(__name__)
@@ -83,16 +84,31 @@ def film_reel(reel: Reel, settings: Settings, out: Path) -> None:
 
     Raises ValueError for a level in which nothing can be filmed.
     """
-    generator = random.Random(f"reel {reel.name} {settings.seed}")
+    failed = Counter[str]()
+    for game in range(GAMES):
+        # in a rare game the player is somewhere, or becomes somebody, with whom no take succeeds
+        if rows := _play(reel, settings, out, random.Random(f"reel {reel.name} {settings.seed}{game or ''}"), failed):
+            replaced = sum(row["action"] != planned for row, planned in zip(rows, reel.actions, strict=True))
+            write_json(reel.record(out), {"clips": rows, "failed": failed, "replaced": replaced})
+            return
+    why = ", ".join(failed)
+    raise ValueError(f"nothing can be filmed in {reel.level.name}: {why}; choose another --seed or --frames")
+
+
+def _play(
+    reel: Reel, settings: Settings, out: Path, generator: random.Random, failed: Counter[str]
+) -> list[dict[str, Any]] | None:
+    """A game in which a reel's clips are drawn: their rows. None where one can't be."""
     skill, game_seed = generator.randint(1, 4), generator.getrandbits(31)
-    rows, failed, replaced = [], Counter[str](), 0
+    rows = []
     with playing(reel.level, skill, game_seed, (settings.height, settings.width)) as player:
         for video, planned in zip(reel.videos, reel.actions, strict=True):
-            action, pictures = _film(player, reel.level, planned, settings, generator, failed)
+            if (filmed := _film(player, reel.level, planned, settings, generator, failed)) is None:
+                return None
+            action, pictures = filmed
             _write(out / video, pictures, settings.fps)
             rows.append(_row(video, reel, action, skill))
-            replaced += action != planned
-    write_json(reel.record(out), {"clips": rows, "failed": failed, "replaced": replaced})
+    return rows
 
 
 def _row(video: str, reel: Reel, action: str, skill: int) -> dict[str, Any]:
@@ -104,8 +120,8 @@ def _row(video: str, reel: Reel, action: str, skill: int) -> dict[str, Any]:
 
 def _film(
     player: Player, level: Level, planned: str, settings: Settings, generator: random.Random, failed: Counter[str]
-) -> tuple[str, UInt8[np.ndarray, "f h w 3"]]:
-    """(action, clip): the planned action, or another where that can't be done in this level."""
+) -> tuple[str, UInt8[np.ndarray, "f h w 3"]] | None:
+    """(action, clip): the planned action, or another where that can't be done in this level; None where none can."""
     others = [action for action in ACTIONS if action != planned]
     for name in (planned, *generator.sample(others, len(others))):
         action = ACTIONS[name]
@@ -117,7 +133,7 @@ def _film(
                 return name, take(player, level, action, settings.frames, settings.tics, generator)
             except Retake as why:
                 failed[str(why)] += 1
-    raise ValueError(f"nothing can be filmed in {level.name}: {', '.join(failed)}; choose another --seed or --frames")
+    return None
 
 
 def _write(path: Path, pictures: UInt8[np.ndarray, "f h w 3"], fps: float) -> None:
