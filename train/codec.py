@@ -20,6 +20,7 @@ from fps_flex.wan.linear_codec import METADATA, Components, LinearCodec
 from .common.atomic import beside, check_ours, digest_content, digest_file
 from .common.console import cli_errors, run_command, writable
 from .common.pictures import draw_contact_sheet
+from .common.videos import in_range
 from .common.work import progress_bar
 from .data import VideoData
 from .folder import VideoFolder
@@ -104,7 +105,7 @@ def _measure(part: VideoFolder, indices: Any, box: Triple, what: str) -> tuple[M
     with progress_bar() as progress:
         for index in progress.track(indices, description=what):
             item = part[index]
-            moments.add(item["video"])
+            moments.add(in_range(item["video"]))
             names.append(item["name"])
     return moments, names
 
@@ -124,7 +125,7 @@ def _draw(path: Path, part: VideoFolder) -> None:
     """Clips above what the codec leaves of them."""
     codec = LinearCodec(str(path))
     items = [part[i] for i in range(min(DRAWN, len(part)))]
-    videos: Float[Tensor, "b 3 f h w"] = torch.stack([item["video"] for item in items])
+    videos: Float[Tensor, "b 3 f h w"] = in_range(torch.stack([item["video"] for item in items]))
     pairs = torch.stack([videos, codec.decode(codec.encode(videos)).clamp(-1, 1)], 1).flatten(0, 1)
     captions = [text for item in items for text in (item["prompt"], f"decoded from {codec.channels} channels")]
     draw_contact_sheet(path.with_suffix(".png"), pairs, captions, columns=6)

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from fps_flex.checks import require
 
 from .cached import CachedClips, read_empty_text
+from .chance import WithChance, to_device
 from .common.atomic import digest_content
 from .folder import VideoFolder, scan_folder
 from .index import Index, is_prepared, read_index
@@ -144,6 +145,14 @@ class VideoData(L.LightningDataModule):
         prompts = [clip.prompt for part in (self.train_set, self.val_set) for clip in part.clips]
         return digest_content(json.dumps(prompts))[:12]
 
+    def _with_chance(self, dataset: Dataset) -> Dataset:
+        """What a module is trained on; without a trainer the clips alone."""
+        module = self.trainer.lightning_module if self.trainer else None
+        if module is None:
+            return dataset
+        encoded = None if self.index else (module.codec.channels, *module.codec.latent_size(self.size))
+        return WithChance(dataset, module.seed, encoded)
+
     def train_dataloader(self) -> DataLoader:
         """Full batches without end, however few the clips: each batch size would compile anew.
 
@@ -159,13 +168,18 @@ class VideoData(L.LightningDataModule):
         batch_size = self.batch_size if len(self.sizes()) == 1 else 1
         return self._loader(self.val_set, HeldOut(len(self.val_set), batch_size, rank, world))
 
+    def transfer_batch_to_device(
+        self, batch: dict[str, Any], device: torch.device, dataloader_idx: int
+    ) -> dict[str, Any]:
+        return to_device(batch, device)
+
     def _place(self) -> tuple[int, int]:
         """This process's rank among those that take clips of their own, and how many there are."""
         return place(self.trainer) if self.trainer else (0, 1)
 
     def _loader(self, dataset: Dataset, batches: Sampler[list[Pick]]) -> DataLoader:
         return Loader(
-            dataset,
+            self._with_chance(dataset),
             batch_sampler=batches,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,

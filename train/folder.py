@@ -86,7 +86,7 @@ class VideoFolder(Dataset):
     A clip that breaks when it is read is left out from then on, named and counted, and the next one takes its place;
     the processes that load clips tell each other.
     A pass over the clips cuts each somewhere in it, validation cuts at the start.
-    Items: video [3, frames, height, width] in -1 to 1, prompt, name, source, index, pass. Raises ValueError when no
+    Items: video [3, frames, height, width] in bytes, prompt, name, source, index, pass. Raises ValueError when no
     clip is left.
     """
 
@@ -125,10 +125,8 @@ class VideoFolder(Dataset):
         raise ValueError(f"no clip in {self.folder} can be read: all {len(self)} broke")
 
     def _read(self, clip: Clip, generator: float) -> Tensor:
-        pixels = read_clip(
-            self.folder / clip.video, self.frames, self.fps, self.height, self.width, generator * clip.spare
-        )
-        return pixels.float() / 127.5 - 1
+        where = self.folder / clip.video
+        return read_clip(where, self.frames, self.fps, self.height, self.width, generator * clip.spare)
 
     def _leave_out(self, clip: Clip, error: ClipError) -> None:
         number = self.number[clip.video]

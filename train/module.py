@@ -23,10 +23,10 @@ from fps_flex.wan.experts import ALL, as_levels
 from fps_flex.wan.flow import (
     add_noise,
     distill_loss,
-    draw_noise_levels,
     euler_sample,
     flow_loss,
     guided_velocity,
+    noise_level,
     spread_noise_levels,
     velocity_error,
 )
@@ -35,8 +35,9 @@ from fps_flex.wan.lora import Lora, trained
 from fps_flex.wan.streamed import renamed
 
 from .building import Making, build_model, build_teacher, open_start, record_of
+from .common.videos import in_range
 from .optimizers import OptimizerName, build_optimizer, check_optimizer, pack, unpack
-from .order import PADDING, generator_of
+from .order import PADDING
 from .sharding import is_finite_everywhere, whole
 from .shared_start import Start, share_out
 
@@ -215,29 +216,25 @@ class FlowModule(L.LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """The loss, and what a training log says more of: each clip's loss and noise level, what a pass is over."""
-        generators = [generator_of(self.seed, *draw) for draw in zip(*_draws(batch), strict=True)]
-        dropped = torch.cat([torch.rand(1, generator=generator) for generator in generators]) < self.text_dropout
-        latents, text = self._encode(batch, dropped)
-        drawn = (self.shift, self.logit_mean, self.logit_std)
-        levels = [draw_noise_levels(1, *drawn, generator, self.noise_levels) for generator in generators]
-        losses, _ = self._losses(self.model, latents, text, torch.cat(levels), _noise(latents, generators))
+        latents, text = self._encode(batch, batch["uniform"] < self.text_dropout)
+        drawn = (self.shift, self.logit_mean, self.logit_std, self.noise_levels)
+        sigma = torch.cat([noise_level(normal[None], *drawn) for normal in batch["normal"]])
+        losses, _ = self._losses(self.model, latents, text, sigma, batch["noise"])
         self._note(batch, losses.detach())
         if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
             self.log("train/loss", self.train_loss.compute().float(), prog_bar=True, batch_size=len(latents))
         grid = self.model.config.grid(latents.shape[2:])
-        seen = {"losses": losses.detach(), "sigma": torch.cat(levels), "grid": grid, "text_tokens": text.shape[1]}
+        seen = {"losses": losses.detach(), "sigma": sigma, "grid": grid, "text_tokens": text.shape[1]}
         return {"loss": losses.mean(), **seen}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """The loss at `val_levels` noise levels spread as training draws them, with the same noise every time."""
-        indices, passes = _draws(batch)
         latents, text = self._encode(batch, torch.zeros(len(batch["prompt"]), dtype=torch.bool))
-        noise = _noise(latents, [generator_of(self.seed, index) for index in indices])
-        counts = torch.tensor([pass_ != PADDING for pass_ in passes], device=self.device)
+        counts = (batch["pass"] != PADDING).to(self.device)
         drawn = (self.shift, self.logit_mean, self.logit_std)
         levels = spread_noise_levels(self.val_levels, *drawn, self.noise_levels)
         for sigma in levels:
-            losses, errors = self._losses(self.shown, latents, text, sigma.expand(len(latents)), noise)
+            losses, errors = self._losses(self.shown, latents, text, sigma.expand(len(latents)), batch["noise"])
             self.val_loss.update(losses[counts])  # torchmetrics forgets weights where NaN is to stay NaN
             if errors is not None:
                 self.val_error.update(errors[counts])
@@ -363,7 +360,7 @@ class FlowModule(L.LightningModule):
             text = torch.where(dropped[:, None, None].to(self.device), empty, batch["text"])
             return batch["latents"].float(), text
         prompts = ["" if drop else prompt for drop, prompt in zip(dropped.tolist(), batch["prompt"], strict=True)]
-        return self.codec.encode(batch["video"]), self.text(prompts, self.device)
+        return self.codec.encode(in_range(batch["video"])), self.text(prompts, self.device)
 
     def _losses(
         self, model: Wan, latents: Tensor, text: Tensor, sigma: Tensor, noise: Tensor
@@ -423,14 +420,3 @@ def check_objective(objective: Objective, flow_weight: float, is_teacher: bool) 
             "model.objective distill has nothing to distil: the attention is dense and unquantised, as the teacher's; "
             "choose another model.attention.schedule, or objective flow"
         )
-
-
-def _draws(batch: dict[str, Any]) -> tuple[list[int], list[int]]:
-    """Each clip's index, and the pass that meets it."""
-    return batch["index"].tolist(), batch["pass"].tolist()
-
-
-def _noise(latents: Float[Tensor, "b c f h w"], generators: list[torch.Generator]) -> Float[Tensor, "b c f h w"]:
-    return torch.stack([torch.randn(latents.shape[1:], generator=generator) for generator in generators]).to(
-        latents.device
-    )

@@ -15,8 +15,10 @@ from fps_flex.wan.codecs import Codec, TextEncoder
 from fps_flex.wan.files import Spec
 from fps_flex.wan.opened import Weights
 from fps_flex.wan.weights import build_empty
+from train.chance import to_device
 from train.common.work import find_device
 from train.module import FlowModule
+from train.order import Pick, as_pick
 
 from .sizes import TEXT_TOKENS, Triple
 
@@ -31,8 +33,9 @@ class Latents(Dataset):
     def __len__(self) -> int:
         return 1_000_000
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        where = {"name": f"random {index}", "source": "drawn here", "index": index, "pass": 0}
+    def __getitem__(self, key: int | Pick) -> dict[str, Any]:
+        index, pass_ = as_pick(key)
+        where = {"name": f"random {index}", "source": "drawn here", "index": index, "pass": pass_}
         video = torch.randn(self.shape, generator=torch.Generator().manual_seed(index))  # whichever process asks
         return {"video": video, "prompt": "", **where}
 
@@ -65,7 +68,12 @@ class States(TextEncoder):
 
 
 class OnRandomWeights(FlowModule):
-    """In place of a checkpoint's, weights that are drawn as they are asked for."""
+    """In place of a checkpoint's, weights that are drawn as they are asked for; and batches without VideoData."""
+
+    def transfer_batch_to_device(
+        self, batch: dict[str, Any], device: torch.device, dataloader_idx: int
+    ) -> dict[str, Any]:
+        return to_device(batch, device)
 
     @staticmethod
     def open_start(checkpoint: str | None, wan: WanConfig) -> Weights | None:

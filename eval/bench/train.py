@@ -15,7 +15,7 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from lightning.fabric.plugins.environments import LightningEnvironment
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from fps_flex import FPSAttention
 from fps_flex.checks import as_whole, require
@@ -29,9 +29,11 @@ from fps_flex.wan.linears import Linears
 from fps_flex.wan.lora import Lora
 from train.building import Making
 from train.callbacks import AverageWeights
+from train.chance import WithChance
 from train.common.work import find_device
 from train.module import FlowModule, Objective
 from train.optimizers import LEAST_EPS, OptimizerName, check_optimizer
+from train.order import Pick
 from train.parallel import launched_as
 from train.sharding import Sharding
 
@@ -299,7 +301,7 @@ class Case:
                 torch.nn.init.normal_(module.model.head.head.weight, std=0.02)
         return module
 
-    def _fit(self, module: FlowModule, clock: Clock, data: Dataset) -> None:
+    def _fit(self, module: FlowModule, clock: Clock, data: Latents) -> None:
         on_gpu = find_device().type == "cuda"
         if self.way == "one":
             module.train_loss.distributed_available_fn = lambda: False  # the other processes don't train
@@ -321,7 +323,8 @@ class Case:
             enable_model_summary=False,
             **where,
         )
-        trainer.fit(module, DataLoader(data))
+        picks = [Pick(i, 0) for i in range(clock.steps)]
+        trainer.fit(module, DataLoader(WithChance(data, module.seed, data.shape), sampler=picks))
 
 
 def _mix(rows: list[Row]) -> Row:

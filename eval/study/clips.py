@@ -13,7 +13,7 @@ from fps_flex import FPSAttention
 from fps_flex.checks import show
 from fps_flex.wan import WanConfig
 from fps_flex.wan.codecs import box_grid
-from train.common.videos import probe
+from train.common.videos import in_range, probe
 from train.data import VideoData
 from train.index import is_prepared
 from train.sources import read_rows
@@ -77,7 +77,7 @@ def read(data: VideoData, held_out: bool, most: int) -> Iterator[tuple[Float[Ten
     """Up to `most` clips in -1 to 1, with their captions, always the same ones and spread over all levels."""
     clips = data.val_set if held_out else data.train_set
     for item in map(clips.__getitem__, spread_out(len(clips), most)):
-        yield item["video"], item["prompt"]
+        yield in_range(item["video"]), item["prompt"]
 
 
 def spread_out(count: int, most: int) -> list[int]:

@@ -20,22 +20,21 @@ Velocity = Callable[[Tensor], Tensor]  # of text states
 Passes = Callable[[Velocity, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def draw_noise_levels(
-    count: int,
+def noise_level(
+    normal: Float[Tensor, " b"],
     shift: float,
     mean: float = 0.0,
     std: float = 1.0,
-    generator: torch.Generator | None = None,
     within: tuple[float, float] = (0.0, 1.0),
 ) -> Float[Tensor, " b"]:
     """sigma for training: u ~ sigmoid(Normal(mean, std)), shifted (paper, Table 8: logit-normal, sample_shift).
 
-    within: the lowest and the highest level; others are left out, and the rest is as likely as before to each other.
+    normal: draws of Normal(0, 1). within: the lowest and the highest level; others are left out, and the rest is as
+    likely as before to each other.
     """
-    z = torch.randn(count, generator=generator)
     if within == (0.0, 1.0):
-        return shift_noise((mean + std * z).sigmoid(), shift)
-    return _levels_at(torch.special.ndtr(z.double()), shift, mean, std, within)
+        return shift_noise((mean + std * normal).sigmoid(), shift)
+    return _levels_at(torch.special.ndtr(normal.double()), shift, mean, std, within)
 
 
 def spread_noise_levels(

@@ -18,7 +18,7 @@ from eval.bench.train import train
 from eval.timing import clock
 from fps_flex import FPSAttention, Regime, StepSchedule
 from fps_flex.wan import Wan
-from fps_flex.wan.flow import draw_noise_levels
+from fps_flex.wan.flow import noise_level
 from tests.helpers.cases import relative_error
 from tests.helpers.commands import refused, refused_unmeasured
 
@@ -98,7 +98,7 @@ def test_train_weighs_regimes_as_training_draws_them(tmp_path, monkeypatch):
     assert held == [0.99] * 3 + [0.8] * 3 + [0.3] * 3
     *each, mix = read(tmp_path / "t.json")
     shares = [row["share"] for row in each]
-    levels = draw_noise_levels(40_000, 5.0, generator=torch.Generator().manual_seed(0))
+    levels = noise_level(torch.randn(40_000, generator=torch.Generator().manual_seed(0)), 5.0)
     drawn = FPSAttention("fps").step_schedule.regime_index(levels)
     assert shares == [0.2, 0.6, 0.2] == pytest.approx((drawn.bincount() / len(drawn)).tolist(), abs=0.01)
     for name in ("step_seconds", "density"):

@@ -16,7 +16,7 @@ from fps_flex import FPSAttention
 from fps_flex.wan.convert import main
 from fps_flex.wan.encoders import UMT5Text
 from fps_flex.wan.experts import ALL, find_experts, levels_of
-from fps_flex.wan.flow import draw_noise_levels, spread_noise_levels
+from fps_flex.wan.flow import noise_level, spread_noise_levels
 from fps_flex.wan.weights import load_wan, open_weights
 from tests.helpers.commands import refused
 from tests.helpers.tiny_wan import tiny_pipeline, tiny_transformer
@@ -231,9 +231,9 @@ def test_fidelity_of_two_experts_but_not_with_a_trained_one(release, low_run, tm
 @pytest.mark.parametrize(("shift", "mean", "std"), [(5.0, 0.0, 1.0), (12.0, -0.5, 1.5), (1.0, 0.3, 0.7)])
 def test_levels_within_bounds_are_those_of_all_without_the_others(within, shift, mean, std):
     chance = torch.Generator().manual_seed(0)
-    every = draw_noise_levels(400_000, shift, mean, std, chance)
+    every = noise_level(torch.randn(400_000, generator=chance), shift, mean, std)
     kept = every[(every >= within[0]) & (every <= within[1])].sort().values
-    drawn = draw_noise_levels(100_000, shift, mean, std, chance, within).sort().values
+    drawn = noise_level(torch.randn(100_000, generator=chance), shift, mean, std, within).sort().values
     assert within[0] <= drawn[0] and drawn[-1] <= within[1] and drawn.dtype == torch.float32
     shares = torch.linspace(0.02, 0.98, 25)
     expected, got = (x[(shares * len(x)).long()] for x in (kept, drawn))
@@ -244,7 +244,7 @@ def test_levels_within_bounds_are_those_of_all_without_the_others(within, shift,
 
 def test_all_levels_are_drawn_as_ever():
     for shift in (1.0, 3.3, 5.0):
-        drawn = draw_noise_levels(9, shift, 0.2, 1.3, torch.Generator().manual_seed(1))
+        drawn = noise_level(torch.randn(9, generator=torch.Generator().manual_seed(1)), shift, 0.2, 1.3)
         u = (0.2 + 1.3 * torch.randn(9, generator=torch.Generator().manual_seed(1))).sigmoid()
         assert torch.equal(drawn, shift * u / (1 + (shift - 1) * u))
         quantiles = (torch.arange(5, dtype=torch.float64) + 0.5) / 5

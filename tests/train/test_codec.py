@@ -14,6 +14,7 @@ from tests.helpers.grey_clips import encode
 from tests.helpers.raw_clips import scene
 from tests.helpers.tiny_run import tiny_words, train_tiny
 from train.codec import command
+from train.common.videos import in_range
 from train.data import VideoData
 from train.fit import main as fit
 from train.moments import Moments, find_axes, find_components, psnr_by_channels
@@ -41,7 +42,7 @@ def read_parts(folder):
     """Videos to train on, and those held out."""
     data = VideoData(str(folder), 4, 8.0, 16, 24)
     data.setup()
-    return ([part[i]["video"] for i in range(len(part))] for part in (data.train_set, data.val_set))
+    return ([in_range(part[i]["video"]) for i in range(len(part))] for part in (data.train_set, data.val_set))
 
 
 def boxes_of(videos):

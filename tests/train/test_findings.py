@@ -172,7 +172,7 @@ def test_an_image_is_a_clip_of_one_frame(tmp_path, caplog):
     clips = scan_folder(tmp_path, 1, 60)
     assert [clip.video for clip in clips] == ["a.png", "b.jpg", "c.webp", "d.bmp"]
     for item in VideoFolder(tmp_path, clips, 1, 60, 16, 16):
-        assert item["video"].shape == (3, 1, 16, 16) and item["video"][0].mean() > 0.8
+        assert item["video"].shape == (3, 1, 16, 16) and item["video"][0].float().mean() > 0.9 * 255
     with pytest.raises(ValueError, match="a.png: is an image, which is a clip of one frame, expected 2"):
         scan_folder(tmp_path, 2, 60)
 

@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import Strategy
 from PIL import Image
 
 from fps_flex import Regime, StepSchedule, TileLayout, density
-from fps_flex.wan.flow import draw_noise_levels
+from fps_flex.wan.flow import noise_level
 from tests.helpers.commands import ROOT, refused
 from tests.helpers.tiny_run import read_checkpoint, tiny_words, train_apart, train_tiny
 from tests.helpers.wheel_clips import link_clips, real_clips
@@ -239,7 +239,9 @@ def test_tiny_has_many_tiles_is_sparse_and_meets_every_regime():
     regimes = tuple(Regime(**regime) for regime in options["regimes"])
     schedule = StepSchedule(tuple(options["bounds"]), regimes, options["shift"])
     layout = TileLayout((5, 8, 8), model["attention"]["tile"], model["attention"]["block"])
-    drawn = schedule.regime_index(draw_noise_levels(20_000, model["shift"], generator=torch.Generator().manual_seed(0)))
+    drawn = schedule.regime_index(
+        noise_level(torch.randn(20_000, generator=torch.Generator().manual_seed(0)), model["shift"])
+    )
     shares = drawn.bincount(minlength=3) / len(drawn)
     assert layout.tiles == (5, 2, 2) and shares.min() > 0.2
     assert shares.double() @ density(layout, schedule.windows(layout.tiles)) < 0.5

@@ -83,6 +83,11 @@ def read_clip(
     raise ClipError(f"{ending}; it is cut short: its header says {seconds:.2f} s" if cut_short else ending)
 
 
+def in_range(video: UInt8[Tensor, "*b 3 f h w"] | Float[Tensor, "*b 3 f h w"]) -> Float[Tensor, "*b 3 f h w"]:
+    """Pixels in -1 to 1, of the bytes that files hold; others are so already."""
+    return video.float() / 127.5 - 1 if video.dtype == torch.uint8 else video
+
+
 def sample_frames(path: Path, fps: float | None, height: int) -> Iterator[tuple[float, UInt8[np.ndarray, "h w 3"]]]:
     """(seconds after the first frame, RGB) of about `fps` frames a second of a whole video, none of them twice.
 
