@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -55,21 +56,30 @@ class AverageWeights(Callback):
         """After each optimizer step; that after the first is the weights themselves."""
         if self.decay is not None and trainer.global_step > self._step:
             self._step = trainer.global_step
-            names = trained(pl_module.model)
+            live, average = trained(pl_module.model), dict(pl_module.average.named_parameters())
             # each process its own rows: as DTensors they take the host ten times as long
-            models = pl_module.model, pl_module.average
-            live, average = ([local_part(x.get_parameter(name)) for name in names] for x in models)
-            torch._foreach_lerp_(average, live, 1 - self.decay if self._step > 1 else 1.0)
+            pairs = ([local_part(x[name]) for name in live] for x in (average, live))
+            torch._foreach_lerp_(*pairs, 1 - self.decay if self._step > 1 else 1.0)
 
 
 class Progress(RichProgressBar):
-    """Lightning's, without what says nothing here: a last epoch (runs end by steps) and a number of the log."""
+    """Lightning's, without what says nothing here: a last epoch (runs end by steps) and a number of the log.
+
+    Reading a loss waits for the GPU, which then waits for the next step: in training it is read once a second.
+    """
+
+    _read_at: float = -math.inf
+    _shown: dict[str, Any] | None = None
 
     def _get_train_description(self, current_epoch: int) -> str:
         return f"Epoch {current_epoch}".ljust(len(self.validation_description))
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
+        if self._shown is None or not trainer.training or time.monotonic() - self._read_at >= 1:
+            shown = super().get_metrics(trainer, pl_module)
+            self._shown = {name: value for name, value in shown.items() if name != "v_num"}
+            self._read_at = time.monotonic()
+        return dict(self._shown)
 
 
 class LogFirstValidation(Callback):
