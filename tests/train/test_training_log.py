@@ -11,7 +11,7 @@ from fps_flex.wan import WAN_TINY, WanConfig
 from fps_flex.wan.flops import forward_flops, training_flops
 from tests.helpers.tiny_run import read_log, tiny_words, train_tiny
 from tests.helpers.together import run_in_turn
-from train.callbacks import read_losses
+from train.callbacks import Progress, read_losses
 from train.training_log import Work, batch_flops, means, peak_flops, speed, tally
 
 EVERY = ["--trainer.log_every_n_steps=2", "--trainer.val_check_interval=8", "--checkpoint.every_n_train_steps=100"]
@@ -181,3 +181,21 @@ def test_operations_count_what_each_layer_computes():
         counted[name] = batch_flops(module, work)
     assert counted["one"] - counted["none"] == pytest.approx((counted["all"] - counted["none"]) / 3)
     assert counted["all"] > counted["none"]
+
+
+def test_the_bar_reads_its_numbers_once_a_second_in_training_and_always_after_a_validation(monkeypatch):
+    now, read = [100.0], []
+    monkeypatch.setattr("train.callbacks.time.monotonic", lambda: now[0])
+
+    def metrics(self, trainer, module):
+        read.append(now[0])
+        return {"train/loss": now[0], "v_num": 3}
+
+    monkeypatch.setattr("lightning.pytorch.callbacks.RichProgressBar.get_metrics", metrics)
+    bar = Progress()
+    shown = []
+    for second, training in ((100.0, True), (100.5, True), (100.6, False), (101.5, True), (101.7, True)):
+        now[0] = second
+        shown.append(bar.get_metrics(SimpleNamespace(training=training), None)["train/loss"])
+    assert read == [100.0, 100.6, 101.7] and shown == [100.0, 100.0, 100.6, 100.6, 101.7]
+    assert "v_num" not in bar.get_metrics(SimpleNamespace(training=True), None)
