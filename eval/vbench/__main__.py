@@ -22,6 +22,7 @@ from jsonargparse import ArgumentParser
 
 from fps_flex.checks import at_home
 from train.common.console import add_to_lists, check_schedule_parts, cli_errors, keep_texts
+from train.common.ending import heed_signals
 from train.common.work import rank_and_world
 
 from ..generate.loras import LISTS
@@ -184,4 +185,5 @@ def command(args: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    heed_signals()
     command()

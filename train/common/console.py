@@ -18,6 +18,8 @@ from jsonargparse import ArgumentError, Namespace, auto_cli, capture_parser, get
 
 from fps_flex import FPSAttention
 
+from .ending import exit_code
+
 TEXTS = ("--prompt", "--negative_prompt")  # options that are text as it is, and may be empty
 SCHEDULE_PART = re.compile(r"--((?:\w+\.)*attention)\.schedule\.(\w+)")
 
@@ -144,7 +146,7 @@ def _schedule_of(parsed: Namespace, option: str) -> Namespace | str | None:
 def cli_errors(interrupted: str) -> Iterator[None]:
     """A command's work: a user's mistake ends it in one line with exit code 2, Ctrl-C with 130 and `interrupted`.
 
-    A GPU whose memory is full ends it in one line too, with exit code 1.
+    Where it heeds other signals, these end it as Ctrl-C does, with the exit code of each. A GPU whose memory is full ends it in one line too, with exit code 1.
     """
     logging.basicConfig(format="%(message)s")
     logging.getLogger("fps_flex").setLevel(logging.INFO)
@@ -154,8 +156,8 @@ def cli_errors(interrupted: str) -> Iterator[None]:
         stop(one_line(error), code=2)
     except torch.OutOfMemoryError as error:
         stop(one_line(error), code=1)
-    except KeyboardInterrupt:
-        stop(interrupted, code=130)
+    except KeyboardInterrupt as interrupt:
+        stop(interrupted, exit_code(interrupt))
 
 
 def one_line(error: BaseException) -> str:
