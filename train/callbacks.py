@@ -15,8 +15,8 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar
 from fps_flex.checks import require
 from fps_flex.wan.lora import copy_trained, trained
 
-from .common.console import one_line
 from .common.pictures import draw_loss_curve
+from .common.refusals import one_line
 from .module import FlowModule
 from .shares import local_part
 

@@ -58,8 +58,8 @@ class StopRequest:
     def listen(self) -> None:
         """From now on a signal is only noted; a second one changes nothing, since launchers repeat them.
 
-        A SIGHUP that is ignored stays so. A SIGINT doesn't: a script's shell has what it starts in the background ignore
-        it, and whoever sends it all the same means to stop the run.
+        A SIGHUP that is ignored stays so. A SIGINT doesn't: a script's shell has all that it starts in the background
+        ignore it, and whoever sends it there means to stop the run.
         """
         for number in SIGNALS:
             if number != signal.SIGHUP or not is_ignored(number):

@@ -177,6 +177,11 @@ def test_a_folder_of_another_study(tmp_path, capsys):
     assert "pretraining" in refused(capsys, command, words(out, "--only=joint", other))
     assert "budget" not in refused(capsys, command, words(tmp_path / "new", "--only=joint"))
     assert "base is missing" in refused(capsys, command, words(tmp_path / "new", "--only=joint", "--search.budget=0.4"))
+    for broken in ("{half", "[]", "{}", ""):
+        (out / "study-of.json").write_text(broken)
+        line = refused(capsys, command, words(out, "--only=joint"))
+        assert f"{out / 'study-of.json'} is broken (" in line
+        assert line.endswith("choose another --out and give it the pretrained weights of this one by --base")
     (tmp_path / "full").mkdir()
     (tmp_path / "full/notes.txt").write_text("mine")
     assert "holds notes.txt, and no study" in refused(capsys, command, words(tmp_path / "full"))
@@ -280,6 +285,11 @@ def test_a_command_that_fails_says_why(tmp_path, capsys):
         ("--measures.videos=1", "measures.videos is 1, expected at least 2"),
         ("--measures.sigmas=[0.1]", "measures.sigmas is (0.1,)"),
         ("--rows={joint: {weights: nobody}}", "rows.joint has weights nobody"),
+        ("--rowz={}", "rowz"),
+        ("--config={rowz: {}}", "Option 'rowz' is not accepted"),
+        ("--config={rowz: {dense: {}}}", "Option 'rowz.dense' is not accepted"),
+        ("--data={clipz: {}}", "Group 'data' does not accept option 'clipz'"),
+        ("--rows={dense: {optionz: {}}}", "in Row: Option 'optionz' is not accepted"),
         ("--rows={a/b: {}}", "rows has 'a/b', expected a name of letters, digits"),
         ("--rows={'joi*': {}}", "rows has 'joi*', expected a name"),
         ("--rows={'': {}}", "rows has '', expected a name"),
