@@ -72,6 +72,17 @@ class Progress(RichProgressBar):
         return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
 
 
+class KeepThreads(Callback):
+    """As many as there were beside a GPU: Lightning, where it starts processes, gives each its share of all cores."""
+
+    def __init__(self) -> None:
+        self.threads = torch.get_num_threads()
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if trainer.strategy.root_device.type != "cpu":
+            torch.set_num_threads(self.threads)
+
+
 class LogFirstValidation(Callback):
     """Log the validation before the first step, which Lightning takes for a check, as that of step 0."""
 

@@ -2,6 +2,10 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -162,6 +166,22 @@ def test_a_study_that_is_stopped_goes_on_to_the_same_bits(tmp_path, monkeypatch,
     assert (tmp_path / "parts/base.safetensors").read_bytes() == (tmp_path / "whole/base.safetensors").read_bytes()
     steps = {part.name for part in (tmp_path / "parts/runs/base/logs").iterdir()}
     assert steps == {"version_0", "version_1"}
+
+
+def test_told_to_end_in_a_script_the_training_under_way_saves(tmp_path):
+    """Whose shell has SIGINT ignored by what it starts in the background."""
+    line = [sys.executable, "-m", "eval.study", *words(tmp_path / "s", long_base(tmp_path, 100_000), "--only=export")]
+    process = subprocess.Popen(
+        line, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    )  # fmt: skip
+    while not (tmp_path / "s/runs/base/checkpoints/last.ckpt").exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.terminate()
+    assert process.communicate(timeout=100)[1] == "error: stopped; the same command goes on with what is missing\n"
+    assert process.returncode == 143 and "error: stopped by SIGINT" in (tmp_path / "s/tasks/pretrain.log").read_text()
+    assert subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True).stdout == b""
 
 
 # refusals
