@@ -69,8 +69,8 @@ def run_tasks(tasks: list[Task], out: Path, devices: list[str | None], minutes: 
     left, running, stop = [*tasks], [], StopRequest()
     until = time.monotonic() + (60 * minutes if minutes else float("inf"))
     with stop.restored_after():
-        # a signal that is only noted lets no command begin unseen, or end unheard; and only one that is ignored here
-        # would be in the commands, as SIGINT is where a script's shell starts this in the background
+        # what is caught here is at its default in the commands, and what is ignored here is ignored there too: SIGINT,
+        # where a script's shell starts a study in the background
         stop.listen()
         _run_all(left, running, out, devices, lambda: stop.number or time.monotonic() >= until)
     if stop.number:

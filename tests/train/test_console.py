@@ -135,6 +135,14 @@ def test_an_unknown_option_is_refused_though_it_is_empty(tmp_path, monkeypatch, 
         assert part in refused(capsys, run, words)
 
 
+def test_text_that_may_be_null_says_so():
+    def main(text: str | None = None) -> None: ...
+
+    with pytest.raises(ArgumentError) as refusal:  # on a command line all is text
+        run_command(main, ["--config={text: [1]}"], as_positional=False)
+    assert one_line(refusal.value) == "Parser key \"text\": Expected a <class 'str'> or null; Given value: [1]"
+
+
 def test_a_known_option_may_be_empty():
     seen = []
 

@@ -17,6 +17,7 @@ NOISE = (
     "Given value type:", "Given value: Namespace", "Given value: (Namespace", "Given value: NestedArg",
 )  # fmt: skip
 NULL = re.compile("Expected (a )?<class 'NoneType'>")
+TEXT = "Expected a <class 'str'>"
 EXPECTED = re.compile(r"(Expected (?:(?!Got value|: ).)+)(: .*)?$")  # of the whole value
 OF_A_PART = "Problem with given class_path"  # and of no other type, since its options are the matter
 UNKNOWN = re.compile("is not accepted|does not accept option")
@@ -34,7 +35,9 @@ def one_line(error: BaseException) -> str:
     if "Original Traceback" in text:
         text = text.strip().splitlines()[-1].partition(": ")[2] or text.strip().splitlines()[-1]
     lines = [line.strip().removeprefix("- ") for line in text.splitlines()]
-    lines = [line for line in lines if line and not line.startswith(NOISE) and line != "Expected a <class 'str'>"]
+    lines = [line for line in lines if line and not line.startswith(NOISE)]
+    kinds = {line for line in lines if line.startswith("Expected") and not NULL.fullmatch(line)}
+    lines = [line for line in lines if line != TEXT or kinds == {TEXT}]  # beside another type it is a name for that
     line = "; ".join(_join_null(lines)).replace(":;", ":")
     line = line.replace("Expected a dot import path string", "expected its options")
     line = re.sub(r"Problem with given class_path '(?:\w+\.)*(\w+)':", r"in \1:", line)
