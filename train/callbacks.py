@@ -16,8 +16,8 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar
 from fps_flex.checks import require
 from fps_flex.wan.lora import copy_trained, trained
 
-from .common.console import one_line
 from .common.pictures import draw_loss_curve
+from .common.refusals import one_line
 from .module import FlowModule
 from .shares import local_part
 
@@ -80,6 +80,17 @@ class Progress(RichProgressBar):
             self._shown = {name: value for name, value in shown.items() if name != "v_num"}
             self._read_at = time.monotonic()
         return dict(self._shown)
+
+
+class KeepThreads(Callback):
+    """As many as there were beside a GPU: Lightning, where it starts processes, gives each its share of all cores."""
+
+    def __init__(self) -> None:
+        self.threads = torch.get_num_threads()
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if trainer.strategy.root_device.type != "cpu":
+            torch.set_num_threads(self.threads)
 
 
 class LogFirstValidation(Callback):

@@ -24,7 +24,7 @@ from fps_flex.checks import require
 from fps_flex.wan.trained import STATES, read_training_checkpoint
 
 from .common.atomic import beside, put_in_place
-from .common.console import one_line
+from .common.refusals import one_line
 from .module import NotFinite
 from .peers import Peers
 from .sharding import Together

@@ -37,10 +37,11 @@ from fps_flex.wan.base import check_base
 from fps_flex.wan.lora import trained
 from fps_flex.wan.trained import read_training_checkpoint
 
-from .callbacks import AverageWeights, LogFirstValidation, LossCurve, Progress, read_losses
+from .callbacks import AverageWeights, KeepThreads, LogFirstValidation, LossCurve, Progress, read_losses
 from .checkpoints import TOGETHER, Checkpoints
-from .common.console import check_no_empty, check_schedule_parts, check_writable, one_line, stop
+from .common.console import check_no_empty, check_schedule_parts, check_writable, stop
 from .common.lock import locked
+from .common.refusals import check_known, one_line
 from .common.work import find_device, leave_together, wait_for_the_first
 from .data import VideoData
 from .index import check_encoders
@@ -106,6 +107,7 @@ class FitCLI(LightningCLI):
         super().parse_arguments(parser, words)
         check_schedule_parts(words, parser.parse_args)
         check_no_empty(words)
+        check_known(words, parser.parse_args)
 
     def before_instantiate_classes(self) -> None:
         """What is cheap to check comes before models are built; and a resumed W&B run must know that it is one."""
@@ -278,7 +280,7 @@ def fit(cli: FitCLI) -> None:
         if isinstance(callback, SampleVideo):
             callback.stop = checkpoints.stop
     others = [callback for callback in trainer.callbacks if callback is not checkpoints]
-    others += [TrainingLog(), LogFirstValidation(), LossCurve()]
+    others += [KeepThreads(), TrainingLog(), LogFirstValidation(), LossCurve()]
     trainer.callbacks = [*others, checkpoints]  # all is told before it is saved
     with checkpoints.stop.restored_after(), checkpoints.peers:
         if trainer.is_global_zero:  # others may yet wait for it in vain, which only a signal unheard ends

@@ -11,7 +11,7 @@ from fps_flex.tiles import Triple
 from fps_flex.wan import WanConfig
 
 from .building import Making, build_model
-from .common.console import one_line
+from .common.refusals import one_line
 from .module import FlowModule
 
 

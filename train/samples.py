@@ -15,8 +15,8 @@ from lightning.pytorch.loggers import WandbLogger
 
 from fps_flex.checks import require
 
-from .common.console import one_line
 from .common.pictures import draw_contact_sheet, side_by_side
+from .common.refusals import one_line
 from .common.videos import write_video
 from .module import FlowModule
 from .stopping import Stopped, StopRequest

@@ -18,7 +18,9 @@ from typing import Any
 import torch
 import torch.distributed
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+from .common.ending import is_ignored
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 class Stopped(Exception):
@@ -33,7 +35,7 @@ class Stopped(Exception):
 
     @property
     def exit_code(self) -> int:
-        """As a shell tells it: 130 for Ctrl-C, 143 for SIGTERM."""
+        """As a shell tells it: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
         return 128 + self.number
 
 
@@ -54,9 +56,14 @@ class StopRequest:
                 signal.signal(number, handler)
 
     def listen(self) -> None:
-        """From now on a signal is only noted; a second one changes nothing, since launchers repeat them."""
+        """From now on a signal is only noted; a second one changes nothing, since launchers repeat them.
+
+        A SIGHUP that is ignored stays so. A SIGINT doesn't: a script's shell has all that it starts in the background
+        ignore it, and whoever sends it there means to stop the run.
+        """
         for number in SIGNALS:
-            signal.signal(number, self._note)
+            if number != signal.SIGHUP or not is_ignored(number):
+                signal.signal(number, self._note)
 
     def obey(self, device: torch.device) -> None:
         """Raises Stopped on all processes if any has been told to stop: all must call it at the same point."""

@@ -20,7 +20,8 @@ from fps_flex.wan.dense import dense_attention
 from fps_flex.wan.flow import add_noise, velocity_error
 from fps_flex.wan.trained import read_training_checkpoint
 from fps_flex.wan.weights import load_wan, read_settings
-from train.common.console import one_line, run_command, stop
+from train.common.console import run_command, stop
+from train.common.refusals import one_line
 from train.order import generator_of
 from train.shapes import MovingShapes
 

@@ -19,7 +19,8 @@ from fps_flex.wan.collectives import Group
 from fps_flex.wan.flow import Passes, in_turn
 from fps_flex.wan.guidance import OnePassEach
 from fps_flex.wan.sequence import Sequence, Whole
-from train.common.console import one_line, stop
+from train.common.console import stop
+from train.common.refusals import one_line
 from train.common.sharing import SequenceParallel
 from train.common.work import PATIENCE, find_device, leave_together, rank_and_world
 

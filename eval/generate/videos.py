@@ -16,9 +16,10 @@ import torch
 from fps_flex.checks import show
 from fps_flex.choice import describe_choice
 from fps_flex.wan.sequence import Call
-from train.common.console import one_line, writable
+from train.common.console import writable
 from train.common.faults import ClipError
 from train.common.pictures import draw_contact_sheet
+from train.common.refusals import one_line
 from train.common.videos import encode_video, read_clip, unfinished
 from train.common.work import compute_dtype, find_device, progress_bar, rank_and_world, speaks
 

@@ -114,9 +114,16 @@ def check_identity(plan: Plan, now: dict[str, Any]) -> None:
     made = sorted(path.name for path in plan.out.iterdir() if path.name not in ours and not path.name.startswith("."))
     if made:
         try:
-            before = read_json(file)
+            before = read_json(file, dict[str, Any])
+            if not before:
+                raise ValueError(f"{file} is empty")
         except NoFile:
             raise ValueError(f"{plan.out} holds {made[0]}, and no study: choose another --out") from None
+        except ValueError as error:
+            raise ValueError(
+                f"{file} is broken ({error}), and says no longer what {plan.out} measures: put a copy of it back, or "
+                "choose another --out and give it the pretrained weights of this one by --base"
+            ) from None
         if other := first_difference(before, now):
             raise ValueError(
                 f"{plan.out} is of another study, whose {other}: choose another --out, and give it this one's "

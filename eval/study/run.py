@@ -8,10 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from train.common.atomic import write_json
+from train.common.ending import Interrupted
+from train.stopping import StopRequest
 
 from ..timing import ROOT
 from .tasks import Task
@@ -61,12 +64,26 @@ class Running:
 def run_tasks(tasks: list[Task], out: Path, devices: list[str | None], minutes: float | None) -> bool:
     """Each once what it needs is done. Returns whether all are; else the time was up.
 
-    Raises ValueError in the words of a command that failed, once the others have saved what they have.
+    Raises ValueError in the words of a command that failed, and Interrupted, once the others have saved what they have.
     """
-    left, running = [*tasks], []
+    left, running, stop = [*tasks], [], StopRequest()
     until = time.monotonic() + (60 * minutes if minutes else float("inf"))
+    with stop.restored_after():
+        # what is caught here is at its default in the commands, and what is ignored here is ignored there too: SIGINT,
+        # where a script's shell starts a study in the background
+        stop.listen()
+        _run_all(left, running, out, devices, lambda: stop.number or time.monotonic() >= until)
+    if stop.number:
+        raise Interrupted(stop.number)
+    return not left and not running
+
+
+def _run_all(
+    left: list[Task], running: list[Running], out: Path, devices: list[str | None], over: Callable[[], bool]
+) -> None:
+    """left, running: what is to be done, and what is under way; they change as it is."""
     try:
-        while (left or running) and time.monotonic() < until:
+        while (left or running) and not over():
             for one in [x for x in running if x.is_over]:
                 running.remove(one)
                 one.finish()
@@ -79,7 +96,6 @@ def run_tasks(tasks: list[Task], out: Path, devices: list[str | None], minutes: 
             time.sleep(POLL)
     finally:
         _stop(running)
-    return not left and not running
 
 
 def _begin(task: Task, device: str | None, running: list[Running], out: Path) -> None:

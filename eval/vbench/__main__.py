@@ -22,6 +22,8 @@ from jsonargparse import ArgumentParser
 
 from fps_flex.checks import at_home
 from train.common.console import add_to_lists, check_schedule_parts, cli_errors, keep_texts
+from train.common.ending import heed_signals
+from train.common.refusals import check_known
 from train.common.work import rank_and_world
 
 from ..generate.loras import LISTS
@@ -166,6 +168,7 @@ def command(args: list[str] | None = None) -> None:
         whole, parts = build_parsers()
         given = add_to_lists(pick_options(keep_texts(spell_options(args)), parts), LISTS)
         check_schedule_parts(given, whole.parse_args)
+        check_known(given, whole.parse_args)
         parsed = whole.parse_args(given)
         chosen = parsed.subcommand
         options = whole.instantiate(parsed)[chosen].as_dict()
@@ -184,4 +187,5 @@ def command(args: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    heed_signals()
     command()

@@ -2,6 +2,10 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +168,22 @@ def test_a_study_that_is_stopped_goes_on_to_the_same_bits(tmp_path, monkeypatch,
     assert steps == {"version_0", "version_1"}
 
 
+def test_told_to_end_in_a_script_the_training_under_way_saves(tmp_path):
+    """Whose shell has SIGINT ignored by what it starts in the background."""
+    line = [sys.executable, "-m", "eval.study", *words(tmp_path / "s", long_base(tmp_path, 100_000), "--only=export")]
+    process = subprocess.Popen(
+        line, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    )  # fmt: skip
+    while not (tmp_path / "s/runs/base/checkpoints/last.ckpt").exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.terminate()
+    assert process.communicate(timeout=100)[1] == "error: stopped; the same command goes on with what is missing\n"
+    assert process.returncode == 143 and "error: stopped by SIGINT" in (tmp_path / "s/tasks/pretrain.log").read_text()
+    assert subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True).stdout == b""
+
+
 # refusals
 
 
@@ -177,6 +197,11 @@ def test_a_folder_of_another_study(tmp_path, capsys):
     assert "pretraining" in refused(capsys, command, words(out, "--only=joint", other))
     assert "budget" not in refused(capsys, command, words(tmp_path / "new", "--only=joint"))
     assert "base is missing" in refused(capsys, command, words(tmp_path / "new", "--only=joint", "--search.budget=0.4"))
+    for broken in ("{half", "[]", "{}", ""):
+        (out / "study-of.json").write_text(broken)
+        line = refused(capsys, command, words(out, "--only=joint"))
+        assert f"{out / 'study-of.json'} is broken (" in line
+        assert line.endswith("choose another --out and give it the pretrained weights of this one by --base")
     (tmp_path / "full").mkdir()
     (tmp_path / "full/notes.txt").write_text("mine")
     assert "holds notes.txt, and no study" in refused(capsys, command, words(tmp_path / "full"))
@@ -280,6 +305,11 @@ def test_a_command_that_fails_says_why(tmp_path, capsys):
         ("--measures.videos=1", "measures.videos is 1, expected at least 2"),
         ("--measures.sigmas=[0.1]", "measures.sigmas is (0.1,)"),
         ("--rows={joint: {weights: nobody}}", "rows.joint has weights nobody"),
+        ("--rowz={}", "rowz"),
+        ("--config={rowz: {}}", "Option 'rowz' is not accepted"),
+        ("--config={rowz: {dense: {}}}", "Option 'rowz.dense' is not accepted"),
+        ("--data={clipz: {}}", "Group 'data' does not accept option 'clipz'"),
+        ("--rows={dense: {optionz: {}}}", "in Row: Option 'optionz' is not accepted"),
         ("--rows={a/b: {}}", "rows has 'a/b', expected a name of letters, digits"),
         ("--rows={'joi*': {}}", "rows has 'joi*', expected a name"),
         ("--rows={'': {}}", "rows has '', expected a name"),

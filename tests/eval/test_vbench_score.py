@@ -399,6 +399,28 @@ def test_setting_up_wants_python_3_11(tmp_path):
         setup_command(tmp_path / "full", str(other))
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_setting_up_that_is_stopped_leaves_nothing_at_work(tmp_path, number):
+    other, works = tmp_path / "python3.11", tmp_path / "works"
+    lines = ["#!/bin/sh", '[ "$1" = -c ] && echo 3.11 && exit', f"echo $$ > {works}.part", f"mv {works}.part {works}"]
+    other.write_text("\n".join([*lines, "exec sleep 600"]))
+    other.chmod(0o755)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "eval.vbench", "setup-scorer", str(tmp_path / "env"), f"--python={other}"],
+        cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        preexec_fn=lambda: [signal.signal(x, signal.SIG_DFL) for x in (signal.SIGINT, signal.SIGHUP)],
+    )  # fmt: skip
+    while not works.exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(number)
+    assert process.communicate(timeout=60)[1] == "error: stopped; the same command goes on with what is missing\n"
+    place, begun = Path(f"/proc/{int(works.read_text())}"), time.monotonic()
+    while place.exists() and time.monotonic() < begun + 20:
+        time.sleep(0.1)  # the system clears it away in its own time
+    assert process.returncode == 128 + number and not place.exists()
+
+
 def test_the_native_scorer_is_named(videos, tmp_path):
     said = score(videos, plan_of((FLICKER,)), tmp_path)[FLICKER].scorer
     assert (said["name"], said["version"], said["av"]) == ("native", VERSION, av.__version__)

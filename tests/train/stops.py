@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 from fps_flex.wan.trained import STATES  # noqa: E402
 from train.callbacks import read_losses  # noqa: E402
 
-EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -signal.SIGKILL}
+EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGKILL: -signal.SIGKILL}
 # 24 batches in 12 steps, of four validations of ten batches; saves, validations and the log have other intervals
 OPTIONS = [
     "--trainer.max_steps=12", "--trainer.accumulate_grad_batches=2", "--trainer.val_check_interval=6",

@@ -1,18 +1,29 @@
 """What the commands have in common at the door."""
 
+from dataclasses import dataclass
+from typing import Literal
+
 import pytest
 import yaml
+from jsonargparse import ArgumentError
 
 from eval.bench.__main__ import command as bench
 from eval.fidelity.command import command as fidelity
 from eval.generate.command import command as generate
 from eval.generate.jobs import Options
 from eval.generate.models import open_model
+from eval.vbench.__main__ import command as vbench
 from tests.helpers.commands import refused
 from tests.helpers.tiny_run import tiny_words
 from train.common.console import check_no_empty, run_command
+from train.common.refusals import one_line
 from train.fit import main as fit
 from train.prepare.__main__ import command as prepare
+
+
+@dataclass(frozen=True)
+class Part:
+    s: float | None = None
 
 
 @pytest.mark.parametrize("given", [["--model.checkpoint="], ["--model.checkpoint", ""], ["--model.checkpoint= "]])
@@ -63,16 +74,83 @@ def test_a_printed_configuration_holds_the_parts_of_a_schedule_and_can_be_read_a
     ("word", "line"),
     [
         ("--attention.tile=small", 'Parser key "attention.tile": Expected a <class \'tuple\'>; '
-         "Expected a typing.Literal['trained']; Given value: small"),
+         "Expected a typing.Literal['trained'] or null; Given value: small"),
         ("--attention.schedule.regimes=7",
-         'Parser key "attention.schedule.regimes": Expected a <class \'tuple\'>; Given value: 7'),
+         'Parser key "attention.schedule.regimes": Expected a <class \'tuple\'> or null; Given value: 7'),
         ("--attention.engin=eager", 'Parser key "attention": in AttentionChanges: Option \'engin\' is not accepted'),
-        ("--attention=fps", 'Parser key "attention": expected its options: fps; Given value: fps'),
+        ("--attention=fps", 'Parser key "attention": expected its options or null: fps; Given value: fps'),
         ("--count=x", "Parser key \"count\": Expected a <class 'int'>. Got value: x"),
     ],
 )  # fmt: skip
 def test_the_parsers_errors_are_about_the_option(capsys, word, line):
     assert refused(capsys, generate, ["--checkpoint=x", "--prompt=a", "--out=o", word]) == f"error: {line}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "word", "line"),
+    [
+        (float | None, "q", "Expected a <class 'float'> or null; Given value: q"),
+        (float | None, "a", "Expected <class 'float'> or null; Given value: a"),  # the parser takes its own "a" too
+        (bool | None, "q", "Expected a <class 'bool'> or null; Given value: q"),
+        (int | float | None, "q", "Expected a <class 'int'>; Expected a <class 'float'> or null; Given value: q"),
+        (Literal["a", "b"] | None, "q", "Expected a typing.Literal['a', 'b'] or null; Given value: q"),
+        (tuple[int, int] | None, "[1]", "Expected a tuple with 2 elements or null; Given value: [1]"),
+        (dict[str, int] | None, "4", "Expected a <class 'dict'> or null; Given value: 4"),
+        (list[int] | None, "[q]", "Expected a <class 'int'>. Got value: q; or null; Given value: ['q']"),
+        (list[int | None], "[q]", "Expected a <class 'int'> or null; Given value: q"),
+        (Part | None, "7", "expected its options or null: 7; Given value: 7"),
+        (Part | None, "{s: q}", ".s\": Expected a <class 'float'> or null; Given value: q; Given value: {'s': 'q'}"),
+        (float, "q", "Expected a <class 'float'>. Got value: q"),
+    ],
+    ids=str,
+)
+def test_what_may_be_null_says_so(kind, word, line):
+    def main(x) -> None: ...
+
+    main.__annotations__["x"] = kind
+    with pytest.raises(ArgumentError) as refusal:
+        run_command(main, [f"--x={word}"], as_positional=False)
+    assert one_line(refusal.value).removeprefix('Parser key "x": ').removeprefix('Parser key "x') == line
+
+
+@pytest.mark.parametrize(
+    ("run", "words", "part"),
+    [
+        (generate, ["--checkpoint=x", "--prompt=a", "--out=o", "--config={nope: {}}"], "Option 'nope' is not accepted"),
+        (generate, ["--checkpoint=x", "--prompt=a", "--out=o", "--attention={nope: {}}"], "'nope' is not accepted"),
+        (fidelity, ["models", "--checkpoint=x", "--prompt=a", "--out=o", "--config={nope: {a: {}}}"], "nope"),
+        (prepare, ["--config=configs/prepare.yaml", "--source=s", "--out=o", "--limits={nope: {}}"], "nope"),
+        (vbench, ["--videos=v", "--out=o", "--config={nope: {}}"], "'nope'"),
+        (fit, ["--config=configs/tiny.yaml", "--config={nope: {}}"], "Option 'nope' is not accepted"),
+        (fit, ["--config=configs/tiny.yaml", "--model={wan: {nope: {}}}"], "nope"),
+        (fit, ["--config=configs/tiny.yaml", "--model.text", "{class_path: ByteText, init_args: {nope: {}}}"], "nope"),
+    ],
+)  # fmt: skip
+def test_an_unknown_option_is_refused_though_it_is_empty(tmp_path, monkeypatch, capsys, run, words, part):
+    assert part in refused(capsys, run, words)
+    nope = next(word for word in words if "nope" in word)
+    if nope.startswith("--config="):  # and from a file
+        (tmp_path / "own.yaml").write_text(nope.removeprefix("--config="))
+        words = [f"--config={tmp_path / 'own.yaml'}" if word == nope else word for word in words]
+        assert part in refused(capsys, run, words)
+
+
+def test_text_that_may_be_null_says_so():
+    def main(text: str | None = None) -> None: ...
+
+    with pytest.raises(ArgumentError) as refusal:  # on a command line all is text
+        run_command(main, ["--config={text: [1]}"], as_positional=False)
+    assert one_line(refusal.value) == "Parser key \"text\": Expected a <class 'str'> or null; Given value: [1]"
+
+
+def test_a_known_option_may_be_empty():
+    seen = []
+
+    def main(part: Part = Part(), more: dict[str, dict] | None = None, rows: dict[str, Part] | None = None) -> None:
+        seen.append((part, more, rows))
+
+    run_command(main, ["--config={part: {}, more: {a: {}, b: {c: {}}}, rows: {d: {}}}"], as_positional=False)
+    assert seen == [(Part(), {"a": {}, "b": {"c": {}}}, {"d": Part()})]
 
 
 @pytest.mark.parametrize(

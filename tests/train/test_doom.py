@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import cv2
@@ -23,10 +23,11 @@ from train.codec import command as fit_codec
 from train.common.videos import read_clip
 from train.data import VideoData
 from train.doom import command as doom
+from train.doom import reels
 from train.doom.actions import ACTIONS, read_caption, write_caption
-from train.doom.levels import list_levels, share_out
+from train.doom.levels import Level, list_levels, share_out
 from train.doom.player import Press, choose_screen, playing
-from train.doom.reels import _write, film_reel, plan_reels
+from train.doom.reels import GAMES, Reel, _write, film_reel, plan_reels
 from train.doom.settings import Settings
 from train.doom.takes import Retake, _check_motion, take
 from train.doom.walls import find_walls, measure_room
@@ -244,6 +245,62 @@ def test_encoding_keeps_40_db(monkeypatch, tmp_path):
     assert 10 * np.log10(255**2 / np.square(read.astype(float) - pictures).mean()) > 40
 
 
+# games in which nothing can be filmed
+
+
+class Games:
+    """In place of the game: the chance that each was begun with, and clips of its number's grey.
+
+    able: the clips that each can give, of which the last one can give the most; all the others end at one that fails.
+    """
+
+    def __init__(self, monkeypatch, able):
+        self.able, self.begun, self.left = able, [], 0
+        monkeypatch.setattr(reels, "playing", self.play)
+        monkeypatch.setattr(reels, "_film", self.film)
+
+    @contextmanager
+    def play(self, level, skill, seed, size):
+        self.left = self.able[len(self.begun)]
+        self.begun.append((skill, seed))
+        yield None
+
+    def film(self, player, level, planned, settings, generator, failed):
+        if not self.left:
+            failed["no room"] += 3
+            return None
+        self.left -= 1
+        return planned, np.full((settings.frames, settings.height, settings.width, 3), 40 * len(self.begun), np.uint8)
+
+
+def one_reel(tmp_path):
+    level = Level("freedoom1", "E1M1", (), (), np.zeros((0, 2, 2)))
+    for folder in ("train", ".reels"):
+        (tmp_path / folder).mkdir()
+    return Reel("train-000004", "train", level, 4, ("turns left", "shoots", "turns right"))
+
+
+def test_a_reel_is_begun_again_in_another_game_and_is_of_that_alone(monkeypatch, tmp_path):
+    games, reel, settings = Games(monkeypatch, [2, 0, 3]), one_reel(tmp_path), Settings(**SMALL, seed=7, fps=16.0)
+    film_reel(reel, settings, tmp_path)
+    first = random.Random("reel train-000004 7")  # the chance of a reel whose first game is fine
+    assert games.begun[0] == (first.randint(1, 4), first.getrandbits(31)) and len({*games.begun}) == 3
+    record = json.loads(reel.record(tmp_path).read_text())
+    assert record["failed"] == {"no room": 6} and record["replaced"] == 0
+    assert [row["video"] for row in record["clips"]] == reel.videos
+    assert {row["skill"] for row in record["clips"]} == {games.begun[2][0]}
+    for video in reel.videos:
+        assert abs(read_clip(tmp_path / video, 12, 16.0, 32, 64).float().mean() - 120) < 2
+    assert sorted(content(tmp_path)) == [".reels/train-000004.json", *reel.videos] and reel.is_done(tmp_path)
+
+
+def test_where_no_game_can_be_filmed_no_clip_is_left(monkeypatch, tmp_path):
+    games, reel, settings = Games(monkeypatch, [2, 1, 0, 2, 1]), one_reel(tmp_path), Settings(**SMALL, seed=7, fps=16.0)
+    with pytest.raises(ValueError, match="nothing can be filmed in freedoom1 e1m1: no room; choose another --seed"):
+        film_reel(reel, settings, tmp_path)
+    assert len(games.begun) == GAMES and content(tmp_path) == {} and not [*(tmp_path / ".reels").iterdir()]
+
+
 # the folder
 
 
@@ -306,19 +363,18 @@ def test_clips_that_were_deleted_of_a_finished_folder_are_drawn_again(clips, tmp
 
 @needs_the_game
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_it_in_one_line_and_it_goes_on(number, clips, tmp_path, monkeypatch):
     out = tmp_path / "clips"
     line = [sys.executable, "-m", "train.doom", *words(out)]
     with subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         while process.poll() is None and not list(out.glob(".reels/*.json")):
             time.sleep(0.05)
-        os.killpg(process.pid, number) if number == signal.SIGINT else process.terminate()
-        if number == signal.SIGINT:  # and impatiently again
+        for sent in (number, signal.SIGINT if number == signal.SIGINT else signal.SIGTERM):
+            os.killpg(process.pid, sent)  # as a terminal and `timeout` send it; and impatiently again
             time.sleep(0.1)
-            os.killpg(process.pid, number)
         said = process.communicate()[1]
-    assert process.returncode == 130 and "error: stopped; the same command goes on where it was" in said
+    assert process.returncode == 128 + number and "error: stopped; the same command goes on where it was" in said
     assert "Traceback" not in said and not (out / "metadata.jsonl").exists()
     films_here(monkeypatch, tmp_path)
     doom.command(words(out))
@@ -354,6 +410,7 @@ def test_a_place_that_takes_no_file_is_said_in_a_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = Settings(**SMALL, seed=0, fps=16.0)
     reel = plan_reels(settings, share_out(LEVELS, 3, 0))[0]
+    (tmp_path / ".reels").mkdir()
     (tmp_path / reel.videos[0]).mkdir(parents=True)
     with pytest.raises(ValueError, match="can't be written .*: the same command goes on where it was"):
         _film(reel, settings, tmp_path)

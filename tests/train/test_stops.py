@@ -13,7 +13,7 @@ from tests.train.stops import OPTIONS, ROOT, command, differences, end_of, start
 from train.callbacks import read_losses
 from train.checkpoints import trained_steps
 from train.fit import main
-from train.stopping import obey_parent_alone, signals_blocked
+from train.stopping import StopRequest, obey_parent_alone, signals_blocked
 
 TINY = ["--config=configs/tiny.yaml", *OPTIONS, "--data.workers=0", "--sample.steps=4", "--trainer.max_steps=6"]
 
@@ -77,7 +77,7 @@ def test_killed_it_goes_on_from_its_last_save(uninterrupted, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_a_signal_to_the_loaders_too_costs_nothing(tmp_path, number):
     """As a terminal or a job scheduler sends it: to all processes of the run."""
     run = tmp_path / "run"
@@ -92,6 +92,19 @@ def test_a_signal_to_the_loaders_too_costs_nothing(tmp_path, number):
     assert step >= 2 and f"stopped at step {step}; --ckpt_path last goes on from" in output.replace("\n", "")
     assert max(read_losses(run)["train/loss"]) == step - 1
     assert subprocess.run(["pgrep", "-f", str(run)], capture_output=True).stdout == b""
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_closed_terminal_is_heard_but_under_nohup(ignored):
+    before, stop = signal.getsignal(signal.SIGHUP), StopRequest()
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+        with stop.restored_after():
+            stop.listen()
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert stop.number == (0 if ignored else signal.SIGHUP)
 
 
 def _wait_as_a_loader_does(ready):

@@ -18,13 +18,11 @@ from jsonargparse import ArgumentError, Namespace, auto_cli, capture_parser, get
 
 from fps_flex import FPSAttention
 
+from .ending import exit_code
+from .refusals import check_known, one_line
+
 TEXTS = ("--prompt", "--negative_prompt")  # options that are text as it is, and may be empty
 SCHEDULE_PART = re.compile(r"--((?:\w+\.)*attention)\.schedule\.(\w+)")
-
-NOISE = (
-    "Does not validate", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>", "Expected a path but",
-    "Given value type:", "Given value: Namespace", "Given value: (Namespace", "Given value: NestedArg",
-)  # fmt: skip
 
 _load_yaml = get_loader("yaml")
 
@@ -70,6 +68,7 @@ def run_command(components: Any, args: list[str] | None, lists: Sequence[str] = 
     args = add_to_lists(keep_texts(sys.argv[1:] if args is None else args), lists)
     check_schedule_parts(args, parse)
     check_no_empty(args)
+    check_known(args, parse)
     auto_cli(components, args=args, **options)
 
 
@@ -144,7 +143,8 @@ def _schedule_of(parsed: Namespace, option: str) -> Namespace | str | None:
 def cli_errors(interrupted: str) -> Iterator[None]:
     """A command's work: a user's mistake ends it in one line with exit code 2, Ctrl-C with 130 and `interrupted`.
 
-    A GPU whose memory is full ends it in one line too, with exit code 1.
+    So do other signals that it heeds, with their own exit codes. A GPU whose memory is full ends it in one line too,
+    with exit code 1.
     """
     logging.basicConfig(format="%(message)s")
     logging.getLogger("fps_flex").setLevel(logging.INFO)
@@ -154,24 +154,8 @@ def cli_errors(interrupted: str) -> Iterator[None]:
         stop(one_line(error), code=2)
     except torch.OutOfMemoryError as error:
         stop(one_line(error), code=1)
-    except KeyboardInterrupt:
-        stop(interrupted, code=130)
-
-
-def one_line(error: BaseException) -> str:
-    """An error's message in one line.
-
-    Without the parser's account of how it tried each type that an option can have, and, where a loader's process
-    failed, without that process's traceback.
-    """
-    text = str(error) or type(error).__name__
-    if "Original Traceback" in text:
-        text = text.strip().splitlines()[-1].partition(": ")[2] or text.strip().splitlines()[-1]
-    lines = [line.strip().removeprefix("- ") for line in text.splitlines()]
-    lines = [line for line in lines if line and not line.startswith(NOISE) and line != "Expected a <class 'str'>"]
-    line = "; ".join(lines).replace(":;", ":").replace("Expected a dot import path string", "expected its options")
-    line = re.sub(r"Problem with given class_path '(?:\w+\.)*(\w+)':", r"in \1:", line)
-    return re.sub(r'": (?:in \w+: )?Parser key "', ".", line)
+    except KeyboardInterrupt as interrupt:
+        stop(interrupted, exit_code(interrupt))
 
 
 def stop(message: str, code: int) -> NoReturn:

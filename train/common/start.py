@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from importlib import import_module
-from typing import NoReturn
+
+from .ending import exit_code, heed_signals
 
 
 def start(module: str) -> None:
-    """Run a module's `command`. Ctrl-C and SIGTERM end it in one line, from its first import on."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    """Run a module's `command`. Ctrl-C, SIGTERM and SIGHUP end it in one line, from its first import on."""
+    heed_signals()
     try:
         import_module(module).command()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print("error: stopped", file=sys.stderr)
-        sys.exit(130)
-
-
-def _interrupt(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
+        sys.exit(exit_code(interrupt))

@@ -9,12 +9,13 @@ from collections import Counter
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..common.atomic import write_json
-from ..common.videos import encode_pictures, unfinished
+from ..common.videos import encode_pictures
 from .actions import ACTIONS, write_caption
 from .levels import Level
 from .player import Player, playing
@@ -24,7 +25,7 @@ from .takes import Retake, take
 if TYPE_CHECKING:
     from jaxtyping import UInt8
 
-REELS = ".reels"  # folder of what is known of finished reels, until all are
+REELS = ".reels"  # folder of what is known of finished reels, and of clips of the others, until all are
 PER_REEL = 8  # clips at most: starting the game takes as long as some ten clips
 TAKES = 12  # of an action, before the clip gets another one
 GAMES = 5  # in which a reel is begun, before its level counts as one in which nothing can be filmed
@@ -98,16 +99,19 @@ def film_reel(reel: Reel, settings: Settings, out: Path) -> None:
 def _play(
     reel: Reel, settings: Settings, out: Path, generator: random.Random, failed: Counter[str]
 ) -> list[dict[str, Any]] | None:
-    """A game in which a reel's clips are drawn: their rows. None where one can't be."""
+    """A game in which a reel's clips are drawn: their rows. None, and no clip is left, where one can't be."""
     skill, game_seed = generator.randint(1, 4), generator.getrandbits(31)
-    rows = []
-    with playing(reel.level, skill, game_seed, (settings.height, settings.width)) as player:
-        for video, planned in zip(reel.videos, reel.actions, strict=True):
+    size, rows = (settings.height, settings.width), []
+    with TemporaryDirectory(dir=out / REELS) as aside, playing(reel.level, skill, game_seed, size) as player:
+        places = {video: Path(aside, Path(video).name) for video in reel.videos}
+        for (video, place), planned in zip(places.items(), reel.actions, strict=True):
             if (filmed := _film(player, reel.level, planned, settings, generator, failed)) is None:
                 return None
             action, pictures = filmed
-            _write(out / video, pictures, settings.fps)
+            _write(place, pictures, settings.fps)
             rows.append(_row(video, reel, action, skill))
+        for video, place in places.items():
+            os.replace(place, out / video)
     return rows
 
 
@@ -137,6 +141,4 @@ def _film(
 
 
 def _write(path: Path, pictures: UInt8[np.ndarray, "f h w 3"], fps: float) -> None:
-    with unfinished(path) as temporary:
-        encode_pictures(temporary, pictures, fps, "yuv444p", QUALITY, threads=1)
-        os.replace(temporary, path)
+    encode_pictures(path, pictures, fps, "yuv444p", QUALITY, threads=1)

@@ -14,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from pathlib import Path
 
+from ..common.ending import undisturbed
 from ..common.work import progress_bar
 from ..stopping import signals_blocked
 from .reels import Reel, film_reel
@@ -30,7 +31,8 @@ def film_all(reels: list[Reel], settings: Settings, out: Path, workers: int) -> 
     folder = tempfile.TemporaryDirectory(prefix="train-doom-", ignore_cleanup_errors=True)
     with folder as scratch, progress_bar() as progress:
         bar = progress.add_task("clips", total=sum(len(reel.actions) for reel in reels))
-        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (scratch,))
+        with signals_blocked():  # else a SIGHUP to all meets its resource tracker, whose end shows tracebacks
+            pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (scratch,))
         try:
             with signals_blocked():  # else Ctrl-C meets processes that have not begun, and each shows a traceback
                 filmed = {pool.submit(_film, reel, settings, out.absolute()): reel for reel in reels}
@@ -40,10 +42,9 @@ def film_all(reels: list[Reel], settings: Settings, out: Path, workers: int) -> 
         except BrokenProcessPool:
             raise ValueError("a process that draws was killed: the same command goes on where it was") from None
         finally:
-            heard = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would cut this short, in a traceback
-            pool.shutdown(cancel_futures=True)
-            _end_games(scratch)
-            signal.signal(signal.SIGINT, heard)
+            with undisturbed():
+                pool.shutdown(cancel_futures=True)
+                _end_games(scratch)
 
 
 def _end_games(scratch: str) -> None:
