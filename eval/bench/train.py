@@ -323,7 +323,7 @@ class Case:
             enable_model_summary=False,
             **where,
         )
-        picks = [Pick(i, 0) for i in range(clock.steps)]
+        picks = [Pick(i, 0) for i in range(clock.steps * self.processes.count)]  # dealt out to all
         trainer.fit(module, DataLoader(WithChance(data, module.seed, data.shape), sampler=picks))
 
 
