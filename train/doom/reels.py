@@ -87,8 +87,8 @@ def film_reel(reel: Reel, settings: Settings, out: Path) -> None:
     """
     failed = Counter[str]()
     for game in range(GAMES):
-        # in a rare game the player is somewhere, or becomes somebody, with whom no take succeeds
-        if rows := _play(reel, settings, out, random.Random(f"reel {reel.name} {settings.seed}{game or ''}"), failed):
+        again = f" game {game}" if game else ""  # in a rare game no take of a clip succeeds, whatever is done
+        if rows := _play(reel, settings, out, random.Random(f"reel {reel.name} {settings.seed}{again}"), failed):
             replaced = sum(row["action"] != planned for row, planned in zip(rows, reel.actions, strict=True))
             write_json(reel.record(out), {"clips": rows, "failed": failed, "replaced": replaced})
             return
