@@ -1,13 +1,17 @@
 """Several processes of this machine that compute together, over gloo."""
 
 import json
+import random
 import socket
+from itertools import islice
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
 from tests.helpers.commands import run_apart
+
+PORTS = range(20_000, 32_000)
 
 
 def run_together(function, processes, folder):
@@ -45,10 +49,15 @@ def run_in_turn(folder, processes, *lines, timeout=300):
 
 
 def free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
+    """Below those that the system deals out: until they are used, connections of the processes would take one."""
+    ports = (port for port in random.SystemRandom().sample(PORTS, len(PORTS)) if _is_free(port))
+    return [*islice(ports, count)]
+
+
+def _is_free(port):
+    with socket.socket() as one:
+        try:
+            one.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
