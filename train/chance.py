@@ -37,15 +37,10 @@ class WithChance(Dataset):
 
     def __getitem__(self, key: int | Pick) -> dict[str, Any]:
         pick, item = as_pick(key), self.items[key]
-        trains = pick.pass_ >= 0
-        generator = generator_of(self.seed, *pick) if trains else generator_of(self.seed, pick.index)
-        chosen = (
-            {
-                "uniform": torch.rand((), generator=generator),
-                "normal": torch.randn((), generator=generator),
-            }
-            if trains
-            else {}
-        )
-        noise = torch.randn(self.shape or item["latents"].shape, generator=generator)
-        return {**item, **chosen, "noise": noise}
+        generator = generator_of(self.seed, pick.index)
+        if pick.pass_ >= 0:
+            generator = generator_of(self.seed, *pick)
+            item["uniform"] = torch.rand((), generator=generator)
+            item["normal"] = torch.randn((), generator=generator)
+        item["noise"] = torch.randn(self.shape or item["latents"].shape, generator=generator)
+        return item

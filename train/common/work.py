@@ -40,7 +40,7 @@ def wait_for_the_first() -> None:
 def threads_beside(device: torch.device, environment: Mapping[str, str]) -> int | None:
     """Threads for what is left to the CPU, where a GPU does the work; None leaves them as they are.
 
-    Two: threads for all cores spin between the small tensors that a step copies, and took it from 109 ms to 175.
+    Two: threads for all cores spin between the small tensors that a step copies, and slow it down.
     """
     asked = any(environment.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"))
     return None if device.type == "cpu" or asked else min(2, torch.get_num_threads())
