@@ -27,8 +27,12 @@ if TYPE_CHECKING:
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-# Every new shape is a graph, and past the limit torch.compile must fail, never turn dense.
-RECOMPILE_LIMIT = 64
+DYNAMO: dict[str, Any] = {
+    # every new shape is a graph, and past the limit torch.compile must fail, never turn dense
+    "recompile_limit": 64,
+    # inside DDP it would cut a block's graph wherever a bucket of gradients is full
+    "optimize_ddp": False,
+}
 
 OPTIONS: dict[str, Any] = {
     # Inductor's own division on a GPU is approximate, which would flip FP8 codes
@@ -47,11 +51,11 @@ def compiled(function: Function) -> Function:
 
 
 def limited(function: Function) -> Function:
-    """A compiled function that may have RECOMPILE_LIMIT graphs."""
+    """A compiled function that may have 64 graphs, each of which stays whole."""
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT):
+        with torch._dynamo.config.patch(DYNAMO):
             return function(*args, **kwargs)
 
     return cast(Function, call)

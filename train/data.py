@@ -21,8 +21,8 @@ from .common.atomic import digest_content
 from .folder import VideoFolder, scan_folder
 from .index import Index, is_prepared, read_index
 from .order import HeldOut, Passes, Pick
+from .sequences import place
 from .shapes import MovingShapes
-from .sharding import place
 from .split import hold_out
 from .stopping import obey_parent_alone, signals_blocked
 

@@ -29,7 +29,6 @@ from jsonargparse.typing import restricted_number_type
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.strategies import DDPStrategy
 
 from fps_flex import StepSchedule, TileLayout, density
 from fps_flex.wan import encoders, linear_codec  # noqa: F401 - so that --help and short class names know them
@@ -46,15 +45,24 @@ from .common.work import find_device, leave_together, wait_for_the_first
 from .data import VideoData
 from .index import check_encoders
 from .module import FlowModule
-from .parallel import Parallel, check_parallel, check_sequence, count_processes, describe_processes, is_sharded
+from .parallel import (
+    STRATEGIES,
+    Parallel,
+    check_parallel,
+    check_sequence,
+    count_processes,
+    describe_processes,
+    is_sharded,
+)
 from .peers import exit_code
 from .rehearsal import rehearse
 from .resumable import check_taken
 from .resume import check_checkpoint, compare_options, find_checkpoint, options_of
 from .samples import SampleVideo
+from .sequences import Replicated
 from .sharding import Sharding
 from .stopping import Stopped
-from .trainer import STRATEGIES, Trainer
+from .trainer import Trainer
 from .training_log import TrainingLog
 
 EXPECTED = (ValueError, OSError, torch.OutOfMemoryError, torch.distributed.DistError)
@@ -66,8 +74,8 @@ INSTEAD = {  # of options that Lightning's users know
 }
 WANDB_ID = "wandb_id"
 PARALLEL = (
-    *("parallel.shard", "parallel.sequence", "trainer.strategy", "trainer.accelerator", "trainer.devices"),
-    *("trainer.num_nodes", "model.lora"),
+    *("parallel.shard", "trainer.strategy", "trainer.accelerator", "trainer.devices", "trainer.num_nodes"),
+    "model.lora",
 )
 Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
 
@@ -136,11 +144,11 @@ class FitCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         parallel, trainer, strategy = self.parallel, self.config.trainer, {}
         several = count_processes(trainer.accelerator, trainer.devices, trainer.num_nodes) > 1
-        timeout = timedelta(seconds=parallel.timeout)
+        how = (parallel.sequence, parallel.exchange, timedelta(seconds=parallel.timeout))
         if self.config.model.sharded:
-            strategy = {"strategy": Sharding(parallel.sequence, parallel.exchange, timeout)}
+            strategy = {"strategy": Sharding(*how)}
         elif several and trainer.strategy in STRATEGIES:
-            strategy = {"strategy": DDPStrategy(timeout=timeout)}
+            strategy = {"strategy": Replicated(*how)}
         return super().instantiate_trainer(**strategy, **kwargs)
 
     @property

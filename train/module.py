@@ -38,6 +38,7 @@ from .building import Making, build_model, build_teacher, open_start, record_of
 from .common.videos import in_range
 from .optimizers import OptimizerName, build_optimizer, check_optimizer, pack, unpack
 from .order import PADDING
+from .sequences import InSequences
 from .sharding import is_finite_everywhere, whole
 from .shared_start import Start, share_out
 
@@ -193,8 +194,12 @@ class FlowModule(L.LightningModule):
 
     def configure_model(self) -> None:
         """Lightning calls it once the processes have found each other."""
+        strategy = self.trainer.strategy
+        for part in filter(None, (self.model, self.average, *self.teachers)):
+            if isinstance(strategy, InSequences):
+                strategy.join(part)
         if self.start:
-            share_out(self.start, self.trainer.strategy, self.model, self.average, self.teachers)
+            share_out(self.start, strategy, self.model, self.average, self.teachers)
             self.start = None
 
     def on_fit_start(self) -> None:

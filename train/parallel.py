@@ -18,6 +18,7 @@ from fps_flex.wan.ulysses import divisors
 from .common.sharing import SequenceParallel
 
 MOST_TIMEOUT = 30 * 86400.0  # seconds
+STRATEGIES = ("auto", "ddp")
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Parallel(SequenceParallel):
     Args:
         shard: whether each holds a share of the weights, their average, gradients and momenta (FSDP2; checkpoints are
             folders), or all of them (DDP); none shards where there are several processes, trainer.strategy is auto and
-            all weights are trained, not a LoRA. A sequence needs it.
+            all weights are trained, not a LoRA.
         timeout: seconds that a process waits for another before the run ends; more than its longest save.
 
     Raises ValueError for a sequence below 1 and a timeout that isn't above 0.
@@ -41,14 +42,11 @@ class Parallel(SequenceParallel):
         require("parallel.timeout", self.timeout, above=0, most=MOST_TIMEOUT)
 
 
-def is_sharded(
-    shard: bool | None, sequence: int, strategy: Any, accelerator: str, devices: Any, num_nodes: int, lora: Any
-) -> bool:
+def is_sharded(shard: bool | None, strategy: Any, accelerator: str, devices: Any, num_nodes: int, lora: Any) -> bool:
     """lora: None where all weights are trained. Other arguments: as of `Parallel` and the trainer's."""
     if shard is not None:
         return shard
-    several = lora is None and count_processes(accelerator, devices, num_nodes) > 1
-    return strategy == "auto" and (sequence > 1 or several)
+    return strategy == "auto" and lora is None and count_processes(accelerator, devices, num_nodes) > 1
 
 
 def check_parallel(sharded: bool, parallel: Parallel, processes: int, strategy: Any) -> None:
@@ -61,8 +59,8 @@ def check_parallel(sharded: bool, parallel: Parallel, processes: int, strategy: 
         raise ValueError(
             f"parallel.shard is true, which is a strategy, and trainer.strategy is {strategy}: leave it out"
         )
-    if sequence > 1 and not sharded:
-        raise ValueError(f"parallel.sequence is {sequence}, which needs parallel.shard true and trainer.strategy auto")
+    if sequence > 1 and strategy not in STRATEGIES:
+        raise ValueError(f"parallel.sequence is {sequence}, which needs trainer.strategy auto, and that is {strategy}")
     if processes % sequence:
         raise ValueError(
             f"parallel.sequence is {sequence}, and there are {processes} processes: expected a multiple of it, by "

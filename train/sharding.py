@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
@@ -31,6 +30,7 @@ from fps_flex.wan.trained import read_training_checkpoint
 from .common.atomic import part_of, put_in_place, recover, remove
 from .offloaded import OffloadedAdamW
 from .optimizers import check_momentum
+from .sequences import InSequences
 from .shares import local_part, reason_of, shared_as, write_share
 
 _compiled_forward = compiled(Block.forward)
@@ -40,10 +40,9 @@ class Together(ValueError):
     """What went wrong on one process, on all of them."""
 
 
-class Sharding(ModelParallelStrategy):
-    """The mesh is (data, sequence): processes of a row train on one clip together. Parameters are shared out to all.
+class Sharding(InSequences, ModelParallelStrategy):
+    """Parameters are shared out to all processes.
 
-    sequence: processes in a row; their number must be a multiple of it. exchange: how they meet in attention.
     timeout: of all that they wait for each other in. mesh: all processes, in one dimension.
     """
 
@@ -65,11 +64,6 @@ class Sharding(ModelParallelStrategy):
         self.mesh = init_device_mesh(self.root_device.type, (self.world_size,), mesh_dim_names=("all",))
         for group in (*self.device_mesh.get_all_groups(), self.mesh.get_group()):
             _set_pg_timeout(self._timeout, group)  # a mesh's groups have PyTorch's own, whatever the first one has
-
-    @property
-    def sequence_group(self) -> dist.ProcessGroup:
-        """Of the processes that train on one clip together."""
-        return self.device_mesh["tensor_parallel"].get_group()
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Of this process's shares: nothing is gathered."""
@@ -136,14 +130,6 @@ class Sharding(ModelParallelStrategy):
         dist.all_gather_object(reasons, reason)
         if first := next((x for x in reasons if x), None):
             raise Together(first)
-
-
-def place(trainer: L.Trainer) -> tuple[int, int]:
-    """Which clips of a global batch are this process's: its data rank, and how many there are."""
-    if isinstance(trainer.strategy, Sharding):
-        data = trainer.strategy.device_mesh["data_parallel"]
-        return data.get_local_rank(), data.size()
-    return trainer.global_rank, trainer.world_size
 
 
 def shard(model: Wan, mesh: DeviceMesh) -> None:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from fps_flex import FPSAttention
 from fps_flex.wan import Wan, WanConfig
-from fps_flex.wan.auto import sequence_over
 from fps_flex.wan.base import DTYPES
 from fps_flex.wan.lora import add_adapter, below_adapter, trained
 from fps_flex.wan.weights import Weights, build_empty, fill
@@ -50,8 +49,6 @@ class Start:
 def share_out(start: Start, strategy: Sharding, model: Wan, average: Wan | None, teachers: Iterable[Wan]) -> None:
     """A model, its average and its teacher, which are on the meta device, to all processes."""
     for part in filter(None, (model, average, *teachers)):
-        if strategy.sequence > 1:
-            part.sequence = sequence_over(strategy.sequence_group, strategy.exchange)
         shard(part, strategy.mesh)
     start.fill(model, strategy.root_device)
     if average is not None:

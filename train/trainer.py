@@ -18,10 +18,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from fps_flex.checks import require
 
-from .parallel import launched_as
+from .parallel import STRATEGIES, launched_as
 
 Precision = Literal["32-true", "bf16-mixed"]
-STRATEGIES = ("auto", "ddp")
 PROFILERS = ("simple", "advanced", "pytorch")
 
 

@@ -18,7 +18,7 @@ from fps_flex.checks import Triple
 from fps_flex.wan.flops import densities, forward_flops, training_flops
 
 from .module import FlowModule
-from .sharding import place
+from .sequences import place
 
 SHOWN = ("train/tokens_per_second", "train/mfu")  # beside the progress bar
 NOISE_BINS = 4  # of noise levels from 0 to 1

@@ -35,6 +35,7 @@ from train.module import FlowModule, Objective
 from train.optimizers import LEAST_EPS, OptimizerName, check_optimizer
 from train.order import Pick
 from train.parallel import launched_as
+from train.sequences import Replicated
 from train.sharding import Sharding
 
 from ..timing import Row, check_some, compare, host_peak_gb, limit_memory, report
@@ -48,7 +49,7 @@ COLUMNS = (
 )  # fmt: skip
 TOGETHER = ("parallel", "clips", "exchanged_mb", "predicted_mb")  # of several processes
 WEIGHED = ("density", "step_seconds", "exchanged_mb", "predicted_mb")
-RECORDED = ("lora", "base", "optimizer", "offload", "offload_optimizer", "average", "gpu_gb", "compiled")
+RECORDED = ("lora", "base", "optimizer", "offload", "offload_optimizer", "average", "shard", "gpu_gb", "compiled")
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class Training:
         offload: what blocks are recomputed from waits in the host's memory.
         offload_optimizer: the optimizer's momenta wait in the host's memory.
         average: keep averaged weights too.
+        shard: GPUs that share a clip share the weights too (FSDP2); without, each has all of them (DDP).
         gpu_gb: the most memory of the GPU that may be taken, to show what a smaller one would hold.
 
     Raises ValueError for numbers out of range.
@@ -87,6 +89,7 @@ class Training:
     offload: bool = False
     offload_optimizer: bool = False
     average: bool = True
+    shard: bool = True
     gpu_gb: float | None = None
 
     def __post_init__(self) -> None:
@@ -105,6 +108,10 @@ class Training:
     def config(self) -> WanConfig:
         return sized(self.size, self.layers)
 
+    def shares_out(self, way: Way) -> bool:
+        """Whether GPUs share the weights out."""
+        return self.shard and way != "one"
+
     def check(
         self,
         attentions: Sequence[FPSAttention],
@@ -122,7 +129,9 @@ class Training:
             )
         if "halo" in ways and any(isinstance(x, DenseAttention) for x in attentions):
             raise ValueError("parallel is halo, and schedule sdpa attends to a clip as one tile: leave either out")
-        sharded = set(ways) != {"one"}
+        if "shard" in ways and not self.shard:
+            raise ValueError("parallel is shard, and shard false: leave either out")
+        sharded = any(self.shares_out(way) for way in ways)
         if sharded:
             Making(self.base, lora=Lora(self.lora, self.lora) if self.lora else None, sharded=True).check(self.config)
         check_optimizer(self.optimizer, LEAST_EPS, sharded, self.offload_optimizer)
@@ -153,8 +162,8 @@ def train(
         schedules: presets to compare, and sdpa, the stock dense attention; the first is the baseline.
         scale_formats: of the schedules that quantise, each measured.
         linears: what the blocks' linear layers compute in, each measured, with the baseline anew: bf16, fp8-ffn, fp8.
-        parallel: one (a GPU, a clip), shard (FSDP2, a clip on each GPU), ulysses or halo (GPUs that share a clip, and
-            the weights); each measured, under torchrun.
+        parallel: one (a GPU, a clip), shard (FSDP2, a clip on each GPU), ulysses or halo (GPUs that share a clip);
+            each measured, under torchrun.
         sequence: processes that share a clip with ulysses and halo; none takes all.
         out: JSON file to write.
         options: of `Training`.
@@ -275,7 +284,7 @@ class Case:
 
     def _build(self) -> FlowModule:
         device, training, config = find_device(), self.training, self.training.config
-        sharded = self.way != "one"
+        sharded = training.shares_out(self.way)
         full = training.lora is None and training.base == "fp32" and training.objective == "flow" and not sharded
         with nullcontext() if sharded else device:
             module = OnRandomWeights(
@@ -309,7 +318,8 @@ class Case:
         else:
             devices, nodes = launched_as("auto", 1)
             exchange = self.way if self.way in TRAFFIC else "auto"
-            strategy = Sharding(self.processes.sequence if self.way in TRAFFIC else 1, exchange)
+            kind = Sharding if self.training.shares_out(self.way) else Replicated
+            strategy = kind(self.processes.sequence if self.way in TRAFFIC else 1, exchange)
             where = {"devices": devices, "num_nodes": nodes, "strategy": strategy}
         trainer = L.Trainer(
             accelerator="cuda" if on_gpu else "cpu",

@@ -154,7 +154,7 @@ def test_twelve_grids_one_after_the_other(compiled):
 
 @pytest.mark.compiles
 def test_past_the_recompile_limit_it_raises_and_is_not_dense(compiled, monkeypatch):
-    monkeypatch.setattr(compile, "RECOMPILE_LIMIT", 2)
+    monkeypatch.setitem(compile.DYNAMO, "recompile_limit", 2)
     with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
         for width in range(2, 20, 4):
             layout = TileLayout((2, 2, width), (2, 2, 2), 8)
