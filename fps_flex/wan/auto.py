@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from .collectives import Group
-from .halo import Halo, without_flash
+from .halo import Halo
 from .sequence import Call, Sequence, Share
 from .traffic import Traffic, halo_traffic, ulysses_traffic
 from .ulysses import Ulysses
@@ -38,17 +38,12 @@ def check_exchange(exchange: Exchange, call: Call, processes: int) -> None:
 def count_traffic(call: Call, processes: int) -> tuple[dict[str, Traffic], dict[str, str]]:
     """Of Ulysses and of the halo, as far as they can share a call, and why not."""
     traffic, obstacles = {}, {}
-    for name, count in (("ulysses", ulysses_traffic), ("halo", _halo_traffic)):
+    for name, count in (("ulysses", ulysses_traffic), ("halo", halo_traffic)):
         try:
             traffic[name] = count(call, processes)
         except ValueError as error:
             obstacles[name] = str(error)
     return traffic, obstacles
-
-
-def _halo_traffic(call: Call, processes: int) -> Traffic:
-    without_flash(call.attention, call.plan.layout.device.type)
-    return halo_traffic(call, processes)
 
 
 @dataclass(frozen=True)

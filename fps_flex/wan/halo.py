@@ -8,7 +8,7 @@ quantised make all travel in q's dtype.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -43,16 +43,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Halo:
-    """group: the processes that share each video. For the engines eager and triton."""
+    """group: the processes that share each video."""
 
     group: Group
 
     def share(self, call: Call) -> HaloShare:
         """Tiles are dealt out for the layers that have no schedule of their own; all layers get theirs of these.
 
-        Raises ValueError for the engine flash, and as `deal_tiles`.
+        Raises ValueError as `deal_tiles`.
         """
-        without_flash(call.attention, call.plan.layout.device.type)
         in_force = frozenset(call.regimes)
         return HaloShare(call, halo_tiles(call.plan.layout, call.windows, in_force, self.group), self.group)
 
@@ -85,7 +84,6 @@ class HaloShare:
 
 def _attend_in(call: Call, tiles: HaloTiles, group: Group) -> Attend:
     """Attention in a layer of a call. tiles: that this process has and gets in it."""
-    attention = without_flash(call.attention, call.plan.layout.device.type)
     index = torch.tensor(call.regimes).to(call.plan.layout.device, non_blocking=True)
     lists = tiles.lists.pick(index)
     plan = replace(
@@ -96,17 +94,7 @@ def _attend_in(call: Call, tiles: HaloTiles, group: Group) -> Attend:
         kernel_block_mask=lists.block_mask(tiles.own, pad_mask_mod(tiles.held), tiles.held),
     )
     wire = Wire(tiles.sent, tiles.received, group, tiles.moves, call.is_quantized, call.attention.codes)
-    return partial(attend, attention=attention, plan=plan, tiles=tiles, wire=wire)
-
-
-@lru_cache(maxsize=16)
-def without_flash(attention: FPSAttention, device: str) -> FPSAttention:
-    """With auto, on a GPU, narrowed to triton. Raises ValueError for flash."""
-    if attention.engine == "flash":
-        raise ValueError(
-            "engine is flash, the halo's keys need eager or triton: take engine triton or auto, or ulysses"
-        )
-    return replace(attention, engine="triton") if attention.engine == "auto" and device == "cuda" else attention
+    return partial(attend, attention=call.attention, plan=plan, tiles=tiles, wire=wire)
 
 
 def attend(

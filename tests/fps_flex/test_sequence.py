@@ -172,8 +172,7 @@ def test_auto_counts_the_backward_where_there_is_one(caplog, monkeypatch):
                          "or halo"),
         (Ulysses, 12, {"tile": (5, 5, 8), "block": 128}, "12 processes share 2 blocks of 128 slots"),
         (Halo, 2, {"tile": (5, 5, 8), "block": 128}, "deals 1 tiles out to 2 processes"),
-        (Halo, 2, {"engine": "flash"}, "engine is flash, the halo's keys need eager or triton: take engine triton"),
-        (Auto, 5, {"engine": "flash"}, "take 2, 3, 4, 6, 12, or halo, which takes any number of heads; engine is fl"),
+        (Auto, 5, {"tile": (5, 5, 8)}, "3, 4, 6, 12, or halo, which takes any number of heads; the halo deals 1"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_shared_is_refused_in_a_line(kind, processes, options, told):

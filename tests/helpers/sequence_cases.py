@@ -45,9 +45,9 @@ CASES = [
 WANS = [*product(KINDS, (2, 4), ("fps", "unquantized")), *product(("ulysses", "halo"), (2,), ("layers",))]
 
 
-def call_of(attention, levels, dtype, heads=HEADS, head_dim=HEAD_DIM, grid=(5, 5, 8)):
+def call_of(attention, levels, dtype, heads=HEADS, head_dim=HEAD_DIM, grid=(5, 5, 8), device="cpu"):
     sigma = torch.tensor(levels)
-    return Call(attention, attention.plan(grid, sigma), sigma, heads, head_dim, dtype)
+    return Call(attention, attention.plan(grid, sigma.to(device)), sigma, heads, head_dim, dtype)
 
 
 def draw(call):
@@ -58,7 +58,7 @@ def draw(call):
     generator = torch.Generator().manual_seed(0)
     layout = call.plan.layout
     shape = (4, len(call.sigma), call.heads, layout.slots, call.head_dim)
-    drawn = (torch.randn(shape, generator=generator) * 64).round() / 64
+    drawn = (torch.randn(shape, generator=generator) * 64).round().to(layout.device) / 64
     q, k, v, grad = drawn.masked_fill(~layout.valid[:, None], 1e4).to(call.dtype)
     return q, k, v, grad.masked_fill(~layout.valid[:, None], 0)
 
@@ -145,6 +145,30 @@ def run_all(rank):
             sequence = KINDS[kind](Group.of(groups[size]))
             found["wan"][kind, size, name] = step(build_wan(name, sequence, checkpointing=True)), step(build_wan(name))
     return found
+
+
+GPU_CASES = [*product(("ulysses", "halo"), ("fps", "pow2", "unquantized"), LEVELS)]
+
+
+def run_on_gpus(rank):
+    """Output and gradients of each case on kernels of a GPU, beside those of one GPU alone."""
+    torch.cuda.set_device(rank)
+    group, found = Group.of(dist.new_group(backend="nccl")), {}
+    for kind, name, levels in GPU_CASES:
+        attention = attention_of(name, block=128)
+        call = call_of(attention, LEVELS[levels], torch.bfloat16, head_dim=64, device=f"cuda:{rank}")
+        share = KINDS[kind](group).share(call)
+        expected = [share.split(x, dim=2).cpu() for x in results(Whole().share(call), call)]
+        found[kind, name, levels] = [x.cpu() for x in results(share, call)], expected
+    return found
+
+
+def results(share, call):
+    """Output and gradients of q, k, v at a share's slots."""
+    *leaves, grad = (share.split(x, dim=2) for x in draw(call))
+    leaves = [x.requires_grad_() for x in leaves]
+    out = share.attend(1)(*leaves)
+    return out.detach(), *torch.autograd.grad(out, leaves, grad)
 
 
 def run_compiled(rank):

@@ -209,6 +209,7 @@ def test_what_is_wrong_in_one_share_is_refused_by_all_and_not_saved(folder, name
     assert f"error: the checkpoint's {line}" in done.stderr and not list(run.rglob("*.ckpt"))
 
 
+DDP = "lightning.pytorch.strategies.DDPStrategy"
 PAIR = ["--parallel.sequence=2", "--trainer.devices=2"]
 ONE_TILE = ["--model.attention.tile=[5,8,8]"]
 
@@ -224,7 +225,10 @@ def cut(file):
         (["--parallel.sequence=2", "--trainer.devices=3"], "parallel.sequence is 2, and there are 3 processes"),
         (["--parallel.sequence=0"], "parallel.sequence is 0"),
         (["--parallel.timeout=0"], "parallel.timeout is 0"),
-        (["--parallel.sequence=2", "--trainer.devices=2", "--parallel.shard=false"], "needs parallel.shard true"),
+        (
+            [*PAIR, f"--trainer.strategy={DDP}", "--parallel.shard=false"],
+            "which needs trainer.strategy auto, and that is",
+        ),
         (["--parallel.exchange=halo"], "parallel.exchange is halo, of processes that train on a clip together, and"),
         (
             [*PAIR, "--parallel.exchange=ulysses", "--model.wan.heads=3", "--model.wan.dim=66"],
@@ -232,7 +236,7 @@ def cut(file):
             "take 3, or halo, which takes any number of heads",
         ),
         ([*PAIR, "--parallel.exchange=halo", *ONE_TILE], "parallel.sequence is 2: the halo deals 1 tiles out to 2"),
-        ([*PAIR, "--parallel.exchange=halo", "--model.attention.engine=flash"], "the halo's keys need eager or triton"),
+        ([*PAIR, "--parallel.exchange=halo", "--model.attention.engine=flash"], "flash: needs a Hopper GPU or later"),
         (["--parallel.shard=true", "--trainer.strategy=ddp"], "trainer.strategy is ddp: leave it out"),
         (["--parallel.shard=true", "--model.base=bf16"], "parallel.shard is true, and model.base bf16"),
     ],
