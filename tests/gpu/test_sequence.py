@@ -21,11 +21,11 @@ def found(tmp_path_factory):
 
 @pytest.mark.parametrize("case", cases.GPU_CASES, ids=lambda case: "-".join(case))
 def test_attention_is_that_of_one_gpu(found, case):
-    """Ulysses' output to the bit. Else keys are added in another order, and P is rounded to bf16 on the way; what each
-    GPU has of a gradient is rounded before it is added to the other's."""
+    """Ulysses' output through flash to the bit. Else keys are added in another order, and P is rounded to bf16 on the
+    way; what each GPU has of a gradient is rounded before it is added to the other's."""
     for here in found:
         for name, got, one in zip(("out", "q", "k", "v"), *here[case], strict=True):
             assert one.abs().max() > 0
-            if case[0] == "ulysses" and name == "out":
+            if case[0] == "ulysses" and case[1] != "fps" and name == "out":
                 assert torch.equal(got, one)
             assert relative_error(got, one) < BF16, name
