@@ -52,7 +52,11 @@ def test_what_two_gpus_take_by_one_gpus_own_seconds():
     alone, optimizer = 1.2818, 36 * 1.419e9 / 2.5e12
     two = beside_one(SMALL, alone, 2)
     assert two.best == pytest.approx(alone - optimizer / 2, rel=1e-4) and two.worst == two.best + two.weights
-    assert beside_one(replace(SMALL, sequence=2), alone, 2).compute == pytest.approx((alone - optimizer) / 2, rel=1e-4)
+    shared = beside_one(replace(SMALL, sequence=2), alone, 2)
+    assert shared.compute == pytest.approx((alone - optimizer) / 2, rel=1e-4)
+    whole = beside_one(replace(SMALL, sequence=2), alone, 2, shard=False)
+    assert whole.optimizer == 2 * shared.optimizer and whole.weights == pytest.approx(2 / 3 * shared.weights)
+    assert (whole.compute, whole.attention) == (shared.compute, shared.attention)
 
 
 def test_the_memory_of_14b_by_hand():
@@ -80,7 +84,8 @@ def test_measured_points_are_read_and_drawn(tmp_path, monkeypatch):
     (tmp_path / "train-many.json").write_text(json.dumps({"rows": rows}))
     monkeypatch.setattr(scale, "RESULTS", tmp_path)
     four, eight = scale.measured()
-    assert four == scale.Point("14B", 4, 8, 7.5, 20_000.0, one=7.5) and (eight.sequence, eight.gpus) == (1, 8)
+    assert four == scale.Point("14B", "ulysses", 4, True, 8, 7.5, 20_000.0, one=7.5)
+    assert (eight.way, eight.sequence, eight.gpus) == ("shard", 1, 8)
     axes = Figure().add_subplot()
     scale.draw(axes, LARGE)
     (points,) = axes.lines

@@ -84,10 +84,15 @@ def _megabytes(count: Callable[[Call, int], Traffic], call: Call, processes: int
 
 @dataclass(frozen=True)
 class Point:
-    """A step of `eval.bench train` on several GPUs, of a schedule's mix. one: seconds of one GPU's in the same run."""
+    """A step of `eval.bench train` on several GPUs, of a schedule's mix.
+
+    shard: whether they share the weights out. one: seconds of one GPU's in the same run.
+    """
 
     model: str
+    way: str
     sequence: int
+    shard: bool
     gpus: int
     seconds: float
     tokens_per_second: float
@@ -110,21 +115,23 @@ def _points(rows: list[dict[str, Any]]) -> Iterator[Point]:
         way, _, number = row.get("parallel", "one").partition(" ")
         if way != "one":
             sequence = 1 if way == "shard" else int(number)
-            seconds, rate = row["step_seconds"], row["tokens_per_second"]
-            yield Point(row["model"], sequence, sequence * row["clips"], seconds, rate, alone[0] if alone else None)
+            how = (way, sequence, row.get("shard", True), sequence * row["clips"])
+            figures = (row["step_seconds"], row["tokens_per_second"], alone[0] if alone else None)
+            yield Point(row["model"], *how, *figures)
 
 
 def comparison_table() -> str:
     """Seconds of a step on several GPUs, from those of one of them in the same run, beside what was measured."""
-    head = ("", "GPUs", "sequence", "one GPU", "by arithmetic", "measured")
+    head = ("", "GPUs", "how", "weights", "one GPU", "by arithmetic", "measured")
     plans = {plan.size: plan for plan in PLANS}
     rows = []
     for x in measured():
         if x.one is not None:
             plan = replace(plans[x.model], sequence=x.sequence)
-            step = beside_one(plan, x.one, x.gpus)
+            step = beside_one(plan, x.one, x.gpus, x.shard)
             said = f"{step.best:.2f} to {step.worst:.2f}"
-            rows.append((plan.name, x.gpus, x.sequence, f"{x.one:.2f}", said, f"{x.seconds:.2f}"))
+            how = (x.gpus, f"`{x.way}`", "shared out" if x.shard else "in each")
+            rows.append((plan.name, *how, f"{x.one:.2f}", said, f"{x.seconds:.2f}"))
     return table(head, rows)
 
 

@@ -119,25 +119,26 @@ class Step:
         return self.compute + self.weights + self.attention + self.optimizer
 
 
-def step_of(plan: Plan, gpus: int, machine: Machine = Machine()) -> Step:  # noqa: B008 - it can't change
+def step_of(plan: Plan, gpus: int, shard: bool = True, machine: Machine = Machine()) -> Step:  # noqa: B008 - it can't change
     """FSDP2 gathers all weights for the forward and again for the backward, and sums the gradients: three rings.
 
-    A step ends with the slowest of its clips, whose regimes differ.
+    DDP, without `shard`, sums the gradients for all: two. A step ends with the slowest of its clips, whose regimes
+    differ.
     """
     total, _ = plan.parameters
     ring = 4 * total * (gpus - 1) / gpus / machine.rate(gpus) + (plan.config.layers + 1) * (gpus - 1) * machine.hop
     return Step(
         slowest([done for _, done in plan.operations()], gpus // plan.sequence)
         / (plan.sequence * machine.peak * plan.pace(machine)),
-        3 * ring,
+        (3 if shard else 2) * ring,
         attention_bytes(plan) / machine.links,
-        MOVED * total / gpus / machine.memory,
+        MOVED * total / (gpus if shard else 1) / machine.memory,
     )
 
 
-def beside_one(plan: Plan, seconds: float, gpus: int, machine: Machine = Machine()) -> Step:  # noqa: B008
+def beside_one(plan: Plan, seconds: float, gpus: int, shard: bool = True, machine: Machine = Machine()) -> Step:  # noqa: B008
     """The same from one GPU's own seconds a clip, where all clips of a step have the same noise level."""
-    step = step_of(plan, gpus, machine)
+    step = step_of(plan, gpus, shard, machine)
     of_one = MOVED * plan.parameters[0] / machine.memory  # the optimizer's, within its seconds
     return replace(step, compute=(seconds - of_one) / plan.sequence)
 
