@@ -35,6 +35,7 @@ RUN = [
 ONE, TWO = ["--data.batch_size=2"], ["--data.batch_size=1"]
 HALF, PLAIN = "--trainer.max_steps=10", "--model.attention.quantize=false"
 ULYSSES, HALO = (["--parallel.sequence=2", f"--parallel.exchange={x}", *ONE] for x in ("ulysses", "halo"))
+WHOLE = "--parallel.shard=false"
 LORA = ["--trainer.max_steps=4", "--checkpoint.every_n_train_steps=4", "--trainer.val_check_interval=4"]
 
 
@@ -74,6 +75,8 @@ def make_runs(folder):
         words(folder / "halo-quantize", *HALO, PLAIN),
         words(folder / "ulysses", *ULYSSES),
         words(folder / "halo", *HALO),
+        words(folder / "ulysses-whole", *ULYSSES, WHOLE),
+        words(folder / "halo-whole", *HALO, WHOLE, HALF),
         words(folder / "sequence-to-one", "--parallel.sequence=2", *ONE, HALF),
         words(folder / "two-quantize", *TWO, PLAIN),
         words(folder / "two", *TWO),
@@ -86,13 +89,18 @@ def make_runs(folder):
         lora("lora-to-ddp", *TWO, "--parallel.shard=true", "--trainer.max_steps=2"),
         lora("lora-to-ddp", *TWO, "--ckpt_path=last"),
         lora("sequence-lora", "--parallel.sequence=2", *ONE),
+        lora("shared-lora", "--parallel.sequence=2", *ONE, "--parallel.shard=true"),
         [*distill, f"--run={folder / 'two-distilled'}", *TWO],
         [*distill, f"--run={folder / 'sequence-distilled'}", "--parallel.sequence=2", *ONE],
+        [*distill, f"--run={folder / 'whole-distilled'}", "--parallel.sequence=2", WHOLE, *ONE],
     )
-    for name in ("two-to-one", "two-to-four"):
+    for name in ("two-to-one", "two-to-four", "two-to-whole"):
         shutil.copytree(folder / "two-half", folder / name)
-    fit_together(folder, words(folder / "two-to-four", *resumed, "--parallel.sequence=2"), processes=4)
-    for name in ("two-to-one", "sequence-to-one"):
+    four = [*resumed, "--parallel.sequence=2"]
+    fit_together(
+        folder, words(folder / "two-to-four", *four), words(folder / "two-to-whole", *four, WHOLE), processes=4
+    )
+    for name in ("two-to-one", "sequence-to-one", "halo-whole"):
         main(words(folder / name, *ONE, "--ckpt_path=last"))
 
 
@@ -110,12 +118,12 @@ def test_without_rounding_two_processes_train_as_one(runs, name):
     assert far_apart(runs / name, runs / "one-quantize", "val/loss")[1] < 1e-5
 
 
-RESUMED = ["one-to-two", "two-to-one", "sequence-to-one", "two-to-four"]
+RESUMED = ["one-to-two", "two-to-one", "sequence-to-one", "two-to-four", "two-to-whole", "halo-whole"]
 
 
-@pytest.mark.parametrize("name", ["two", "ulysses", "halo", *RESUMED])
+@pytest.mark.parametrize("name", ["two", "ulysses", "halo", "ulysses-whole", *RESUMED])
 def test_several_processes_train_as_one(runs, name):
-    """Those of two-to-four are two pairs, each of which trains on a clip."""
+    """Those of two-to-four and two-to-whole are two pairs, each of which trains on a clip; halo-whole ends on one."""
     first, all_ = far_apart(runs / name, runs / "one")
     assert first < 1e-6 and all_ < 1e-4
     assert far_apart(runs / name, runs / "one", "val/loss")[1] < 1e-4
@@ -127,22 +135,23 @@ def test_a_lora_on_two_processes_is_as_on_one(runs):
     """
     assert far_apart(runs / "two-lora", runs / "ddp-lora")[1] < 1e-6
     assert far_apart(runs / "two-lora", runs / "lora-to-ddp")[1] < 1e-6
-    for name in ("two-lora", "sequence-lora"):
+    for name in ("two-lora", "sequence-lora", "shared-lora"):
         assert far_apart(runs / name, runs / "one-lora")[1] < 2**-8
-    assert (runs / "two-lora/checkpoints/last.ckpt").is_dir() and (runs / "ddp-lora/checkpoints/last.ckpt").is_file()
+    for name, is_shared in (("two-lora", True), ("shared-lora", True), ("ddp-lora", False), ("sequence-lora", False)):
+        assert (runs / name / "checkpoints/last.ckpt").is_dir() == is_shared
     shared, whole = (read_adapter(runs / name / "checkpoints/last.ckpt").layers for name in ("two-lora", "ddp-lora"))
     assert shared.keys() == whole.keys()
     assert all(torch.allclose(layer.down, whole[name].down, atol=1e-6) for name, layer in shared.items())
 
 
-@pytest.mark.parametrize("name", ["two-distilled", "sequence-distilled"])
+@pytest.mark.parametrize("name", ["two-distilled", "sequence-distilled", "whole-distilled"])
 def test_a_teacher_is_shared_out_too(runs, name):
     """It computes in bf16, of whose step that is the bound."""
     for part in ("train/loss", "val/loss", "val/error"):
         assert far_apart(runs / name, runs / "one-distilled", part)[1] < 2**-8
 
 
-@pytest.mark.parametrize("name", ["ulysses", "halo", "two-to-four"])
+@pytest.mark.parametrize("name", ["ulysses", "halo", "ulysses-whole", "two-to-four"])
 def test_processes_that_share_a_clip_sample_what_one_does(runs, name):
     """Of weights that are the same but for rounding: at most one of a pixel's 256 levels, here and there."""
     videos = [read_clip(runs / x / "sample.mp4", 10, 8.0, 24, 20).int() for x in (name, "one")]
