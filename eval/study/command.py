@@ -50,7 +50,8 @@ def main(
         only: stages or rows, with commas between; none runs all. What they need is made too, but for the pretraining.
         seeds: of the rows' training, with commas between; all start from the same pretrained weights.
         minutes: after which all is kept and left; saving takes up to two more.
-        devices: numbers of GPUs, with commas between, for one command each at a time; none runs one at a time.
+        devices: numbers of GPUs, with commas between, for one command each at a time, and for the pretraining together;
+            none runs one at a time.
         base: pretrained weights, the base.safetensors of another study with the same pretraining.
         measure: the weights whose rows alone, or `real`, are measured in this process, as a study has it done.
         study: of `Study`.

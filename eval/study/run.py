@@ -24,16 +24,17 @@ POLL, GRACE = 0.1, 120.0  # seconds between looks; and for a command that was to
 
 @dataclass
 class Running:
-    """A command under way. device: of CUDA_VISIBLE_DEVICES; None leaves that alone."""
+    """A command under way. devices: of CUDA_VISIBLE_DEVICES; None leaves that alone."""
 
     task: Task
-    device: str | None
+    devices: list[str | None]
     out: Path
     began: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         self.log = self.out / "tasks" / f"{self.task.name}.log"
-        given = {} if self.device is None else {"CUDA_VISIBLE_DEVICES": self.device}
+        named = [device for device in self.devices if device is not None]
+        given = {"CUDA_VISIBLE_DEVICES": ",".join(named)} if named else {}
         self.log.parent.mkdir(exist_ok=True)
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -62,9 +63,10 @@ class Running:
 
 
 def run_tasks(tasks: list[Task], out: Path, devices: list[str | None], minutes: float | None) -> bool:
-    """Each once what it needs is done. Returns whether all are; else the time was up.
+    """Each once what it needs is done, on one of the devices, or where it has a batch on as many as divide it.
 
-    Raises ValueError in the words of a command that failed, and Interrupted, once the others have saved what they have.
+    Returns whether all are; else the time was up. Raises ValueError in the words of a command that failed, and
+    Interrupted, once the others have saved what they have.
     """
     left, running, stop = [*tasks], [], StopRequest()
     until = time.monotonic() + (60 * minutes if minutes else float("inf"))
@@ -88,20 +90,25 @@ def _run_all(
                 running.remove(one)
                 one.finish()
             unfinished = {task.name for task in left} | {one.task.name for one in running}
-            free = [device for device in devices if device not in [x.device for x in running]]
-            ready = [task for task in left if not unfinished & {*task.needs}]
-            for task, device in zip(ready, free, strict=False):
-                left.remove(task)
-                _begin(task, device, running, out)
+            for task in [task for task in left if not unfinished & {*task.needs}]:
+                taken = [device for x in running for device in x.devices]
+                free = [device for device in devices if device not in taken]
+                places = free[: task.most(len(devices))]
+                if task.batch and taken:  # it waits for all
+                    continue
+                if places:
+                    left.remove(task)
+                    _begin(task.on(len(places)), places, running, out)
             time.sleep(POLL)
     finally:
         _stop(running)
 
 
-def _begin(task: Task, device: str | None, running: list[Running], out: Path) -> None:
+def _begin(task: Task, devices: list[str | None], running: list[Running], out: Path) -> None:
     if task.call is None:
-        print(f"{task.name} begins{f' on device {device}' if device else ''}", flush=True)
-        running.append(Running(task, device, out))
+        running.append(Running(task, devices, out))
+        named = ", ".join(device for device in devices if device is not None)
+        print(f"{task.name} begins{f' on device {named}' if named else ''}", flush=True)
         return
     began = time.monotonic()
     task.call()

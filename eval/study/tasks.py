@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from ..reading import NoFile
 from ..sensitivity.propose import propose
 from .base import CODEC, WEIGHTS, export_base, write_checkpoint
-from .config import BASE, DOOM, MEASURED, PROPOSED, SHAPES, Plan, plain, read_made
+from .config import BASE, DOOM, MEASURED, PROPOSED, SHAPES, Plan, plain, read_made, read_yaml
 
 LINEAR = "fps_flex.wan.linear_codec.LinearCodec"
 PROPOSAL = "search/schedule.yaml"  # what the study finds, once it has
@@ -23,6 +23,7 @@ CONFIGURATION = "configuration.json"  # of the study that a folder holds
 class Task:
     """words: of `python -m`; empty where `call` does it in this process. needs: names of others. leaves: what is there
     once it is done. also: what is there for those that need it. rows: that it is of. wanted: for its own sake.
+    batch: clips of a training step, which GPUs share out; None takes one GPU.
     """
 
     name: str
@@ -33,6 +34,22 @@ class Task:
     call: Callable[[], None] | None = field(default=None, compare=False)
     rows: tuple[str, ...] = ()
     wanted: bool = False
+    batch: int | None = None
+
+    def most(self, devices: int) -> int:
+        """Of so many GPUs, those that can share it."""
+        return max(n for n in range(1, devices + 1) if n == 1 or (self.batch and self.batch % n == 0))
+
+    def on(self, devices: int) -> Task:
+        """It on so many GPUs, which make the same steps as one."""
+        if self.batch is None or devices == 1:
+            return self
+        shared = (
+            f"--trainer.devices={devices}",
+            f"--data.batch_size={self.batch // devices}",
+            "--parallel.shard=false",
+        )
+        return replace(self, words=(*self.words, *shared))
 
     def record_file(self, out: Path) -> Path:
         return out / "tasks" / f"{self.name}.json"
@@ -70,7 +87,8 @@ def _list_common(plan: Plan) -> Iterator[Task]:
         options |= {"val_clips": study.data.val_clips, "seed": study.data.seed}
         yield Task("codec", ("train.codec", *_options(options)), data, (out / CODEC,))
     last = plan.run(BASE, 0) / "checkpoints/last.ckpt"
-    yield Task("pretrain", _fit(plan, BASE, 0, {}), (*data, *codec), (last,))
+    batch = read_yaml(study.pretraining).get("data", {}).get("batch_size")
+    yield Task("pretrain", _fit(plan, BASE, 0, {}), (*data, *codec), (last,), batch=batch)
     export, write = partial(export_base, plan), partial(write_checkpoint, plan)
     yield Task("export", (), ("pretrain", *codec), (out / WEIGHTS,), call=export, wanted=True)
     yield Task("base", (), ("export", *codec), (plan.checkpoint(BASE, 0),), call=write)

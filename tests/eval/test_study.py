@@ -70,6 +70,7 @@ def test_every_stage_leaves_what_the_report_tells(studied):
     assert len(record["verdicts"]) == 13 and not any(
         x["answer"] == "holds here" and "seed" in x["numbers"] for x in record["verdicts"]
     )
+    assert record["tasks"]["pretrain"]["command"][-3:-1] == ["--trainer.devices=2", "--data.batch_size=1"]
     for picture in ("sheet.png", "levels.png", "curves.png"):
         assert (studied / picture).stat().st_size > 10_000 and f"({picture})" in text
 
@@ -166,6 +167,18 @@ def test_a_study_that_is_stopped_goes_on_to_the_same_bits(tmp_path, monkeypatch,
     assert (tmp_path / "parts/base.safetensors").read_bytes() == (tmp_path / "whole/base.safetensors").read_bytes()
     steps = {part.name for part in (tmp_path / "parts/runs/base/logs").iterdir()}
     assert steps == {"version_0", "version_1"}
+
+
+def test_a_pretraining_on_two_devices_is_that_on_one(tmp_path, capfd):
+    """Of clips that one and two deal out alike; three can't share two clips."""
+    option = long_base(tmp_path)
+    command(words(tmp_path / "one", option, "--only=export"))
+    command(words(tmp_path / "three", option, "--only=pretrain", "--devices=0,1,2"))
+    assert "pretrain begins on device 0, 1\n" in capfd.readouterr().out
+    losses, others = (read_losses(tmp_path / name / "runs/base") for name in ("one", "three"))
+    for part in ("train/loss", "val/loss"):
+        assert losses[part].keys() == others[part].keys() and losses[part]
+        assert all(others[part][step] == pytest.approx(value, rel=1e-5) for step, value in losses[part].items())
 
 
 def test_told_to_end_in_a_script_the_training_under_way_saves(tmp_path):
