@@ -78,8 +78,3 @@ def _undominated_points(density: np.ndarray, error: np.ndarray) -> np.ndarray:
 def pick_density(front: list[Choice], most: float) -> Choice | None:
     """The least error within a mean density."""
     return max((x for x in front if x.density <= most + 1e-9), key=lambda x: x.density, default=None)
-
-
-def pick_error(front: list[Choice], most: float) -> Choice | None:
-    """The least density within a mean error."""
-    return min((x for x in front if x.error <= most * (1 + 1e-9)), key=lambda x: x.density, default=None)
