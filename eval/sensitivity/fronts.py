@@ -46,12 +46,10 @@ def find_front(
                 (density[i] / steps, error[i] / steps, (one, other - one, steps - other), (early, middle, late))
             )
     kept = _undominated_points(np.array([x[0] for x in found]), np.array([x[1] for x in found]))
-    return [_as_choice(*found[i]) for i in kept]
-
-
-def _as_choice(density: float, error: float, lengths: tuple[int, ...], candidates: tuple[int, ...]) -> Choice:
-    of_step = np.repeat(candidates, lengths)
-    return Choice(float(density), float(error), tuple(of_step.tolist()))
+    return [
+        Choice(float(density), float(error), tuple(np.repeat(candidates, lengths).tolist()))
+        for density, error, lengths, candidates in (found[i] for i in kept)
+    ]
 
 
 def _sums(early: np.ndarray, middle: np.ndarray, late: np.ndarray) -> np.ndarray:
