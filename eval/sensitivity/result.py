@@ -122,11 +122,7 @@ def gather(parts: list[list[Part]], **facts: Any) -> Sensitivity:
 
 
 def _errors(mse: np.ndarray, cosine: np.ndarray) -> Errors:
-    return Errors(mse.tolist(), cosine.tolist(), _map(snr_db, mse.tolist()))
-
-
-def _map(function: Callable[[float], Any], value: Any) -> Any:
-    return [_map(function, x) for x in value] if isinstance(value, list) else function(value)
+    return Errors(mse.tolist(), cosine.tolist(), np.vectorize(snr_db, otypes=[object])(mse).tolist())
 
 
 def dump(record: Any) -> str:
