@@ -22,6 +22,7 @@ import torch
 
 from train.common.atomic import write_json
 from train.common.console import check_writable
+from train.common.work import rank_and_world
 
 from .markdown import head_of, line
 
@@ -116,8 +117,11 @@ def compare(rows: Iterable[Row]) -> Iterator[Row]:
 def report(rows: Iterable[Row], out: Path | None, columns: tuple[str, ...], **facts: Any) -> list[Row]:
     """Print a Markdown table and write all as JSON, row by row as they are measured; returns the rows.
 
-    facts: what else the JSON says. Raises ValueError before the first row where it can't be written.
+    Of several processes that measure together the first one says it. facts: what else the JSON says. Raises ValueError
+    before the first row where it can't be written.
     """
+    if rank_and_world()[0] > 0:
+        return [*rows]
     check_out(out)
     print(head_of(columns), flush=True)
     measured: list[Row] = []

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -80,11 +81,7 @@ def model(
     processes = join(parallel, None, "model")
     bench = _Bench(size, layers, repeats, processes)
     rows = compare(bench.rows(attentions, linears, compiled, parallel))
-    if processes.rank == 0:
-        columns = COLUMNS if processes.count == 1 else TOGETHER
-        report(rows, out, columns, size=size, layers=bench.config.layers)
-    else:
-        deque(rows, maxlen=0)
+    report(rows, out, COLUMNS if processes.count == 1 else TOGETHER, size=size, layers=bench.config.layers)
 
 
 def _attentions(
@@ -123,17 +120,13 @@ class _Bench:
     ) -> Iterator[Row]:
         for schedule, attention in attentions:
             if attention is None:
-                yield from self.processes.first_alone(lambda name=schedule: [{"parallel": "one"} | self._stock(name)])
+                yield from self.processes.first_alone(partial(self._stock, schedule))
                 continue
-            for kind in linears:
-                for way in parallel:
-                    what = (f"{schedule}, {kind}", attention, kind, compiled, way)
-                    if way == "one":
-                        yield from self.processes.first_alone(lambda what=what: list(self._ours(*what)))
-                    else:
-                        yield from self._ours(*what)
+            for kind, way in product(linears, parallel):
+                ours = partial(self._ours, f"{schedule}, {kind}", attention, kind, compiled, way)
+                yield from self.processes.first_alone(ours) if way == "one" else ours()
 
-    def _stock(self, name: str) -> Row:
+    def _stock(self, name: str) -> Iterator[Row]:
         """diffusers' own transformer; "stock compiled" has its blocks compiled as its documentation does it."""
         stock = random_stock(self.config, self.device)
         if name == "stock compiled":
@@ -144,7 +137,7 @@ class _Bench:
             timestep = timestep.to(self.device, non_blocking=True)
             return stock(self.latents, timestep, self.text, return_dict=False)[0]
 
-        return self._measure(name, level, forward)
+        yield {"parallel": "one"} | self._measure(name, level, forward)
 
     def _ours(self, name: str, attention: FPSAttention, linears: Linears, compiled: bool, way: Way) -> Iterator[Row]:
         """Each regime, and from them a whole video."""

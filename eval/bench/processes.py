@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,9 +47,9 @@ class Processes:
             dist.all_gather_object(values, value, group=self.talk)
         return values
 
-    def first_alone(self, work: Callable[[], list[Result]]) -> list[Result]:
+    def first_alone(self, work: Callable[[], Iterable[Result]]) -> list[Result]:
         """What the first process's work gives while the others wait; these get an empty list."""
-        result = work() if self.rank == 0 else []
+        result = [*work()] if self.rank == 0 else []
         self.gather(None)
         return result
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -185,10 +184,7 @@ def train(
             for row in Case(name, x, training, kind, way=way, processes=processes).measure()
         )
     )
-    if processes.rank == 0:
-        report(rows, out, COLUMNS if processes.count == 1 else (*TOGETHER[:2], *COLUMNS, *TOGETHER[2:]))
-    else:
-        deque(rows, maxlen=0)
+    report(rows, out, COLUMNS if processes.count == 1 else (*TOGETHER[:2], *COLUMNS, *TOGETHER[2:]))
 
 
 def _attentions(

@@ -10,11 +10,12 @@ from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors.torch import load, save
 from torch import Tensor
 
 from fps_flex.checks import show
 from fps_flex.wan import Wan
-from train.cached import trim_text
+from train.cached import pad_text, trim_text
 from train.left_out import speaks
 
 from .models import TextToVideo
@@ -99,22 +100,20 @@ class TextStates:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._file = TemporaryFile(dir=folder)  # noqa: SIM115 - as long as the object is there
-        self._where: dict[str, tuple[int, int, torch.dtype, torch.Size]] = {}  # first byte, and how many
+        self._where: dict[str, tuple[int, int, int]] = {}  # first byte, and how many; states with the zeros
 
     def add(self, prompt: str, states: Float[Tensor, "1 l e"]) -> None:
         """Raises ValueError where the disk is full."""
-        data = trim_text(states[0]).cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        data = save({"states": trim_text(states[0]).cpu().contiguous()})
         try:
             start = self._file.seek(0, 2)
             self._file.write(data)
             self._file.flush()
         except OSError as error:
             raise ValueError(f"text states can't be kept in {self.folder} ({error.strerror}): make room") from None
-        self._where[prompt] = start, len(data), states.dtype, states.shape
+        self._where[prompt] = start, len(data), states.shape[1]
 
     def __getitem__(self, prompt: str) -> Float[Tensor, "1 l e"]:
-        start, count, dtype, shape = self._where[prompt]
-        states = torch.zeros(shape, dtype=dtype)
+        start, count, length = self._where[prompt]
         self._file.seek(start)
-        self._file.readinto(states.view(-1).view(torch.uint8)[:count].numpy())
-        return states
+        return pad_text(load(self._file.read(count))["states"], length)[None]

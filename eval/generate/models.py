@@ -199,13 +199,10 @@ def build(path: str, spec: dict[str, Any], base: type[Kind], encoders: str | Non
         raise ValueError(f"{path} is no checkpoint of this project (its {base.__name__}: {error})") from None
 
 
-def _holder(kind: type[Fixed]) -> str:
-    return "file" if kind is LinearCodec else "folder"
-
-
 def find(kind: type[Kind], **options: Any) -> Kind:
     """Raises PartError where its files are missing or broken."""
     try:
         return kind(**options)
     except PartError as error:
-        raise PartError(f"{error}; --encoders names another {_holder(kind)}") from None
+        holder = "file" if kind is LinearCodec else "folder"
+        raise PartError(f"{error}; --encoders names another {holder}") from None

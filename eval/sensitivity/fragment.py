@@ -43,10 +43,6 @@ def options_of(measured: Sensitivity, codes: CodeFormat) -> dict[str, Any]:
     return options | {"tile": tuple(options["tile"])}
 
 
-def _default(name: str) -> Any:
-    return getattr(FPSAttention, name)
-
-
 def _schedule_lines(schedule: StepSchedule, indent: int) -> list[str]:
     regimes = [f"- {{window: {_plain(x.window)}, granularity: {_plain(x.granularity)}}}" for x in schedule.regimes]
     lines = [f"bounds: {_plain(schedule.bounds)}", "regimes:", *regimes, f"shift: {_plain(schedule.shift)}"]
@@ -66,7 +62,9 @@ def describe_use(measured: Sensitivity, path: Path, chosen: Choices, codes: Code
         f"  python -m train.fit --config YOURS.yaml --config {quote(str(path))} ...",
     ]
     if len(chosen) == 1:
-        named = {k: x for k, x in options_of(measured, codes).items() if k in INSTALLED or x != _default(k)}
+        named = {
+            k: x for k, x in options_of(measured, codes).items() if k in INSTALLED or x != getattr(FPSAttention, k)
+        }
         options = "".join(f", {name}={x!r}" for name, x in named.items())
         lines.append(f"  install(transformer, schedule=StepSchedule.read({str(path)!r}){options})")
     return "\n".join(lines)

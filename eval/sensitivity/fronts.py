@@ -46,12 +46,10 @@ def find_front(
                 (density[i] / steps, error[i] / steps, (one, other - one, steps - other), (early, middle, late))
             )
     kept = _undominated_points(np.array([x[0] for x in found]), np.array([x[1] for x in found]))
-    return [_as_choice(*found[i]) for i in kept]
-
-
-def _as_choice(density: float, error: float, lengths: tuple[int, ...], candidates: tuple[int, ...]) -> Choice:
-    of_step = np.repeat(candidates, lengths)
-    return Choice(float(density), float(error), tuple(of_step.tolist()))
+    return [
+        Choice(float(density), float(error), tuple(np.repeat(candidates, lengths).tolist()))
+        for density, error, lengths, candidates in (found[i] for i in kept)
+    ]
 
 
 def _sums(early: np.ndarray, middle: np.ndarray, late: np.ndarray) -> np.ndarray:
@@ -78,8 +76,3 @@ def _undominated_points(density: np.ndarray, error: np.ndarray) -> np.ndarray:
 def pick_density(front: list[Choice], most: float) -> Choice | None:
     """The least error within a mean density."""
     return max((x for x in front if x.density <= most + 1e-9), key=lambda x: x.density, default=None)
-
-
-def pick_error(front: list[Choice], most: float) -> Choice | None:
-    """The least density within a mean error."""
-    return min((x for x in front if x.error <= most * (1 + 1e-9)), key=lambda x: x.density, default=None)

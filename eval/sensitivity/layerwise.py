@@ -52,17 +52,12 @@ def sum_errors(choices: Choices) -> float:
     return sum(one.error for one in choices)
 
 
-def last_within(front: Iterator[Choices], most: float) -> Choices | None:
+def last_within(front: list[Choices], most: float) -> Choices | None:
     """The least error within a mean density of the layers."""
-    found = None
-    for choices in front:
-        if mean_density(choices) > most + 1e-9:
-            break
-        found = choices
-    return found
+    return next((choices for choices in reversed(front) if mean_density(choices) <= most + 1e-9), None)
 
 
-def first_within(front: Iterator[Choices], most: float) -> Choices | None:
+def first_within(front: list[Choices], most: float) -> Choices | None:
     """The least density within a sum of errors."""
     return next((choices for choices in front if sum_errors(choices) <= most * (1 + 1e-9)), None)
 

@@ -16,7 +16,7 @@ from train.common.console import check_writable
 
 from ..markdown import table
 from .fragment import describe_use, fragment
-from .fronts import Choice, find_front, pick_density, pick_error
+from .fronts import Choice, find_front, pick_density
 from .layerwise import Choices, find_layer_front, first_within, last_within, mean_density, sum_errors
 from .predict import over_steps, share_out
 from .result import FILE, Sensitivity, read
@@ -108,7 +108,7 @@ def choose_codes(
     found, missed = {}, []
     for codes, among in of_codes.items():
         try:
-            found[codes] = choose_by_layer(measured, goal, among) if layers else choose(measured, goal, among)
+            found[codes] = choose(measured, goal, among, layers)
         except OutOfReach as error:
             missed.append(error)
     if not found:
@@ -127,25 +127,19 @@ def front_of(measured: Sensitivity, among: list[int]) -> list[Choice]:
     return find_front(over_steps(measured, measured.velocity_mse), densities_of(measured), among)
 
 
-def choose(measured: Sensitivity, goal: Goal, among: list[int]) -> Choices:
-    """One for all layers. Raises OutOfReach where the goal can't be reached."""
-    front = front_of(measured, among)
-    if goal.budget is not None:
-        found, least = pick_density(front, goal.budget), front[0].density
-    else:
-        found, least = pick_error(front, goal.relative_mse), front[-1].error
-    if found is None:
-        raise OutOfReach(goal, least)
-    return (found,)
+def choose(measured: Sensitivity, goal: Goal, among: list[int], layers: bool) -> Choices:
+    """One for all layers, or one for each.
 
-
-def choose_by_layer(measured: Sensitivity, goal: Goal, among: list[int]) -> Choices:
-    """Raises ValueError as `choose`, and where layers weren't measured one at a time."""
-    front = [*find_layer_front(over_steps(measured, share_out(measured)), densities_of(measured), among)]
-    if goal.budget is not None:
-        found, least = last_within(iter(front), goal.budget), mean_density(front[0])
+    Raises OutOfReach where the goal can't be reached, and ValueError where layers weren't measured one at a time.
+    """
+    if layers:
+        front = [*find_layer_front(over_steps(measured, share_out(measured)), densities_of(measured), among)]
     else:
-        found, least = first_within(iter(front), goal.relative_mse), sum_errors(front[-1])
+        front = [(one,) for one in front_of(measured, among)]
+    if goal.budget is not None:
+        found, least = last_within(front, goal.budget), mean_density(front[0])
+    else:
+        found, least = first_within(front, goal.relative_mse), sum_errors(front[-1])
     if found is None:
         raise OutOfReach(goal, least)
     return found

@@ -122,24 +122,13 @@ def gather(parts: list[list[Part]], **facts: Any) -> Sensitivity:
 
 
 def _errors(mse: np.ndarray, cosine: np.ndarray) -> Errors:
-    return Errors(mse.tolist(), cosine.tolist(), _map(snr_db, mse.tolist()))
-
-
-def _map(function: Callable[[float], Any], value: Any) -> Any:
-    return [_map(function, x) for x in value] if isinstance(value, list) else function(value)
+    return Errors(mse.tolist(), cosine.tolist(), np.vectorize(snr_db, otypes=[object])(mse).tolist())
 
 
 def dump(record: Any) -> str:
     """JSON of a dataclass without line breaks, of which its lists would take millions; numbers to six digits."""
-    return json.dumps(_rounded(asdict(record)), ensure_ascii=False) + "\n"
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.{DIGITS}g}")
-    if isinstance(value, dict):
-        return {name: _rounded(x) for name, x in value.items()}
-    return [_rounded(x) for x in value] if isinstance(value, (list, tuple)) else value
+    rounded = json.loads(json.dumps(asdict(record)), parse_float=lambda number: float(f"{float(number):.{DIGITS}g}"))
+    return json.dumps(rounded, ensure_ascii=False) + "\n"
 
 
 def write(folder: Path, measured: Sensitivity) -> None:

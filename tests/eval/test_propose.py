@@ -12,8 +12,8 @@ import yaml
 from eval.generate.command import resolve_settings
 from eval.generate.jobs import Options
 from eval.sensitivity.command import command
-from eval.sensitivity.fronts import find_front, pick_density, pick_error
-from eval.sensitivity.layerwise import find_layer_front, mean_density, name_ranges, sum_errors
+from eval.sensitivity.fronts import find_front, pick_density
+from eval.sensitivity.layerwise import find_layer_front, first_within, mean_density, name_ranges, sum_errors
 from eval.sensitivity.predict import as_schedule, over_steps, predict, share_out
 from eval.sensitivity.result import read
 from fps_flex import StepSchedule, preset
@@ -60,7 +60,7 @@ def test_no_schedule_of_three_regimes_is_better(seed):
         least = min(error for density, error in every if density <= budget + 1e-9)
         assert pick_density(front, budget).error == pytest.approx(least)
         sparsest = min(density for density, error in every if error <= least * (1 + 1e-9))
-        assert pick_error(front, least).density == pytest.approx(sparsest)
+        assert mean_density(first_within([(one,) for one in front], least)) == pytest.approx(sparsest)
 
 
 def test_lower_measured_error_than_presets_of_its_density(checkpoint, folder):
