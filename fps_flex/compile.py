@@ -51,7 +51,7 @@ def compiled(function: Function) -> Function:
 
 
 def limited(function: Function) -> Function:
-    """A compiled function that may have 64 graphs, each of which stays whole."""
+    """A compiled function that is called under DYNAMO."""
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
