@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import lightning as L
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from fps_flex.checks import require
@@ -75,6 +75,18 @@ class SaveError(RuntimeError):
     """A checkpoint can't be written."""
 
 
+class CountSteps(Callback):
+    """Ends a step for the checkpoints before its log, in which processes wait for each other: it is whole by then."""
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self.checkpoints = checkpoints
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: FlowModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.checkpoints.count(trainer, pl_module)
+
+
 class Checkpoints(Checkpoint):
     """Saves last.ckpt as training goes and at its end, best.ckpt after a validation that found it best.
 
@@ -121,9 +133,8 @@ class Checkpoints(Checkpoint):
                 self.best = _best_so_far(self.folder)
             self.best = trainer.strategy.broadcast(self.best)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: FlowModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def count(self, trainer: L.Trainer, pl_module: FlowModule) -> None:
+        """A batch is over, and with it a step or not."""
         taken = next(self._positions)
         if trainer.global_step > self._step:
             self._step, self._taken, self._validated = trainer.global_step, taken, False

@@ -37,7 +37,7 @@ from fps_flex.wan.lora import trained
 from fps_flex.wan.trained import read_training_checkpoint
 
 from .callbacks import AverageWeights, KeepThreads, LogFirstValidation, LossCurve, Progress, read_losses
-from .checkpoints import TOGETHER, Checkpoints
+from .checkpoints import TOGETHER, Checkpoints, CountSteps
 from .common.console import check_no_empty, check_schedule_parts, check_writable, stop
 from .common.lock import locked
 from .common.refusals import check_known, one_line
@@ -288,7 +288,7 @@ def fit(cli: FitCLI) -> None:
         if isinstance(callback, SampleVideo):
             callback.stop = checkpoints.stop
     others = [callback for callback in trainer.callbacks if callback is not checkpoints]
-    others += [KeepThreads(), TrainingLog(), LogFirstValidation(), LossCurve()]
+    others += [CountSteps(checkpoints), KeepThreads(), TrainingLog(), LogFirstValidation(), LossCurve()]
     trainer.callbacks = [*others, checkpoints]  # all is told before it is saved
     with checkpoints.stop.restored_after(), checkpoints.peers:
         if trainer.is_global_zero:  # others may yet wait for it in vain, which only a signal unheard ends

@@ -52,7 +52,10 @@ def is_sharded(shard: bool | None, strategy: Any, accelerator: str, devices: Any
 def check_parallel(sharded: bool, parallel: Parallel, processes: int, strategy: Any) -> None:
     """Raises ValueError for what doesn't go together, and for processes that can't be shared out so."""
     sequence, exchange = parallel.sequence, parallel.exchange
-    if not sharded and str(getattr(strategy, "class_path", "")).endswith("ModelParallelStrategy"):
+    named = str(getattr(strategy, "class_path", ""))
+    if named.endswith((".Sharding", ".Replicated")):
+        raise ValueError(f"trainer.strategy is {named}, expected auto or ddp: --parallel sets it up")
+    if not sharded and named.endswith("ModelParallelStrategy"):
         raise ValueError("trainer.strategy is ModelParallelStrategy, which shares out nothing by itself: leave it at "
                          "auto, with parallel.shard true")  # fmt: skip
     if sharded and strategy != "auto":
@@ -60,7 +63,9 @@ def check_parallel(sharded: bool, parallel: Parallel, processes: int, strategy: 
             f"parallel.shard is true, which is a strategy, and trainer.strategy is {strategy}: leave it out"
         )
     if sequence > 1 and strategy not in STRATEGIES:
-        raise ValueError(f"parallel.sequence is {sequence}, which needs trainer.strategy auto, and that is {strategy}")
+        raise ValueError(
+            f"parallel.sequence is {sequence}, which needs trainer.strategy auto or ddp, and that is {strategy}"
+        )
     if processes % sequence:
         raise ValueError(
             f"parallel.sequence is {sequence}, and there are {processes} processes: expected a multiple of it, by "

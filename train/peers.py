@@ -15,6 +15,7 @@ from lightning.pytorch import Trainer
 FAILED = "fps_flex/failed"
 LOOK_EVERY = 0.5  # seconds
 ELSEWHERE = "another process of this run failed: its own line says why"
+FIRST_IS_GONE = "the first process of this run is gone: its own line says why, unless it was killed"
 LOST = ("Connection closed by peer", "Connection reset by peer", "NCCL error", "remote process exited")
 GRACE = 30.0  # seconds to save and end in
 ROLL_CALL, HERE = "fps_flex/roll-call", "fps_flex/here"
@@ -33,7 +34,7 @@ class Peers:
     """
 
     def __init__(self) -> None:
-        self._failed = False
+        self._why: str | None = None  # another one failed
         self.missing: list[int] = []
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
@@ -49,8 +50,8 @@ class Peers:
 
         To be called once it is waited for, and before what it is for.
         """
-        if self._failed:
-            raise RuntimeError(ELSEWHERE)
+        if self._why:
+            raise RuntimeError(self._why)
 
     def fail(self, reason: str) -> str:
         """Tell the others why this process ends, and leave them. Returns the first reason that any of them gave.
@@ -75,7 +76,7 @@ class Peers:
                 store.set(FAILED, reason)
             reason = store.get(FAILED).decode()
         except RuntimeError:
-            reason = ELSEWHERE  # it held the store
+            reason = FIRST_IS_GONE  # it held the store
         if dist.get_backend() == "nccl":
             dist.distributed_c10d._abort_process_group()  # all of them: those of a sequence too
         dist.destroy_process_group()  # so that a save waits for nobody
@@ -100,14 +101,15 @@ class Peers:
     def _look(self) -> None:
         store = dist.distributed_c10d._get_default_store()
         while not self._over.wait(LOOK_EVERY):
+            why = ELSEWHERE
             try:
                 if store.check([ROLL_CALL]):
                     store.set(f"{HERE}/{dist.get_rank()}", "")
                 if not store.check([FAILED]):
                     continue
             except RuntimeError:
-                pass  # gone with the process that held it
-            self._failed = True
+                why = FIRST_IS_GONE  # it held the store
+            self._why = why
             if dist.is_initialized() and dist.get_backend() == "nccl":
                 dist.distributed_c10d._abort_process_group()  # all of them: those of a sequence too
             if not self._over.wait(GRACE):

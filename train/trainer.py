@@ -55,7 +55,7 @@ class Trainer(L.Trainer):
     def __init__(
         self,
         accelerator: str = "auto",
-        strategy: str | Strategy = "auto",
+        strategy: Strategy | str = "auto",
         devices: list[int] | int | str = "auto",
         num_nodes: int = 1,
         precision: Precision = "32-true",

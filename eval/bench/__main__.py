@@ -16,8 +16,10 @@ from __future__ import annotations
 import logging
 import warnings
 
+import torch.distributed as dist
+
 from train.common.console import cli_errors, run_command
-from train.common.work import wait_for_the_first
+from train.common.work import leave_together, wait_for_the_first
 
 from .data import data
 from .kernel import kernel
@@ -40,6 +42,8 @@ def command(args: list[str] | None = None) -> None:
         except ValueError:
             wait_for_the_first()
             raise
+        if dist.is_available() and dist.is_initialized():
+            leave_together()
 
 
 if __name__ == "__main__":

@@ -227,7 +227,7 @@ def cut(file):
         (["--parallel.timeout=0"], "parallel.timeout is 0"),
         (
             [*PAIR, f"--trainer.strategy={DDP}", "--parallel.shard=false"],
-            "which needs trainer.strategy auto, and that is",
+            "which needs trainer.strategy auto or ddp, and",
         ),
         (["--parallel.exchange=halo"], "parallel.exchange is halo, of processes that train on a clip together, and"),
         (
@@ -238,6 +238,8 @@ def cut(file):
         ([*PAIR, "--parallel.exchange=halo", *ONE_TILE], "parallel.sequence is 2: the halo deals 1 tiles out to 2"),
         ([*PAIR, "--parallel.exchange=halo", "--model.attention.engine=flash"], "flash: needs a Hopper GPU or later"),
         (["--parallel.shard=true", "--trainer.strategy=ddp"], "trainer.strategy is ddp: leave it out"),
+        (["--trainer.strategy=train.sequences.Replicated"], "Replicated, expected auto or ddp: --parallel sets it up"),
+        (["--trainer.strategy=train.sharding.Sharding"], "Sharding, expected auto or ddp: --parallel sets it up"),
         (["--parallel.shard=true", "--model.base=bf16"], "parallel.shard is true, and model.base bf16"),
     ],
 )

@@ -12,7 +12,9 @@ from fps_flex.wan.flops import forward_flops, training_flops
 from tests.helpers.tiny_run import read_log, tiny_words, train_tiny
 from tests.helpers.together import run_in_turn
 from train.callbacks import Progress, read_losses
-from train.training_log import Work, batch_flops, means, peak_flops, speed, tally
+from train.checkpoints import trained_steps
+from train.fit import main
+from train.training_log import TrainingLog, Work, batch_flops, means, peak_flops, speed, tally
 
 EVERY = ["--trainer.log_every_n_steps=2", "--trainer.val_check_interval=8", "--checkpoint.every_n_train_steps=100"]
 
@@ -199,3 +201,20 @@ def test_the_bar_reads_its_numbers_once_a_second_in_training_and_always_after_a_
         shown.append(bar.get_metrics(SimpleNamespace(training=training), None)["train/loss"])
     assert read == [100.0, 100.6, 101.7] and shown == [100.0, 100.0, 100.6, 100.6, 101.7]
     assert "v_num" not in bar.get_metrics(SimpleNamespace(training=True), None)
+
+
+def test_a_step_that_is_taken_is_kept_where_its_log_fails(tmp_path, monkeypatch, capsys):
+    """As where a process that it waits for is gone: weights, optimizer and average are those of step 3."""
+    lines = []
+
+    def fail(*_):
+        lines.append(1)
+        if len(lines) == 3:
+            raise RuntimeError("no answer")
+        return {}
+
+    monkeypatch.setattr(TrainingLog, "_values", fail)
+    with pytest.raises(SystemExit) as ended:
+        main(tiny_words(tmp_path / "run", "--trainer.max_steps=6", "--trainer.log_every_n_steps=1"))
+    assert ended.value.code == 1 and "stopped at step 3; --ckpt_path last goes on from" in capsys.readouterr().out
+    assert trained_steps(tmp_path / "run/checkpoints/interrupted.ckpt") == 3
