@@ -171,7 +171,7 @@ def test_a_study_that_is_stopped_goes_on_to_the_same_bits(tmp_path, monkeypatch,
 
 def test_a_pretraining_on_two_devices_is_that_on_one(tmp_path, capfd):
     """Of clips that one and two deal out alike; three can't share two clips."""
-    option = long_base(tmp_path)
+    option = long_base(tmp_path, 12)
     command(words(tmp_path / "one", option, "--only=export"))
     command(words(tmp_path / "three", option, "--only=pretrain", "--devices=0,1,2"))
     assert "pretrain begins on device 0, 1\n" in capfd.readouterr().out
