@@ -47,8 +47,13 @@ class Replicated(InSequences, DDPStrategy):
         self.device_mesh = init_device_mesh(
             self.root_device.type, (rows, self.sequence), mesh_dim_names=(DATA, SEQUENCE)
         )
-        for group in self.device_mesh.get_all_groups():
-            _set_pg_timeout(self._timeout, group)  # a mesh's groups have PyTorch's own, whatever the first one has
+        limit_waits(self._timeout, self.device_mesh)
+
+
+def limit_waits(timeout: timedelta | None, *meshes: DeviceMesh) -> None:
+    """A mesh's groups have PyTorch's own limit, whatever the first group has."""
+    for group in (group for mesh in meshes for group in mesh.get_all_groups()):
+        _set_pg_timeout(timeout, group)
 
 
 def place(trainer: L.Trainer) -> tuple[int, int]:

@@ -15,7 +15,6 @@ from lightning.fabric.plugins.collectives.torch_collective import default_pg_tim
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -30,7 +29,7 @@ from fps_flex.wan.trained import read_training_checkpoint
 from .common.atomic import part_of, put_in_place, recover, remove
 from .offloaded import OffloadedAdamW
 from .optimizers import check_momentum
-from .sequences import InSequences
+from .sequences import InSequences, limit_waits
 from .shares import local_part, reason_of, shared_as, write_share
 
 _compiled_forward = compiled(Block.forward)
@@ -62,8 +61,7 @@ class Sharding(InSequences, ModelParallelStrategy):
         self._data_parallel_size = self.num_nodes * self.num_processes // self.sequence
         super().setup_environment()
         self.mesh = init_device_mesh(self.root_device.type, (self.world_size,), mesh_dim_names=("all",))
-        for group in (*self.device_mesh.get_all_groups(), self.mesh.get_group()):
-            _set_pg_timeout(self._timeout, group)  # a mesh's groups have PyTorch's own, whatever the first one has
+        limit_waits(self._timeout, self.device_mesh, self.mesh)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Of this process's shares: nothing is gathered."""

@@ -87,7 +87,8 @@ def _list_common(plan: Plan) -> Iterator[Task]:
         options |= {"val_clips": study.data.val_clips, "seed": study.data.seed}
         yield Task("codec", ("train.codec", *_options(options)), data, (out / CODEC,))
     last = plan.run(BASE, 0) / "checkpoints/last.ckpt"
-    batch = read_yaml(study.pretraining).get("data", {}).get("batch_size")
+    loader = read_yaml(study.pretraining).get("data")  # what it is else train.fit refuses
+    batch = loader.get("batch_size") if isinstance(loader, dict) else None
     yield Task("pretrain", _fit(plan, BASE, 0, {}), (*data, *codec), (last,), batch=batch)
     export, write = partial(export_base, plan), partial(write_checkpoint, plan)
     yield Task("export", (), ("pretrain", *codec), (out / WEIGHTS,), call=export, wanted=True)

@@ -342,6 +342,15 @@ def test_refusals(tmp_path, capsys, option, part):
     assert not (tmp_path / "s").exists()
 
 
+@pytest.mark.parametrize("data", [None, [1], {"batch_size": None}])
+def test_a_pretraining_that_says_no_batch_is_read_all_the_same(tmp_path, capsys, data):
+    """It runs on one device; what of it can't be meant is train.fit's to say."""
+    base = yaml.safe_load((ROOT / "configs/study/miniature-base.yaml").read_text())
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base | {"data": data}))
+    option = f"--pretraining={tmp_path / 'base.yaml'}"
+    assert refused(capsys, command, words(tmp_path / "s", option, "--only=nothing")).startswith("error: ")
+
+
 def test_configurations_of_the_study_are_read():
     """The real one asks for what it says: the densities of joint and uniform are alike, and its rows are there."""
     study = yaml.safe_load((ROOT / "configs/study/study.yaml").read_text())

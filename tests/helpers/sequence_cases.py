@@ -63,11 +63,16 @@ def draw(call):
     return q, k, v, grad.masked_fill(~layout.valid[:, None], 0)
 
 
+def leaves_of(share, call):
+    """q, k, v and the output's gradient at a share's slots."""
+    *leaves, grad = (share.split(x, dim=2) for x in draw(call))
+    return [x.requires_grad_() for x in leaves], grad
+
+
 def attend(sequence, call, layer=1):
     """Output and gradients of q, k, v at the slots of this process, and the bytes that either brought it."""
     share = sequence.share(call)
-    *leaves, grad = (share.split(x, dim=2) for x in draw(call))
-    leaves = [x.requires_grad_() for x in leaves]
+    leaves, grad = leaves_of(share, call)
     with counted() as forward:
         out = share.attend(layer)(*leaves)
     with counted() as backward:
@@ -165,8 +170,7 @@ def run_on_gpus(rank):
 
 def results(share, call):
     """Output and gradients of q, k, v at a share's slots."""
-    *leaves, grad = (share.split(x, dim=2) for x in draw(call))
-    leaves = [x.requires_grad_() for x in leaves]
+    leaves, grad = leaves_of(share, call)
     out = share.attend(1)(*leaves)
     return out.detach(), *torch.autograd.grad(out, leaves, grad)
 
