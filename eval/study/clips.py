@@ -57,13 +57,13 @@ def check_grid(plan: Plan) -> None:
     study = plan.study
     if study.codec is None:
         return
-    sizes = plan.describe()["pretraining"]["model"].get("wan")
+    file, sizes = study.pretraining[-1], plan.describe()["pretraining"][-1]["model"].get("wan")
     try:
         config = WanConfig(**sizes)
     except TypeError:
-        raise ValueError(f"{study.pretraining} has model.wan {show(sizes)}, expected a transformer's sizes") from None
+        raise ValueError(f"{file} has model.wan {show(sizes)}, expected a transformer's sizes") from None
     if config.channels != study.codec.channels:
-        given = f"{study.pretraining} has model.wan.channels {config.channels}"
+        given = f"{file} has model.wan.channels {config.channels}"
         raise ValueError(f"codec.channels is {study.codec.channels}, and {given}: expected the same")
     grid = config.grid(box_grid(study.clip.size, study.codec.box))
     for attention in (study.search.attention, *(row.attention for row in study.rows.values())):

@@ -174,7 +174,7 @@ def choose(plan: Plan, tasks: dict[str, Task], asked: list[Task], only: str | No
 
     for task in asked:
         take(task, needed=False)
-    if only and "pretrain" in chosen and not {"pretrain", "export"} & {task.name for task in asked}:
+    if only and "pretrain" in chosen and not {"pretrain", "export"} & {task.name.split("-")[0] for task in asked}:
         raise ValueError(
             f"only is {only}, whose base is missing in {plan.out}: make it with --only export, or name one with --base"
         )

@@ -120,7 +120,8 @@ class Study:
     """What is compared with what, and how it is measured.
 
     Args:
-        pretraining: configuration of train.fit, of the dense base that all rows start from.
+        pretraining: configurations of train.fit, of the dense base that all rows start from: runs one after the other,
+            each from the averaged weights of the one before. The last is of `clip`; those before may say of their own.
         finetuning: options of train.fit that trained rows have in place of the pretraining's.
         clip: frames, height, width and fps of all clips.
         data: where clips come from.
@@ -132,7 +133,7 @@ class Study:
     Raises ValueError for rows that don't fit each other.
     """
 
-    pretraining: str
+    pretraining: list[str]
     finetuning: dict[str, Any]
     clip: Clip
     data: Data
@@ -142,6 +143,8 @@ class Study:
     codec: LinearFit | None = None
 
     def __post_init__(self) -> None:
+        if not self.pretraining:
+            raise ValueError("pretraining is empty, expected a configuration of train.fit, or several")
         for name, row in self.rows.items():
             if not NAME.fullmatch(name) or "-seed" in name or name in STAGES:
                 raise ValueError(
@@ -184,7 +187,13 @@ class Plan:
 
     def run(self, name: str, seed: int) -> Path:
         """Of train.fit."""
-        return self.out / "runs" / (BASE if name == BASE else f"{name}-seed{seed}")
+        return self.pretraining_runs[-1] if name == BASE else self.out / "runs" / f"{name}-seed{seed}"
+
+    @property
+    def pretraining_runs(self) -> list[Path]:
+        """One for each configuration; the last makes the base."""
+        count = len(self.study.pretraining)
+        return [self.out / "runs" / (BASE if i == count else f"{BASE}-{i}") for i in range(1, count + 1)]
 
     def row(self, name: str, seed: int) -> Path:
         """Of what is measured; rows of the base's weights have one seed."""
@@ -198,7 +207,7 @@ class Plan:
         """All that decides what a study measures, as plain data."""
         study = plain(self.study)
         study["data"].pop("workers")
-        return {**study, "pretraining": read_yaml(self.study.pretraining)}
+        return {**study, "pretraining": [read_yaml(file) for file in self.study.pretraining]}
 
     def describe_base(self) -> dict[str, Any]:
         """The part of it that the pretrained weights follow from."""

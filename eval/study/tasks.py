@@ -86,15 +86,26 @@ def _list_common(plan: Plan) -> Iterator[Task]:
         options = {"folder": plan.folder, "out": out / CODEC, **plain(study.codec), **plain(study.clip)}
         options |= {"val_clips": study.data.val_clips, "seed": study.data.seed}
         yield Task("codec", ("train.codec", *_options(options)), data, (out / CODEC,))
-    last = plan.run(BASE, 0) / "checkpoints/last.ckpt"
-    loader = read_yaml(study.pretraining).get("data")  # what it is else train.fit refuses
-    batch = loader.get("batch_size") if isinstance(loader, dict) else None
-    yield Task("pretrain", _fit(plan, BASE, 0, {}), (*data, *codec), (last,), batch=batch)
+    stages = [*_pretrain(plan, (*data, *codec))]
+    yield from stages
     export, write = partial(export_base, plan), partial(write_checkpoint, plan)
-    yield Task("export", (), ("pretrain", *codec), (out / WEIGHTS,), call=export, wanted=True)
+    yield Task("export", (), (stages[-1].name, *codec), (out / WEIGHTS,), call=export, wanted=True)
     yield Task("base", (), ("export", *codec), (plan.checkpoint(BASE, 0),), call=write)
     leaves = tuple(out / "real" / name for name in (MEASURED, "features.npz", "classifier.pt", "search-prompts.txt"))
     yield Task("real", _measuring(plan, "real", 0), (*data, "base"), leaves, wanted=True)
+
+
+def _pretrain(plan: Plan, needs: tuple[str, ...]) -> Iterator[Task]:
+    """A run for each configuration, from the weights of the one before; the last is of the study's own clips."""
+    start: dict[str, Any] = {}
+    for file, run in zip(plan.study.pretraining, plan.pretraining_runs, strict=True):
+        loader = read_yaml(file).get("data")  # what it is else train.fit refuses
+        said = loader if isinstance(loader, dict) else {}
+        own = {f"data.{name}" for name in said} if run.name != BASE else set()
+        options = {name: value for name, value in _clips(plan).items() if name not in own} | _codec(plan) | start
+        last, name = run / "checkpoints/last.ckpt", run.name.replace(BASE, "pretrain")
+        yield Task(name, _fit(run, [file], options), needs, (last,), batch=said.get("batch_size"))
+        start, needs = {"model.checkpoint": last}, (name,)
 
 
 def _list_search(plan: Plan) -> Iterator[Task]:
@@ -115,17 +126,15 @@ def _list_search(plan: Plan) -> Iterator[Task]:
 def _train(plan: Plan, name: str, seed: int) -> Task:
     """A row's fine-tuning from the common base."""
     row = plan.rows[name]
-    own = {
-        "model.checkpoint": plan.checkpoint(BASE, 0),
-        "seed_everything": seed,
-        **plan.study.finetuning,
-        **row.options,
-    }
+    own = {"model.checkpoint": plan.checkpoint(BASE, 0), "seed_everything": seed, **plan.study.finetuning}
+    own |= row.options
     if row.attention not in (None, PROPOSED):
         own["model.attention"] = plain(row.attention)
+    configs = [plan.study.pretraining[-1], *([plan.out / PROPOSAL] if row.attention == PROPOSED else [])]
+    words = _fit(plan.run(name, seed), configs, {**_clips(plan), **_codec(plan), **own})
     needs = (*_data(plan), "base", *(("propose",) if row.attention == PROPOSED else ()))
     leaves, rows = (plan.checkpoint(name, seed),), tuple(plan.sharing(name))
-    return Task(f"train-{name}-seed{seed}", _fit(plan, name, seed, own), needs, leaves, rows=rows)
+    return Task(f"train-{name}-seed{seed}", words, needs, leaves, rows=rows)
 
 
 def _measure(plan: Plan, weights: str, seed: int) -> Task:
@@ -144,17 +153,23 @@ def _measuring(plan: Plan, weights: str, seed: int) -> tuple[str, ...]:
     return ("eval.study", *_options(options))
 
 
-def _fit(plan: Plan, name: str, seed: int, own: dict[str, Any]) -> tuple[str, ...]:
-    """own: options of this run."""
+def _fit(run: Path, configs: list[str | Path], options: dict[str, Any]) -> tuple[str, ...]:
+    words = ("train.fit", f"--run={run}", "--ckpt_path=last-if-any")
+    return (*words, *(f"--config={Path(file).resolve()}" for file in configs), *_options(options))
+
+
+def _clips(plan: Plan) -> dict[str, Any]:
+    """Options of train.fit: the study's clips."""
     study, options = plan.study, {f"data.{name}": value for name, value in plain(plan.study.clip).items()}
     options |= {"data.seed": study.data.seed, "data.val_clips": study.data.val_clips}
-    options |= {"data.train_clips": study.data.clips} if study.data.source == SHAPES else {"data.folder": plan.folder}
-    if study.codec:
-        options["model.codec"] = {"class_path": LINEAR, "init_args": {"path": str(plan.out / CODEC)}}
-    files = [Path(study.pretraining).resolve()]
-    files += [plan.out / PROPOSAL] if plan.rows[name].attention == PROPOSED else []
-    run = ("train.fit", f"--run={plan.run(name, seed)}", "--ckpt_path=last-if-any")
-    return (*run, *(f"--config={file}" for file in files), *_options({**options, **own}))
+    drawn = {"data.train_clips": study.data.clips}
+    return options | (drawn if study.data.source == SHAPES else {"data.folder": plan.folder})
+
+
+def _codec(plan: Plan) -> dict[str, Any]:
+    """Likewise: the codec that the study fits, if it does."""
+    fitted = {"class_path": LINEAR, "init_args": {"path": str(plan.out / CODEC)}}
+    return {"model.codec": fitted} if plan.study.codec else {}
 
 
 def _data(plan: Plan) -> tuple[str, ...]:

@@ -62,7 +62,7 @@ def test_every_stage_leaves_what_the_report_tells(studied):
     record, text = json.loads((studied / "study.json").read_text()), (studied / "study.md").read_text()
     assert set(record["rows"]) == set(ROWS) and all(task["done"] for task in record["tasks"].values())
     assert (
-        len(record["tasks"]) == 13
+        len(record["tasks"]) == 14
         and record["torch"]
         and record["tasks"]["train-joint-seed0"]["command"][1:3] == ["-m", "train.fit"]
     )
@@ -149,7 +149,7 @@ def long_base(folder, steps=60):
     base = yaml.safe_load((ROOT / "configs/study/miniature-base.yaml").read_text())
     base["trainer"]["max_steps"], base["checkpoint"] = steps, {"every_n_train_steps": 2}
     (folder / "base.yaml").write_text(yaml.safe_dump(base))
-    return f"--pretraining={folder / 'base.yaml'}"
+    return f"--pretraining=[{folder / 'base.yaml'}]"
 
 
 def test_a_study_that_is_stopped_goes_on_to_the_same_bits(tmp_path, monkeypatch, capfd):
@@ -297,7 +297,7 @@ def test_a_command_that_fails_says_why(tmp_path, capsys):
     broken = yaml.safe_load((ROOT / "configs/study/miniature-base.yaml").read_text())
     broken["model"]["lr"] = -1
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(broken))
-    line = refused(capsys, command, words(tmp_path / "s", f"--pretraining={tmp_path / 'base.yaml'}", "--only=pretrain"))
+    line = refused(capsys, command, words(tmp_path / "s", f"--pretraining=[{tmp_path / 'base.yaml'}]", "--only=pretrain"))
     assert line.startswith("error: pretrain: ") and "lr" in line and "pretrain.log" in line
 
 
@@ -330,8 +330,9 @@ def test_a_command_that_fails_says_why(tmp_path, capsys):
         ("--rows={joint-seed0: {}}", "rows has 'joint-seed0', expected a name"),
         ("--rows={real: {}}", "that is no stage (data, codec"),
         ("--rows={joint: {}, free: {weights: joint}}", "rows.free isn't trained, and has no attention"),
-        ("--pretraining=nowhere.yaml", "nowhere.yaml"),
-        ("--pretraining=README.md", "README.md is no YAML"),
+        ("--pretraining=[]", "pretraining is empty"),
+        ("--pretraining=[nowhere.yaml]", "nowhere.yaml"),
+        ("--pretraining=[README.md]", "README.md is no YAML"),
         ("--codec={box: [2, 4, 4], channels: 16, clips: 4}", "codec.channels is 16, and"),
         ("--codec={box: [2, 4, 4], channels: 24, clips: 4}", "windows has (2, 2, 1), and the grid (4, 4, 4)"),
         ("--codec={box: [3, 4, 4], channels: 24, clips: 4}", "(8, 32, 32)"),
@@ -347,7 +348,7 @@ def test_a_pretraining_that_says_no_batch_is_read_all_the_same(tmp_path, capsys,
     """It runs on one device; what of it can't be meant is train.fit's to say."""
     base = yaml.safe_load((ROOT / "configs/study/miniature-base.yaml").read_text())
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(base | {"data": data}))
-    option = f"--pretraining={tmp_path / 'base.yaml'}"
+    option = f"--pretraining=[{tmp_path / 'base.yaml'}]"
     assert refused(capsys, command, words(tmp_path / "s", option, "--only=nothing")).startswith("error: ")
 
 
@@ -366,4 +367,4 @@ def test_configurations_of_the_study_are_read():
     }
     share = [np.prod(x["window"]) / 64 for x in study["rows"]["joint"]["attention"]["schedule"]["regimes"]]
     assert np.dot(share, [0.3, 0.4, 0.3]) == pytest.approx(6 / 64, rel=0.05)
-    assert Path(study["pretraining"]).name == "base.yaml"
+    assert [Path(file).name for file in study["pretraining"]] == ["base-short.yaml", "base.yaml"]
