@@ -77,9 +77,11 @@ class Peers:
             reason = store.get(FAILED).decode()
         except RuntimeError:
             reason = FIRST_IS_GONE  # it held the store
+        # so that a save waits for nobody
         if dist.get_backend() == "nccl":
-            dist.distributed_c10d._abort_process_group()  # all of them: those of a sequence too
-        dist.destroy_process_group()  # so that a save waits for nobody
+            dist.distributed_c10d._abort_process_group()  # all of them, those of a sequence too; none is left then
+        else:
+            dist.destroy_process_group()
         return reason
 
     def _call_the_roll(self, reason: str) -> str:

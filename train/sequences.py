@@ -9,6 +9,8 @@ from lightning.fabric.plugins.collectives.torch_collective import default_pg_tim
 from lightning.pytorch.strategies import DDPStrategy
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import _set_pg_timeout
+from torch.nn import Module
+from torch.nn.parallel import DistributedDataParallel
 
 from fps_flex.wan import Wan
 from fps_flex.wan.auto import Exchange, sequence_over
@@ -48,6 +50,12 @@ class Replicated(InSequences, DDPStrategy):
             self.root_device.type, (rows, self.sequence), mesh_dim_names=(DATA, SEQUENCE)
         )
         limit_waits(self._timeout, self.device_mesh)
+
+    def _setup_model(self, model: Module) -> DistributedDataParallel:
+        """It would move all of a batch to the GPU, and noise levels, which decide on the pass, are read on the CPU."""
+        replica = super()._setup_model(model)
+        replica.device_ids = None
+        return replica
 
 
 def limit_waits(timeout: timedelta | None, *meshes: DeviceMesh) -> None:
