@@ -9,6 +9,7 @@ from pathlib import Path
 
 import av
 from av.stream import Disposition
+from torch.utils.data import get_worker_info
 
 from .deinterlace import deinterlace
 from .faults import ClipError, Fault
@@ -27,6 +28,8 @@ def open_video(path: Path) -> Iterator[tuple[av.container.InputContainer, av.Vid
             stream = _choose_stream(container)
             _check_codec(stream.codec_context)
             stream.thread_type = "AUTO"
+            if get_worker_info():  # one of many: a thread for each core of each takes longer than decoding
+                stream.codec_context.thread_count = 1
             yield container, stream
     except FileNotFoundError:
         raise ClipError(f"{path}: no such file") from None
