@@ -24,8 +24,8 @@ from ..markdown import table
 from ..reading import NoFile, read_json
 from .base import take_base
 from .clips import check_grid, check_sizes
-from .config import BASE, Plan, Study, first_difference, plain
-from .measure import measure_rows
+from .config import Plan, Study, first_difference, plain
+from .measure import REAL, measure_real, measure_row
 from .report import write_report
 from .run import note, run_tasks
 from .tasks import CONFIGURATION, PROPOSAL, Task, list_tasks
@@ -53,13 +53,13 @@ def main(
         devices: numbers of GPUs, with commas between, for one command each at a time, and for the pretraining together;
             none runs one at a time.
         base: pretrained weights, the base.safetensors of another study with the same pretraining.
-        measure: the weights whose rows alone, or `real`, are measured in this process, as a study has it done.
+        measure: the row that alone is measured in this process, or `real`, as a study has it done.
         study: of `Study`.
     """
     plan, numbers = Plan(Study(**study), at_home(out).resolve()), as_numbers("seeds", seeds)
     if measure is not None:
-        one_of("measure", measure, ("real", BASE, *plan.study.trained))
-        measure_rows(plan, measure, numbers[0])
+        one_of("measure", measure, (REAL, *plan.rows))
+        measure_real(plan) if measure == REAL else measure_row(plan, measure, numbers[0])
         return
     places = [None] if devices is None else as_devices(devices)
     if minutes is not None:
@@ -151,7 +151,7 @@ def find_asked(plan: Plan, tasks: dict[str, Task], only: str | None) -> list[Tas
         return [task for task in tasks.values() if task.wanted]
     asked = []
     for word in map(str.strip, only.split(",")):
-        of_word = [x for x in tasks.values() if word in x.name.split("-")[:1] or (x.wanted and word in x.rows)]
+        of_word = [x for x in tasks.values() if word in x.name.split("-")[:1] or (x.wanted and word == x.row)]
         if not of_word:
             stages = ", ".join(dict.fromkeys(name.split("-")[0] for name in tasks))
             raise ValueError(f"only has {word!r}, expected a stage ({stages}) or a row ({', '.join(plan.rows)})")

@@ -181,9 +181,9 @@ class Plan:
         source = self.study.data.source
         return None if source == SHAPES else str(self.out / "data" if source == DOOM else Path(source).resolve())
 
-    def sharing(self, weights: str) -> list[str]:
-        """Rows with the same weights, those that these were trained for first."""
-        return [weights, *(name for name, row in self.rows.items() if row.weights == weights and name != weights)]
+    def against(self, name: str) -> str:
+        """The row with whose videos another's are compared: of the same weights, or of a trained row the base."""
+        return self.rows[name].weights or BASE
 
     def run(self, name: str, seed: int) -> Path:
         """Of train.fit."""

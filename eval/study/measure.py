@@ -44,15 +44,6 @@ if TYPE_CHECKING:
 REAL = "real"
 
 
-def measure_rows(plan: Plan, weights: str, seed: int) -> None:
-    """All rows with the same weights, or real clips; what is there already isn't measured again."""
-    if weights == REAL:
-        measure_real(plan)
-        return
-    for name in plan.sharing(weights):
-        measure_row(plan, name, seed, plan.row(name, seed))
-
-
 def measure_real(plan: Plan) -> None:
     """What rows are compared with: features of real clips, a classifier of their actions, and the prompts."""
     data, wanted, folder, net = open_data(plan), plan.study.measures, plan.out / REAL, Features(find_device())
@@ -117,8 +108,9 @@ def open_row(plan: Plan, name: str, seed: int) -> tuple[TextToVideo, Settings]:
     return resolve_settings(Options(str(plan.checkpoint(name, seed)), attention=attention, **how))
 
 
-def measure_row(plan: Plan, name: str, seed: int, folder: Path) -> None:
-    """Leaves measures.json, videos, and the first few of these in a small form."""
+def measure_row(plan: Plan, name: str, seed: int) -> None:
+    """Leaves measures.json, videos, and the first few of these in a small form; what is there isn't made again."""
+    folder = plan.row(name, seed)
     prompts, (model, settings) = read_made(plan.out / REAL / MEASURED, "prompts")["prompts"], open_row(plan, name, seed)
     jobs = [Job(file_name(prompt, i), prompt, i) for i, prompt in enumerate(prompts)]
     losses = measure_losses(plan, model, folder / "losses.json")
@@ -169,7 +161,7 @@ def measure_losses(plan: Plan, model: TextToVideo, file: Path) -> dict[str, Any]
 
 def measure_fidelity(plan: Plan, name: str, seed: int, jobs: list[Job]) -> dict[str, Any]:
     """How far the videos are from dense ones of the same noise: of the same weights, or of a trained row the base's."""
-    against = plan.rows[name].weights or BASE
+    against = plan.against(name)
     if name == against:
         return {"against": None, "fidelity": {}, "not_measured": {}}
     rows = [Compared(one, plan.row(one, seed) / "videos") for one in (against, name)]

@@ -22,7 +22,7 @@ CONFIGURATION = "configuration.json"  # of the study that a folder holds
 @dataclass(frozen=True)
 class Task:
     """words: of `python -m`; empty where `call` does it in this process. needs: names of others. leaves: what is there
-    once it is done. also: what is there for those that need it. rows: that it is of. wanted: for its own sake.
+    once it is done. also: what is there for those that need it. row: that it is of. wanted: for its own sake.
     batch: clips of a training step, which GPUs share out; None takes one GPU.
     """
 
@@ -32,7 +32,7 @@ class Task:
     leaves: tuple[Path, ...] = ()
     also: tuple[Path, ...] = ()
     call: Callable[[], None] | None = field(default=None, compare=False)
-    rows: tuple[str, ...] = ()
+    row: str | None = None
     wanted: bool = False
     batch: int | None = None
 
@@ -69,9 +69,12 @@ class Task:
 
 
 def list_tasks(plan: Plan, seeds: list[int]) -> dict[str, Task]:
-    """All of a study, by name; each after what it needs."""
-    tasks = [*_list_common(plan), _measure(plan, BASE, 0), *_list_search(plan)]
-    tasks += [make(plan, name, seed) for seed in seeds for name in plan.study.trained for make in (_train, _measure)]
+    """All of a study, by name; each after what it needs, and trainings first, which take longest."""
+    once = [name for name, row in plan.rows.items() if row.weights == BASE]
+    tasks = [*_list_common(plan), *(_measure(plan, name, 0) for name in once), *_list_search(plan)]
+    for seed in seeds:
+        tasks += [_train(plan, name, seed) for name in plan.study.trained]
+        tasks += [_measure(plan, name, seed) for name in plan.rows if name not in once]
     return {task.name: task for task in tasks}
 
 
@@ -133,23 +136,26 @@ def _train(plan: Plan, name: str, seed: int) -> Task:
     configs = [plan.study.pretraining[-1], *([plan.out / PROPOSAL] if row.attention == PROPOSED else [])]
     words = _fit(plan.run(name, seed), configs, {**_clips(plan), **_codec(plan), **own})
     needs = (*_data(plan), "base", *(("propose",) if row.attention == PROPOSED else ()))
-    leaves, rows = (plan.checkpoint(name, seed),), tuple(plan.sharing(name))
-    return Task(f"train-{name}-seed{seed}", words, needs, leaves, rows=rows)
+    return Task(f"train-{name}-seed{seed}", words, needs, (plan.checkpoint(name, seed),))
 
 
-def _measure(plan: Plan, weights: str, seed: int) -> Task:
-    """Of all rows with the same weights, in one process; trained ones are compared with the videos of the base."""
-    rows, words = tuple(plan.sharing(weights)), _measuring(plan, weights, seed)
-    leaves = tuple(plan.row(name, seed) / MEASURED for name in rows)
-    if weights == BASE:
-        videos, needs = plan.row(BASE, seed) / "videos", (*_data(plan), "base", "real")
-        return Task("measure-base", words, needs, leaves, (videos,), rows=rows, wanted=True)
-    needs = (*_data(plan), f"train-{weights}-seed{seed}", "measure-base")
-    return Task(f"measure-{weights}-seed{seed}", words, needs, leaves, rows=rows, wanted=True)
+def _measure(plan: Plan, name: str, seed: int) -> Task:
+    """Of a row; its videos are compared with those of the row that has the same weights as they were trained."""
+    weights, row = plan.rows[name].weights or name, plan.row(name, seed)
+    needs = ["base", "real"] if weights == BASE else [f"train-{weights}-seed{seed}"]
+    needs += [_measured(plan, plan.against(name), seed)] if name != BASE else []
+    words, videos = _measuring(plan, name, seed), (row / "videos",)
+    name_of_task = _measured(plan, name, seed)
+    return Task(name_of_task, words, (*_data(plan), *needs), (row / MEASURED,), videos, row=name, wanted=True)
 
 
-def _measuring(plan: Plan, weights: str, seed: int) -> tuple[str, ...]:
-    options = {"config": plan.out / CONFIGURATION, "out": plan.out, "measure": weights, "seeds": str(seed)}
+def _measured(plan: Plan, name: str, seed: int) -> str:
+    """A task's name; rows of the base's weights are measured once."""
+    return f"measure-{name}" if plan.rows[name].weights == BASE else f"measure-{name}-seed{seed}"
+
+
+def _measuring(plan: Plan, what: str, seed: int) -> tuple[str, ...]:
+    options = {"config": plan.out / CONFIGURATION, "out": plan.out, "measure": what, "seeds": str(seed)}
     return ("eval.study", *_options(options))
 
 

@@ -62,7 +62,7 @@ def test_every_stage_leaves_what_the_report_tells(studied):
     record, text = json.loads((studied / "study.json").read_text()), (studied / "study.md").read_text()
     assert set(record["rows"]) == set(ROWS) and all(task["done"] for task in record["tasks"].values())
     assert (
-        len(record["tasks"]) == 14
+        len(record["tasks"]) == 15
         and record["torch"]
         and record["tasks"]["train-joint-seed0"]["command"][1:3] == ["-m", "train.fit"]
     )
@@ -297,7 +297,9 @@ def test_a_command_that_fails_says_why(tmp_path, capsys):
     broken = yaml.safe_load((ROOT / "configs/study/miniature-base.yaml").read_text())
     broken["model"]["lr"] = -1
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(broken))
-    line = refused(capsys, command, words(tmp_path / "s", f"--pretraining=[{tmp_path / 'base.yaml'}]", "--only=pretrain"))
+    line = refused(
+        capsys, command, words(tmp_path / "s", f"--pretraining=[{tmp_path / 'base.yaml'}]", "--only=pretrain")
+    )
     assert line.startswith("error: pretrain: ") and "lr" in line and "pretrain.log" in line
 
 
@@ -308,7 +310,7 @@ def test_a_command_that_fails_says_why(tmp_path, capsys):
         ("--seeds=0,0", "seeds is '0,0', expected whole numbers"),
         ("--seeds=-1", "seeds is '-1', expected whole numbers"),
         ("--devices=a", "devices is 'a', expected whole numbers"),
-        ("--measure=nobody", "measure is 'nobody', expected one of real, base, dense, joint, proposed"),
+        ("--measure=nobody", "measure is 'nobody', expected one of real, base, dense, joint-free, joint, proposed"),
         ("--search.windows=[5]", "search.windows"),
         ("--search.windows=[[0, 1, 1]]", "window is (0, 1, 1)"),
         ("--search.granularities=[0]", "granularity is 0"),

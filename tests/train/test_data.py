@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from fps_flex.wan.codecs import ByteText, PixelCodec
 from tests.helpers.grey_clips import make_clip, make_folder
 from tests.helpers.raw_clips import read_captions
+from train.common.streams import open_video
 from train.common.videos import read_clip
 from train.data import Loader, VideoData
 from train.folder import VideoFolder, scan_folder
@@ -118,6 +119,24 @@ def test_loader_processes_have_no_decoder_of_ours(tmp_path):
         assert [int(count) for count in Loader(Decoders(), num_workers=1)] == [0, 0]
     finally:
         gc.enable()
+
+
+class Threads(Decoders):
+    """How many threads decode a video, in the process that is asked; 0 is one for each core."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __getitem__(self, _):
+        with open_video(self.path) as (_, stream):
+            return stream.codec_context.thread_count
+
+
+def test_loader_processes_decode_on_one_thread(tmp_path):
+    """They are as many as their user asked for."""
+    folder = make_folder(tmp_path, {"a.mp4": 10})
+    assert Threads(folder / "a.mp4")[0] != 1
+    assert [int(count) for count in Loader(Threads(folder / "a.mp4"), num_workers=1)] == [1, 1]
 
 
 @pytest.mark.parametrize(
