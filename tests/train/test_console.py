@@ -192,3 +192,18 @@ def test_such_a_prompt_can_be_printed_and_read_again(tmp_path, capsys):
         generate(["--checkpoint=x", "--out=o", "--prompt=null", "--negative_prompt=# x", "--print_config"])
     printed = yaml.safe_load(capsys.readouterr().out)
     assert (printed["prompt"], printed["negative_prompt"]) == ("null", "# x")
+
+
+@pytest.mark.parametrize(
+    ("run", "words", "part"),
+    [
+        (fit, ["--config", "FILE"], "a value in it contains itself"),
+        (fit, ["--config=configs/tiny.yaml", "--trainer=&a {x: *a}"], "a value in it contains itself"),
+        (generate, ["--config=FILE"], "a value in it contains itself"),
+        (generate, ["--attention=&a {x: *a}"], 'Parser key "attention"'),
+    ],
+)
+def test_yaml_that_contains_itself_is_refused(tmp_path, capsys, run, words, part):
+    file = tmp_path / "endless.yaml"
+    file.write_text("trainer: &a\n  max_steps: 3\n  options: {again: *a}\n")
+    assert part in refused(capsys, run, [word.replace("FILE", str(file)) for word in words])

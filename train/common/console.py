@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import torch
 import yaml
 from jsonargparse import ArgumentError, Namespace, auto_cli, capture_parser, get_loader, set_loader
+from yaml import YAMLError
 
 from fps_flex import FPSAttention
 
@@ -41,7 +42,12 @@ def load_yaml(text: str) -> Any:
 
     An option below one that can be a string as well (schedule.regimes) gets what was parsed as Python writes it.
     """
-    return str(text) if isinstance(text, Verbatim) else _none_for_null(_load_yaml(text), inside=False)
+    if isinstance(text, Verbatim):
+        return str(text)
+    try:
+        return _none_for_null(_load_yaml(text), inside=False)
+    except RecursionError:
+        raise YAMLError("a value in it contains itself") from None
 
 
 def _none_for_null(value: Any, inside: bool = True) -> Any:
@@ -52,7 +58,7 @@ def _none_for_null(value: Any, inside: bool = True) -> Any:
     return None if inside and value == "None" else value
 
 
-set_loader("yaml", load_yaml, (yaml.YAMLError,))
+set_loader("yaml", load_yaml, (YAMLError,))
 
 
 def run_command(components: Any, args: list[str] | None, lists: Sequence[str] = (), **options: Any) -> None:
@@ -94,7 +100,7 @@ def _is_nothing(text: str) -> bool:
     """Whether YAML makes nothing of a text."""
     try:
         return _load_yaml(text) is None
-    except (yaml.YAMLError, UnicodeError):
+    except (YAMLError, UnicodeError):
         return False
 
 

@@ -83,7 +83,9 @@ def _read_mapping(option: str, value: str) -> Any:
     try:
         is_file = os.path.isfile(value) and (option == "--config" or value.endswith((".yaml", ".yml")))
         text = Path(value).read_text(encoding="utf-8") if is_file else value
-        return _load_yaml(text) if "{" in text else None
+        value = _load_yaml(text) if "{" in text else None
+        json.dumps(value, default=str)  # raises ValueError where it contains itself
+        return value
     except (OSError, ValueError, yaml.YAMLError):
         return None
 
