@@ -29,7 +29,9 @@ REELS = ".reels"  # folder of what is known of finished reels, and of clips of t
 PER_REEL = 8  # clips at most: starting the game takes as long as some ten clips
 TAKES = 12  # of an action, before the clip gets another one
 GAMES = 5  # in which a reel is begun, before its level counts as one in which nothing can be filmed
-QUALITY = {"preset": "ultrafast", "crf": "8"}  # 40 dB and more for most clips; with less colour (yuv420p) no crf has it
+# 40 dB and more for most clips; with less colour (yuv420p) no crf has it. A key frame in eight: a short cut from the
+# middle is decoded from there
+QUALITY = {"preset": "ultrafast", "crf": "8", "g": "8"}
 
 logger = logging.getLogger(__name__)
 
