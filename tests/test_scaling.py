@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from docs.make import scale, scaling
+from docs.make import host, scale, scaling
 from docs.make.scaling import PLANS, Machine, attention_bytes, beside_one, memory_gb, mfu, slowest, step_of
 
 SMALL, LARGE = PLANS
@@ -69,7 +69,23 @@ def test_the_memory_of_14b_by_hand():
     assert memory_gb(LARGE, 64, 4)[1:] == (kept, gathered, work)
 
 
-@pytest.mark.parametrize("table", [scale.memory_table, scale.step_table, scale.comparison_table, scale.traffic_table])
+def test_what_a_host_should_give_by_hand():
+    """14B dense: 12.00 s at 480p with frozen weights, whose gradients aren't computed; a video: 1.951 s a pass on two
+    GPUs, 3.369 on one."""
+    (layers, attention), (large_layers, large) = (
+        (2 * 14e9 * n, 4 * n**2 * 5120 * 40) for n in (21 * 30 * 52, 21 * 45 * 80)
+    )
+    dense = 12.0024 * 4 * (large_layers + large) / (3 * layers + 4 * attention) / 4
+    found = host.training_of_14b(8)
+    assert float(found.split(" to ")[0]) == pytest.approx(dense, rel=0.05)
+    assert host.step_of_a_video(8).startswith(f"{2 * 3.3694 / (3.3694 / 4 + 1.9507 - 3.3694 / 2):.1f} to ")
+    assert host.training_of_1_3b(4) == "3.8 to 4.0"
+
+
+TABLES = [scale.memory_table, scale.step_table, scale.comparison_table, scale.traffic_table, host.expected_table]
+
+
+@pytest.mark.parametrize("table", TABLES)
 def test_the_page_has_the_tables(table):
     assert table() in PAGE.read_text(encoding="utf-8")
 
