@@ -47,7 +47,8 @@ def main(
 
     Args:
         out: folder of the study.
-        only: stages or rows, with commas between; none runs all. What they need is made too, but for the pretraining.
+        only: stages, rows or tasks, with commas between; none runs all. What they need is made too, but for the
+            pretraining.
         seeds: of the rows' training, with commas between; all start from the same pretrained weights.
         minutes: after which all is kept and left; saving takes up to two more.
         devices: numbers of GPUs, with commas between, for one command each at a time, and for the pretraining together;
@@ -59,7 +60,10 @@ def main(
     plan, numbers = Plan(Study(**study), at_home(out).resolve()), as_numbers("seeds", seeds)
     if measure is not None:
         one_of("measure", measure, (REAL, *plan.rows))
-        measure_real(plan) if measure == REAL else measure_row(plan, measure, numbers[0])
+        if measure == REAL:
+            measure_real(plan)
+        else:
+            measure_row(plan, measure, numbers[0])
         return
     places = [None] if devices is None else as_devices(devices)
     if minutes is not None:
@@ -151,7 +155,8 @@ def find_asked(plan: Plan, tasks: dict[str, Task], only: str | None) -> list[Tas
         return [task for task in tasks.values() if task.wanted]
     asked = []
     for word in map(str.strip, only.split(",")):
-        of_word = [x for x in tasks.values() if word in x.name.split("-")[:1] or (x.wanted and word == x.row)]
+        meant = [(x, (x.name, x.name.split("-")[0], x.wanted and x.row)) for x in tasks.values()]
+        of_word = [task for task, words in meant if word in words]
         if not of_word:
             stages = ", ".join(dict.fromkeys(name.split("-")[0] for name in tasks))
             raise ValueError(f"only has {word!r}, expected a stage ({stages}) or a row ({', '.join(plan.rows)})")

@@ -70,7 +70,10 @@ def test_every_stage_leaves_what_the_report_tells(studied):
     assert len(record["verdicts"]) == 13 and not any(
         x["answer"] == "holds here" and "seed" in x["numbers"] for x in record["verdicts"]
     )
-    assert record["tasks"]["pretrain"]["command"][-3:-1] == ["--trainer.devices=2", "--data.batch_size=1"]
+    first, second = (record["tasks"][name]["command"] for name in ("pretrain-1", "pretrain"))
+    assert first[-3:-1] == second[-3:-1] == ["--trainer.devices=2", "--data.batch_size=1"]
+    assert "--data.frames=8" in second and not any(word.startswith("--data.frames") for word in first)
+    assert any(word.endswith("runs/base-1/checkpoints/last.ckpt") for word in second if "model.checkpoint" in word)
     for picture in ("sheet.png", "levels.png", "curves.png"):
         assert (studied / picture).stat().st_size > 10_000 and f"({picture})" in text
 
@@ -127,6 +130,9 @@ def test_what_is_kept_is_enough(studied, tmp_path, capsys, monkeypatch):
     shutil.copytree(studied, kept, ignore=shutil.ignore_patterns("runs", "base.ckpt", "videos", "parts", "scores"))
     asked = []
     monkeypatch.setattr(study_command, "run_tasks", lambda tasks, *_: asked.extend(x.name for x in tasks) or True)
+    command(words(kept, "--only=pretrain-1"))
+    assert asked == ["pretrain-1"]
+    asked.clear()
     command(words(kept))
     assert asked == [] and (kept / "study.md").stat().st_mtime > (studied / "study.md").stat().st_mtime
     shutil.rmtree(kept / "rows/joint-seed0")
@@ -333,6 +339,7 @@ def test_a_command_that_fails_says_why(tmp_path, capsys):
         ("--rows={real: {}}", "that is no stage (data, codec"),
         ("--rows={joint: {}, free: {weights: joint}}", "rows.free isn't trained, and has no attention"),
         ("--pretraining=[]", "pretraining is empty"),
+        ("--pretraining=configs/study/base.yaml", "pretraining"),
         ("--pretraining=[nowhere.yaml]", "nowhere.yaml"),
         ("--pretraining=[README.md]", "README.md is no YAML"),
         ("--codec={box: [2, 4, 4], channels: 16, clips: 4}", "codec.channels is 16, and"),
