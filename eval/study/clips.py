@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,25 @@ def check_sizes(plan: Plan) -> None:
             f"{first} is {found.height}x{found.width} (rows x columns), and the study's clip is {clip.height}x"
             f"{clip.width}: set clip to that, or choose another data.source"
         )
+
+
+def check_parts(plan: Plan) -> None:
+    """Raises ValueError, before hours of work, for parts of a pretraining of which one can't go on from another, and
+    whose own clips the study's codec doesn't fit.
+    """
+    study, parts = plan.study, plan.describe()["pretraining"]
+    last, sizes = study.pretraining[-1], parts[-1]["model"].get("wan")
+    for file, part in zip(study.pretraining[:-1], parts[:-1], strict=True):
+        if (other := part["model"].get("wan")) != sizes:
+            raise ValueError(f"{file} has model.wan {show(other)}, and {last} {show(sizes)}: expected the same")
+        said = part.get("data")
+        own = {name: said[name] for name in plain(study.clip) if isinstance(said, dict) and name in said}
+        try:
+            size = replace(study.clip, **own).size
+            if study.codec:
+                box_grid(size, study.codec.box)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from None
 
 
 def check_grid(plan: Plan) -> None:

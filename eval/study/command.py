@@ -23,7 +23,7 @@ from train.fit import check_words
 from ..markdown import table
 from ..reading import NoFile, read_json
 from .base import take_base
-from .clips import check_grid, check_sizes
+from .clips import check_grid, check_parts, check_sizes
 from .config import Plan, Study, first_difference, plain
 from .measure import REAL, measure_real, measure_row
 from .report import write_report
@@ -71,6 +71,7 @@ def main(
     described = plan.describe()
     check_sizes(plan)
     check_grid(plan)
+    check_parts(plan)
     tasks = list_tasks(plan, numbers)
     check_trainings(tasks)
     asked = find_asked(plan, tasks, only)

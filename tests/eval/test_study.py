@@ -361,6 +361,26 @@ def test_a_pretraining_that_says_no_batch_is_read_all_the_same(tmp_path, capsys,
     assert refused(capsys, command, words(tmp_path / "s", option, "--only=nothing")).startswith("error: ")
 
 
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"model": {"wan": {"dim": 32}}}, "short.yaml has model.wan {'dim': 32}, and"),
+        ({"data": {"frames": 0}}, "short.yaml: frames is 0"),
+        ({"data": {"frames": "many"}}, "short.yaml: frames is 'many'"),
+        ({"data": {"frames": 3}}, "short.yaml: clips of (3, 32, 32) (frames, rows, columns) don't divide into boxes"),
+    ],
+)
+def test_a_part_of_the_pretraining_that_does_not_fit_is_refused_before_any(tmp_path, capsys, change, part):
+    base = yaml.safe_load((ROOT / "configs/study/miniature-short.yaml").read_text())
+    (tmp_path / "short.yaml").write_text(
+        yaml.safe_dump({name: value | change.get(name, {}) for name, value in base.items()})
+    )
+    option = f"--pretraining=[{tmp_path / 'short.yaml'}, configs/study/miniature-base.yaml]"
+    codec = "--codec={box: [2, 2, 2], channels: 24, clips: 4}"
+    assert part in refused(capsys, command, words(tmp_path / "s", option, codec))
+    assert not (tmp_path / "s").exists()
+
+
 def test_configurations_of_the_study_are_read():
     """The real one asks for what it says: the densities of joint and uniform are alike, and its rows are there."""
     study = yaml.safe_load((ROOT / "configs/study/study.yaml").read_text())
