@@ -109,7 +109,7 @@ class TrainingLog(Callback):
 def tally(batches: list[Work], module: FlowModule) -> Iterator[float]:
     """Tokens, operations and seconds; then of each regime, and of each bin of noise levels, clips and their loss."""
     attention = module.model.attention
-    sigma = torch.cat([batch.sigma for batch in batches])
+    sigma = torch.cat([batch.sigma for batch in batches]).cpu()  # Lightning's own DDP has moved it to the GPU
     losses = torch.cat([batch.losses for batch in batches]).double().cpu()  # waits for a GPU, once a line
     regimes = attention.step_schedule.regime_index(sigma)
     yield sum(float(len(batch.sigma) * torch.Size(batch.grid).numel()) for batch in batches)

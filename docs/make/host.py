@@ -5,10 +5,7 @@ python -m docs.make.host
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from math import prod
-from typing import Any
 
 from jsonargparse import auto_cli
 
@@ -17,7 +14,7 @@ from eval.markdown import table
 from fps_flex.wan.flops import forward_flops, training_flops
 from fps_flex.wan.traffic import ulysses_traffic
 
-from .scaling import PLANS, RESULTS, SHARES, Machine, Plan, beside_one, call_of, step_of
+from .scaling import PLANS, SHARES, Machine, beside_one, call_of, read_rows, step_of
 
 SMALL, LARGE = PLANS
 SIZES = (4, 8)
@@ -35,25 +32,25 @@ def training_of_14b(gpus: int) -> str:
     step, machine = step_of(LARGE, gpus), Machine()
     ours = sum(share * done for share, (_, done) in zip(SHARES, LARGE.operations(), strict=True))
     ours /= machine.peak * LARGE.pace(machine) * LARGE.sequence
-    dense = _dense_seconds(LARGE, prod(LARGE.grid)) / LARGE.sequence
+    dense = _dense_seconds() / LARGE.sequence
     rest = step.attention + step.optimizer
     best, worst = (dense + rest, ours + rest), (dense + rest + step.weights, ours + rest + step.weights)
     seconds = (f"{low:.1f} to {high:.1f} s" for low, high in zip(best, worst, strict=True))
     return " / ".join(seconds) + f": {worst[0] / worst[1]:.2f} to {best[0] / best[1]:.2f}"
 
 
-def _dense_seconds(plan: Plan, tokens: int) -> float:
-    """Of a step on one GPU, at the pace of the measured dense one, of fewer tokens."""
-    (row,) = (x for x in _rows(plan.record) if x["schedule"] == "sdpa")
-    small, large = (forward_flops(plan.config, n, TEXT_TOKENS) for n in (row["tokens"], tokens))
-    frozen, all_trained = training_flops(small, frozen=True) + small.total, training_flops(large) + large.total
-    return row["step_seconds"] * all_trained / frozen
+def _dense_seconds() -> float:
+    """Of a step of 14B on one GPU, at the pace of the measured dense one, at 480p and with frozen weights."""
+    (row,) = (x for x in read_rows(LARGE.record) if x["schedule"] == "sdpa")
+    measured, ours = (forward_flops(LARGE.config, n, TEXT_TOKENS) for n in (row["tokens"], prod(LARGE.grid)))
+    done = training_flops(measured, frozen=True) + measured.total
+    return row["step_seconds"] * (training_flops(ours) + ours.total) / done
 
 
 def training_of_1_3b(gpus: int) -> str:
     """Tokens a second over one GPU's, a clip each. At worst with what two GPUs took beyond the arithmetic."""
     one, two = (
-        next(x["step_seconds"] for x in _rows(ONE_CLIP) if (x["parallel"], x["regime"]) == (way, "mix"))
+        next(x["step_seconds"] for x in read_rows(ONE_CLIP) if (x["parallel"], x["regime"]) == (way, "mix"))
         for way in ("one", "shard 2")
     )
     step, beyond = beside_one(SMALL, one, gpus), two - beside_one(SMALL, one, 2).worst
@@ -65,15 +62,11 @@ def step_of_a_video(gpus: int) -> str:
 
     At worst with all that a pass on two GPUs took beyond half of one's.
     """
-    rows = [x for x in _rows(TWO_VIDEO) if (x["model"], x["regime"]) == ("fps, fp8", "50 steps x 2")]
+    rows = [x for x in read_rows(TWO_VIDEO) if (x["model"], x["regime"]) == ("fps, fp8", "50 steps x 2")]
     one, two = (next(x["step_seconds"] for x in rows if x["parallel"] == way) for way in ("one", "ulysses 2"))
     sent = LARGE.config.layers * max(ulysses_traffic(call_of(LARGE, LARGE.levels[0]), gpus // 2).forward)
     best, worst = one / (gpus // 2) + sent / Machine().links, one / (gpus // 2) + two - one / 2
     return f"{2 * one / worst:.1f} to {2 * one / best:.1f}"
-
-
-def _rows(record: str) -> Iterator[dict[str, Any]]:
-    yield from json.loads((RESULTS / record).read_text())["rows"]
 
 
 ROWS = {

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -83,11 +84,16 @@ class Plan:
 
     def pace(self, machine: Machine) -> float:
         """The share of its peak that one H100 computed at, of what was done."""
-        report = json.loads((RESULTS / self.record).read_text())
-        (row,) = (x for x in report["rows"] if _is_mix(x, self.schedule))
+        (row,) = (x for x in read_rows(self.record) if _is_mix(x, self.schedule))
         frozen = row["lora"] is not None
         forward = forward_flops(self.config, row["tokens"], TEXT_TOKENS, row["density"])
         return (training_flops(forward, frozen) + forward.total) / row["step_seconds"] / machine.peak
+
+
+def read_rows(record: str) -> list[dict[str, Any]]:
+    """Of a file of docs/results."""
+    rows: list[dict[str, Any]] = json.loads((RESULTS / record).read_text())["rows"]
+    return rows
 
 
 def _is_mix(row: dict[str, object], schedule: str) -> bool:
@@ -176,8 +182,7 @@ def memory_gb(plan: Plan, gpus: int, sequence: int) -> tuple[float, float, float
 
 def _work_bytes(plan: Plan) -> float:
     """What a measured step of one GPU took beside weights, state and block inputs, which grows with a clip's slots."""
-    report = json.loads((RESULTS / plan.record).read_text())
-    (row,) = (x for x in report["rows"] if _is_mix(x, plan.schedule))
+    (row,) = (x for x in read_rows(plan.record) if _is_mix(x, plan.schedule))
     total, _ = plan.parameters
     adapter = 0 if row["lora"] is None else row["lora"] * plan.config.layers * _adapter_width(plan.config)
     state = STATE * total if row["lora"] is None else 2 * total + STATE * adapter
