@@ -62,9 +62,9 @@ class Peers:
         if "DataLoader worker" in reason:
             whose = f"process {dist.get_rank()}: " if several else ""
             reason = f"{whose}{reason} (out of host memory? fewer --data.workers take less)"
-        if not several:
+        if not several:  # alone, or the listening thread has aborted NCCL's groups
             self._over.set()
-            return reason
+            return self._why or reason
         if any(words in reason for words in TIMED_OUT):
             reason = self._call_the_roll(reason)
         self._over.set()
