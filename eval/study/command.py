@@ -52,7 +52,7 @@ def main(
         seeds: of the rows' training, with commas between; all start from the same pretrained weights.
         minutes: after which all is kept and left; saving takes up to two more.
         devices: numbers of GPUs, with commas between, for one command each at a time, and for the pretraining together;
-            none runs one at a time.
+            a GPU that is named twice takes two commands at a time; none runs one at a time.
         base: pretrained weights, the base.safetensors of another study with the same pretraining.
         measure: the row that alone is measured in this process, or `real`, as a study has it done.
         study: of `Study`.
@@ -93,10 +93,10 @@ def _state(plan: Plan, task: Task) -> tuple[str, str, str]:
     return task.name, state, f"{seconds:.0f} s" if seconds else ""
 
 
-def as_numbers(name: str, text: str) -> list[int]:
-    """Raises ValueError for anything but whole numbers with commas between, each once."""
+def as_numbers(name: str, text: str, once: bool = True) -> list[int]:
+    """Raises ValueError for anything but whole numbers with commas between, and where each is to be there once."""
     words = [word.strip() for word in text.split(",")]
-    if not all(word.isdecimal() for word in words) or len({*words}) < len(words):
+    if not all(word.isdecimal() for word in words) or (once and len({*words}) < len(words)):
         raise ValueError(f"{name} is {text!r}, expected whole numbers with commas between, such as 0,1,2")
     return [int(word) for word in words]
 
@@ -106,7 +106,7 @@ def as_devices(text: str) -> list[str | None]:
 
     Where there is none at all, they are so many commands at a time.
     """
-    numbers = [str(x) for x in as_numbers("devices", text)]
+    numbers = [str(x) for x in as_numbers("devices", text, once=False)]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     here = visible if all(map(str.isdecimal, visible)) else [*map(str, range(torch.cuda.device_count()))]
     if torch.cuda.device_count() and not {*numbers} <= {*here}:

@@ -63,7 +63,8 @@ class Running:
 
 
 def run_tasks(tasks: list[Task], out: Path, devices: list[str | None], minutes: float | None) -> bool:
-    """Each once what it needs is done, on one of the devices, or where it has a batch on as many as divide it.
+    """Each once what it needs is done, on one of the devices, or where it has a batch on as many as divide it. A device
+    that is there twice takes two at a time.
 
     Returns whether all are; else the time was up. Raises ValueError in the words of a command that failed, and
     Interrupted, once the others have saved what they have.
@@ -91,12 +92,13 @@ def _run_all(
                 one.finish()
             unfinished = {task.name for task in left} | {one.task.name for one in running}
             for task in [task for task in left if not unfinished & {*task.needs}]:
-                taken = [device for x in running for device in x.devices]
-                free = [device for device in devices if device not in taken]
-                places = free[: task.most(len(devices))]
-                if task.batch and taken:  # it waits for all
-                    continue
-                if places:
+                free = [*devices]
+                for device in (device for x in running for device in x.devices):
+                    free.remove(device)
+                if task.batch:  # it waits for all, and takes each once
+                    free = [*dict.fromkeys(devices)] if len(free) == len(devices) else []
+                if free:
+                    places = free[: task.most(len(free))]
                     left.remove(task)
                     _begin(task.on(len(places)), places, running, out)
             time.sleep(POLL)

@@ -131,7 +131,9 @@ def _train(plan: Plan, name: str, seed: int) -> Task:
     row = plan.rows[name]
     own = {"model.checkpoint": plan.checkpoint(BASE, 0), "seed_everything": seed, **plan.study.finetuning}
     own |= row.options
-    if row.attention not in (None, PROPOSED):
+    if row.attention == PROPOSED:  # which says no engine: what the search ran on, it does too
+        own["model.attention.engine"] = plan.study.search.attention.engine
+    elif row.attention is not None:
         own["model.attention"] = plain(row.attention)
     configs = [plan.study.pretraining[-1], *([plan.out / PROPOSAL] if row.attention == PROPOSED else [])]
     words = _fit(plan.run(name, seed), configs, {**_clips(plan), **_codec(plan), **own})

@@ -21,6 +21,7 @@ from eval.study import command as study_command
 from eval.study import run
 from eval.study.command import command
 from eval.study.losses import losses_of_clip
+from eval.study.tasks import Task
 from tests.helpers.commands import ROOT, refused
 from tests.helpers.once import once
 from tests.helpers.tiny_run import read_checkpoint
@@ -72,6 +73,8 @@ def test_every_stage_leaves_what_the_report_tells(studied):
     )
     first, second = (record["tasks"][name]["command"] for name in ("pretrain-1", "pretrain"))
     assert first[-3:-1] == second[-3:-1] == ["--trainer.devices=2", "--data.batch_size=1"]
+    proposed = record["tasks"]["train-proposed-seed0"]["command"]
+    assert "--model.attention.engine=eager" in proposed
     assert "--data.frames=8" in second and not any(word.startswith("--data.frames") for word in first)
     assert any(word.endswith("runs/base-1/checkpoints/last.ckpt") for word in second if "model.checkpoint" in word)
     for picture in ("sheet.png", "levels.png", "curves.png"):
@@ -185,6 +188,31 @@ def test_a_pretraining_on_two_devices_is_that_on_one(tmp_path, capfd):
     for part in ("train/loss", "val/loss"):
         assert losses[part].keys() == others[part].keys() and losses[part]
         assert all(others[part][step] == pytest.approx(value, rel=1e-5) for step, value in losses[part].items())
+
+
+def test_a_device_that_is_named_twice_takes_two_commands_and_once_the_pretraining(tmp_path, monkeypatch):
+    """Of commands that end when as many as there can be run beside each other."""
+    running, most = [], []
+
+    class Begun(run.Running):
+        def __post_init__(self):
+            running.append(self)
+            most.append([device for one in running for device in one.devices])
+
+        @property
+        def is_over(self):
+            return self.task.batch is not None or len(most) == 4
+
+        def finish(self):
+            running.remove(self)
+
+        def signal(self, number):
+            assert not running
+
+    monkeypatch.setattr(run, "Running", Begun)
+    tasks = [Task("pretrain", ("x",), batch=6), *(Task(name, ("x",), ("pretrain",)) for name in "abc")]
+    assert run.run_tasks(tasks, tmp_path, study_command.as_devices("0,1,0"), None)
+    assert most == [["0", "1"], ["0"], ["0", "1"], ["0", "1", "0"]]
 
 
 def test_told_to_end_in_a_script_the_training_under_way_saves(tmp_path):
