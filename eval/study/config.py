@@ -216,8 +216,8 @@ class Plan:
 
 
 def plain(value: Any) -> Any:
-    """Of a dataclass, so that it can be read again; `layers` that are none can't be."""
-    return asdict(value, dict_factory=lambda pairs: {name: x for name, x in pairs if name != "layers" or x})
+    """Of a dataclass, so that it can be read again; `layers` that are none can't be, and no `options` take long to check."""
+    return asdict(value, dict_factory=lambda pairs: {n: x for n, x in pairs if n not in ("layers", "options") or x})
 
 
 def read_made(path: Path, *names: str) -> dict[str, Any]:
