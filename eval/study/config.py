@@ -216,7 +216,7 @@ class Plan:
 
 
 def plain(value: Any) -> Any:
-    """Of a dataclass, so that it can be read again; `layers` that are none can't be, and no `options` take long to check."""
+    """Of a dataclass, so that it can be read again: `layers` that are none can't be, and empty `options` take long."""
     return asdict(value, dict_factory=lambda pairs: {n: x for n, x in pairs if n not in ("layers", "options") or x})
 
 

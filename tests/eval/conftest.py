@@ -1,4 +1,4 @@
-"""What the tests of records are about: a release, a video of it, a checkpoint."""
+"""What tests of records and of the study are about: a release, a video of it, a checkpoint; the miniature."""
 
 import shutil
 from pathlib import Path
@@ -6,6 +6,10 @@ from pathlib import Path
 import pytest
 
 from eval.generate.command import command
+from eval.study.command import command as study
+from tests.helpers.commands import ROOT
+from tests.helpers.miniature import words
+from tests.helpers.once import once
 from tests.helpers.records import making
 from tests.helpers.tiny_run import tiny_checkpoint
 
@@ -32,3 +36,18 @@ def kept(tmp_path_factory):
 @pytest.fixture
 def trained(kept, tmp_path):
     return Path(shutil.copy(kept, tmp_path / "last.ckpt"))
+
+
+@pytest.fixture(scope="module")
+def at_root():
+    """Where the paths of a study's configurations begin."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+
+
+@pytest.fixture(scope="module")
+def studied(at_root, tmp_path_factory):
+    """The folder of the miniature, all of it, two tasks at once; not to be changed."""
+    return once(tmp_path_factory, "miniature", lambda out: study(words(out, "--devices=0,1")))
