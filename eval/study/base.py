@@ -43,9 +43,12 @@ def fingerprint(plan: Plan) -> str:
 def take_base(plan: Plan, weights: Path) -> None:
     """Copy exported weights into a study, with the codec that lies beside them where the study fits one.
 
-    Raises ValueError for what is no such file, of another pretraining, or without its codec.
+    Raises ValueError for what is no such file, of another pretraining, or without its codec, and where the study has
+    another base.
     """
     read_header(plan, weights)
+    if (plan.out / WEIGHTS).exists() and fingerprint(plan) != digest_held(held_in_file(weights)):
+        raise ValueError(f"{plan.out} has another base than {weights}: choose another --out, or leave --base out")
     for name in (WEIGHTS, *([CODEC] if plan.study.codec else [])):
         origin, place = weights if name == WEIGHTS else weights.with_name(name), plan.out / name
         if not origin.is_file():

@@ -156,6 +156,8 @@ class Study:
                 raise ValueError(f"rows.{name} has weights {row.weights}, expected {BASE} or those of a trained row")
             if free and not isinstance(row.attention, FPSAttention):
                 raise ValueError(f"rows.{name} isn't trained, and has no attention of its own: give it one")
+            if free and row.options:
+                raise ValueError(f"rows.{name} isn't trained, and has options of training: leave them out")
 
     @property
     def trained(self) -> list[str]:
@@ -254,7 +256,7 @@ def first_difference(before: Any, now: Any) -> str | None:
 
 def _flatten(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """By dotted names, lists as JSON has them."""
-    if isinstance(value, dict) and value:
+    if isinstance(value, dict):  # what holds nothing is as good as not there
         for key, item in value.items():
             yield from _flatten(item, f"{name}.{key}" if name else str(key))
     elif isinstance(value, (list, tuple)) and value:

@@ -32,6 +32,7 @@ from ..reading import NoFile
 from ..timing import describe_machine
 from ..vbench.flicker import temporal_flickering
 from .actions import Classifier, action_of, learn, see
+from .base import CODEC
 from .clips import load, open_data, read, spread_out
 from .config import BASE, MEASURED, Measures, Plan, read_made
 from .frechet import Basis, Features, fit_basis, frechet, spread
@@ -105,6 +106,8 @@ def open_row(plan: Plan, name: str, seed: int) -> tuple[TextToVideo, Settings]:
     row, measures = plan.rows[name], plan.study.measures
     attention = row.attention if row.weights and isinstance(row.attention, FPSAttention) else None
     how = {"sampler": "euler", "steps": measures.steps, "guidance": measures.guidance, "lossless": True}
+    if plan.study.codec:  # wherever it was in training
+        how["encoders"] = str(plan.out / CODEC)
     return resolve_settings(Options(str(plan.checkpoint(name, seed)), attention=attention, **how))
 
 
@@ -138,11 +141,11 @@ def measure_videos(plan: Plan, folder: Path, jobs: list[Job], fps: float) -> dic
 
 
 def read_curve(plan: Plan, name: str, seed: int) -> dict[int, float] | None:
-    """val/loss by step; None of what wasn't trained, or towards another loss than the others'."""
+    """val/loss by the steps made; None of what wasn't trained, or towards another loss than the others'."""
     row = plan.rows[name]
     if row.weights is not None or row.options.get("model.objective", "flow") != "flow":
         return None
-    return read_losses(plan.run(name, seed))["val/loss"]
+    return {step + 1 if step else 0: loss for step, loss in read_losses(plan.run(name, seed))["val/loss"].items()}
 
 
 def measure_losses(plan: Plan, model: TextToVideo, file: Path) -> dict[str, Any]:
@@ -166,6 +169,10 @@ def measure_fidelity(plan: Plan, name: str, seed: int, jobs: list[Job]) -> dict[
         return {"against": None, "fidelity": {}, "not_measured": {}}
     rows = [Compared(one, plan.row(one, seed) / "videos") for one in (against, name)]
     scores = compare_videos(plan.row(name, seed), rows, [Video(job.name, job.name, job.prompt) for job in jobs])
+    if scores.left_out:
+        video, why = next(iter(scores.left_out.items()))
+        there = plan.row(against, seed) / "videos"
+        raise ValueError(f"{video} can't be compared ({why}): delete {there}, and the same command makes it again")
     total = summarise(rows[1], scores.of[name], scores.videos)["total"]
     return {"against": against, "fidelity": total, "not_measured": scores.not_measured}
 

@@ -13,7 +13,7 @@ from ..intervals import Estimate
 from ..markdown import table
 from ..sensitivity.result import FILE, read
 from ..timing import describe_machine
-from .base import fingerprint
+from .base import WEIGHTS, fingerprint
 from .config import BASE, HIGH, MEASURED, Plan, read_made
 from .losses import by_regime
 from .pictures import draw_curves, draw_levels, draw_sheet
@@ -57,7 +57,7 @@ def _describe(plan: Plan, tasks: list[Task]) -> dict[str, Any]:
         "about": "eval.study",
         **describe_machine(),
         "configuration": {"digest": digest_content(json.dumps(described)), **described},
-        "base": fingerprint(plan),
+        "base": fingerprint(plan) if (plan.out / WEIGHTS).exists() else None,
         "tasks": {task.name: task.record(plan.out) for task in tasks},
     }
 
@@ -99,14 +99,22 @@ def _tell_rows(results: Results, real: dict[str, Any]) -> str:
         if not (seeds := results.of.get(name)):
             lines.append((name, "not run yet", *[""] * 9))
             continue
-        first, weights = next(iter(seeds.values())), row.weights or "trained"
+        measured, weights = [*seeds.values()], row.weights or "trained"
         numbers = [cell(results.over_seeds(name, x)) for x in NUMBERS]
-        numbers[2] += f" ± {fmean(x['frechet']['spread'] for x in seeds.values()):.2f}"
-        moved = [f"{first['fidelity'][x]['mean']:.3f}" if x in first["fidelity"] else "" for x in ("psnr", "ssim")]
-        moved[0] += f" to {first['against']}" if moved[0] else ""
-        lines.append((name, weights, str(len(seeds)), f"{first['density']:.3f}", *numbers, *moved))
+        numbers[2] += f" ± {fmean(x['frechet']['spread'] for x in measured):.2f}"
+        moved = [
+            _tell_mean([x["fidelity"][metric]["mean"] for x in measured if metric in x["fidelity"]])
+            for metric in ("psnr", "ssim")
+        ]
+        moved[0] += f" to {measured[0]['against']}" if moved[0] else ""
+        density = _tell_mean([x["density"] for x in measured])
+        lines.append((name, weights, str(len(seeds)), density, *numbers, *moved))
     head = ("row", "weights", "seeds", "density", *COLUMNS, "PSNR (dB)", "SSIM")
     return table(head, lines, "llrrrrrrrrr")
+
+
+def _tell_mean(values: list[float]) -> str:
+    return f"{fmean(values):.3f}" if values else ""
 
 
 def _tell_distance(frechet: dict[str, float] | None) -> str:
@@ -127,12 +135,15 @@ def _tell_regimes(results: Results) -> str:
 
 
 def _tell_curves(results: Results) -> str:
-    """How far above dense each row begins, and from which step on it stays within WITHIN of it, in its first seed."""
-    lines, dense = [], next((x["curve"] for x in results.of.get("dense", {}).values()), None)
+    """How far above dense each row begins, and from which step on it stays within WITHIN of it, in the mean over the
+    seeds that both have.
+    """
+    lines, dense = [], {seed: x["curve"] for seed, x in results.of.get("dense", {}).items()}
     for row, seeds in results.of.items():
-        curve = next(iter(seeds.values()))["curve"]
-        if curve and dense and row != "dense":
-            above = {int(step): curve[step] / dense[step] - 1 for step in curve if step in dense}
+        pairs = [(x["curve"], dense[seed]) for seed, x in seeds.items() if x["curve"] and dense.get(seed)]
+        if pairs and row != "dense":
+            shared = set.intersection(*({*curve} & {*other} for curve, other in pairs))
+            above = {int(step): fmean(curve[step] / other[step] - 1 for curve, other in pairs) for step in shared}
             late = [step for step in above if all(x <= WITHIN for later, x in above.items() if later >= step)]
             lines.append((row, f"{above[0]:+.2%}", f"{above[max(above)]:+.2%}", min(late, default="never")))
     return table(("val/loss over dense's", "at step 0", "at the end", f"within {WITHIN:.0%} from step"), lines, "lrrr")

@@ -51,7 +51,9 @@ def read_results(plan: Plan) -> Results:
     of: dict[str, dict[int, Measured]] = {}
     for name in plan.rows:
         for file in sorted((plan.out / "rows").glob(f"{name}-seed*/{MEASURED}")):
-            of.setdefault(name, {})[int(file.parent.name.removeprefix(f"{name}-seed"))] = read_made(file, *MADE)
+            seed = file.parent.name.removeprefix(f"{name}-seed")
+            if seed.isdecimal():
+                of.setdefault(name, {})[int(seed)] = read_made(file, *MADE)
     return Results(plan, of)
 
 

@@ -35,8 +35,9 @@ class Running:
         self.log = self.out / "tasks" / f"{self.task.name}.log"
         named = [device for device in self.devices if device is not None]
         given = {"CUDA_VISIBLE_DEVICES": ",".join(named)} if named else {}
-        self.log.parent.mkdir(exist_ok=True)
-        with self.log.open("wb") as log:
+        keep(self.task, self.out, 0.0, done=False)  # also where it was done once, and what it left is gone
+        with self.log.open("ab") as log:
+            self.start = log.tell()
             self.process = subprocess.Popen(
                 [sys.executable, "-m", *self.task.words], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 env=os.environ | given, cwd=ROOT, start_new_session=True,
@@ -55,7 +56,8 @@ class Running:
         """Raises ValueError, in its own words, where it failed."""
         note(self.task, self.out, time.monotonic() - self.began, done=self.process.returncode == 0)
         if self.process.returncode:
-            lines = [line.strip() for line in re.split(r"[\r\n]", self.log.read_text(errors="replace")) if line.strip()]
+            text = self.log.read_bytes()[self.start :].decode(errors="replace")
+            lines = [line.strip() for line in re.split(r"[\r\n]", text) if line.strip()]
             said = [line for line in lines if line.startswith("error: ")] or lines or ["nothing"]
             raise ValueError(
                 f"{self.task.name}: {said[-1].removeprefix('error: ')} (all that it said is in {self.log})"
@@ -130,9 +132,16 @@ def _stop(running: list[Running]) -> None:
         note(one.task, one.out, time.monotonic() - one.began, done=one.process.returncode == 0)
 
 
-def note(task: Task, out: Path, seconds: float, done: bool) -> None:
-    """Keep how a task stands, and the time that it has taken in all."""
+def keep(task: Task, out: Path, seconds: float, done: bool) -> float:
+    """How a task stands, and the time that it has taken in all, which it returns."""
     seconds = round(task.record(out)["seconds"] + seconds, 1)
     command = ["python", "-m", *task.words] if task.words else None
+    task.record_file(out).parent.mkdir(exist_ok=True)
     write_json(task.record_file(out), {"done": done, "seconds": seconds, "command": command})
+    return seconds
+
+
+def note(task: Task, out: Path, seconds: float, done: bool) -> None:
+    """Keep it, and say it."""
+    seconds = keep(task, out, seconds, done)
     print(f"{task.name} {'is done' if done else 'was stopped'}, after {seconds:.0f} s in all", flush=True)

@@ -107,7 +107,9 @@ def _pretrain(plan: Plan, needs: tuple[str, ...]) -> Iterator[Task]:
         own = {f"data.{name}" for name in said} if run.name != BASE else set()
         options = {name: value for name, value in _clips(plan).items() if name not in own} | _codec(plan) | start
         last, name = run / "checkpoints/last.ckpt", run.name.replace(BASE, "pretrain")
-        yield Task(name, _fit(run, [file], options), needs, (last,), batch=said.get("batch_size"))
+        batch = said.get("batch_size")
+        shared = batch if type(batch) is int else None  # else on one GPU, or train.fit's to refuse
+        yield Task(name, _fit(run, [file], options), needs, (last,), batch=shared)
         start, needs = {"model.checkpoint": last}, (name,)
 
 
@@ -118,6 +120,7 @@ def _list_search(plan: Plan) -> Iterator[Task]:
         "checkpoint": plan.checkpoint(BASE, 0), "prompts": plan.out / "real/search-prompts.txt", "out": folder,
         "steps": plan.study.measures.steps, "every": search.every, "sampler": "euler", "guidance": 1,
         "windows": search.windows, "granularities": search.granularities,
+        **({"encoders": plan.out / CODEC} if plan.study.codec else {}),
         **{f"attention.{name}": getattr(search.attention, name) for name in ("tile", "block", "engine")},
     }  # fmt: skip
     words = ("eval.sensitivity", *_options(options))
@@ -130,13 +133,12 @@ def _train(plan: Plan, name: str, seed: int) -> Task:
     """A row's fine-tuning from the common base."""
     row = plan.rows[name]
     own = {"model.checkpoint": plan.checkpoint(BASE, 0), "seed_everything": seed, **plan.study.finetuning}
-    own |= row.options
     if row.attention == PROPOSED:  # which says no engine: what the search ran on, it does too
         own["model.attention.engine"] = plan.study.search.attention.engine
     elif row.attention is not None:
         own["model.attention"] = plain(row.attention)
     configs = [plan.study.pretraining[-1], *([plan.out / PROPOSAL] if row.attention == PROPOSED else [])]
-    words = _fit(plan.run(name, seed), configs, {**_clips(plan), **_codec(plan), **own})
+    words = _fit(plan.run(name, seed), configs, {**_clips(plan), **_codec(plan), **own, **row.options})
     needs = (*_data(plan), "base", *(("propose",) if row.attention == PROPOSED else ()))
     return Task(f"train-{name}-seed{seed}", words, needs, (plan.checkpoint(name, seed),))
 

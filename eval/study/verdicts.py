@@ -17,6 +17,7 @@ from .results import Results, over
 BREAKS, RECOVERS, WITHIN, HARMLESS, CRITICAL, CLEAR = 0.10, 0.80, 0.02, 1.10, 2.0, 1.25
 EARLY, LATE = 0.3, 0.7  # progress of denoising at which the middle steps begin and end
 HOLDS, FAILS, UNKNOWN, MISSING = "holds here", "doesn't hold here", "can't be told", "not run yet"
+ABSENT = "not asked here"  # of rows that a study doesn't have
 MEASURES = {"loss_high": f"validation loss at sigma >= {HIGH}", "frechet": "Fréchet distance"}
 
 
@@ -93,7 +94,7 @@ def _over_seeds(
 ) -> Verdict:  # fmt: skip
     seeds = results.seeds(*rows)
     if not seeds:
-        return Verdict(claim, rule, "", MISSING)
+        return Verdict(claim, rule, "", MISSING if {*rows} <= {*results.plan.rows} else ABSENT)
     found = over({seed: number(seed) for seed in seeds})
     return Verdict(claim, rule, f"{_tell(found)} of seeds {seeds}", decide(found, threshold, below))
 

@@ -21,8 +21,8 @@ from eval.study import run
 from eval.study.command import command
 from eval.study.losses import losses_of_clip
 from eval.study.tasks import Task
-from tests.helpers.commands import ROOT
-from tests.helpers.miniature import long_base, words
+from tests.helpers.commands import ROOT, refused
+from tests.helpers.miniature import MINIATURE, long_base, words
 from tests.helpers.tiny_run import read_checkpoint
 from train.callbacks import read_losses
 from train.shapes import MovingShapes
@@ -45,7 +45,7 @@ def test_every_stage_leaves_what_the_report_tells(studied):
         and record["torch"]
         and record["tasks"]["train-joint-seed0"]["command"][1:3] == ["-m", "train.fit"]
     )
-    assert all(f"| {row} |" in text for row in ROWS) and "not run yet" in text
+    assert all(f"| {row} |" in text for row in ROWS) and "not asked here" in text
     assert len(record["verdicts"]) == 13 and not any(
         x["answer"] == "holds here" and "seed" in x["numbers"] for x in record["verdicts"]
     )
@@ -61,7 +61,7 @@ def test_every_stage_leaves_what_the_report_tells(studied):
 def test_rows_share_the_base_and_the_noise(studied):
     """The joint row begins where the base, run jointly, is; and what isn't trained has the weights it names."""
     curves = [measures(studied, row)["curve"] for row in ROWS]
-    assert [curve and [*curve] for curve in curves] == [None, ["0", "1", "3"], None, ["0", "1", "3"], None]
+    assert [curve and [*curve] for curve in curves] == [None, ["0", "2", "4"], None, ["0", "2", "4"], None]
     base = read_losses(studied / "runs/base")["val/loss"][7]
     assert curves[1]["0"] == pytest.approx(base, rel=2e-3) and curves[3]["0"] != curves[1]["0"]
     assert (
@@ -118,6 +118,67 @@ def test_what_is_kept_is_enough(studied, tmp_path, capsys, monkeypatch):
     shutil.rmtree(kept / "rows/joint-seed0")
     command(words(kept))
     assert asked == ["base", "measure-base", "train-joint-seed0", "measure-joint-seed0"]
+
+
+def test_a_folder_is_read_whatever_lies_in_it(studied, tmp_path):
+    """A copy of a row, no base, and what an earlier version said of options that are none."""
+    kept = tmp_path / "kept"
+    shutil.copytree(studied, kept, ignore=shutil.ignore_patterns("runs", "videos", "parts", "scores"))
+    shutil.copytree(kept / "rows/joint-seed0", kept / "rows/joint-seed0-old")
+    (kept / "base.safetensors").unlink()
+    identity = json.loads((kept / "study-of.json").read_text())
+    identity["rows"]["dense"]["options"] = {}
+    (kept / "study-of.json").write_text(json.dumps(identity))
+    command(words(kept, "--only=joint"))
+    record = json.loads((kept / "study.json").read_text())
+    assert record["base"] is None and [*record["rows"]["joint"]["seeds"]] == ["0"]
+
+
+def test_a_video_that_is_gone_is_missed(studied, tmp_path, capsys):
+    kept = tmp_path / "kept"
+    shutil.copytree(studied, kept)
+    next((kept / "rows/base-seed0/videos").glob("*.mp4")).unlink()
+    shutil.rmtree(kept / "rows/joint-seed0")
+    line = refused(capsys, command, words(kept, "--only=joint"))
+    there = kept / "rows/base-seed0/videos"
+    assert "can't be compared" in line and f"delete {there}, and the same command makes it again" in line
+    shutil.rmtree(there)
+    command(words(kept, "--only=joint"))
+    assert measures(kept, "joint")["fidelity"] == measures(studied, "joint")["fidelity"]
+
+
+def test_a_task_that_is_begun_again_is_not_done(tmp_path):
+    """Whatever ends it: its file of before says nothing of what it leaves now."""
+    task = Task("wait", ("tests.helpers.small_study", str(tmp_path)))
+    run.note(task, tmp_path, 5.0, done=True)
+    (tmp_path / "tasks/wait.log").write_text("error: of before\n")
+    begun = run.Running(task, [None], tmp_path)
+    try:
+        assert task.record(tmp_path)["done"] is False and task.record(tmp_path)["seconds"] == 5.0
+    finally:
+        begun.signal(signal.SIGKILL)
+        begun.process.wait()
+    with pytest.raises(ValueError, match="wait: nothing "):  # what it said before is kept, and not said again
+        begun.finish()
+    assert begun.log.read_text() == "error: of before\n"
+
+
+def test_a_rows_own_options_come_last_and_a_codec_is_that_of_the_folder(tmp_path, monkeypatch):
+    """By the words of its commands, and by what its measures open."""
+    study = yaml.safe_load(MINIATURE.read_text())
+    for name in ("joint", "proposed"):
+        study["rows"][name]["options"] = {"model.attention.engine": "triton"}
+    asked = []
+    monkeypatch.setattr(study_command, "run_tasks", lambda tasks, *_: asked.extend(tasks) or True)
+    monkeypatch.setattr(study_command, "check_trainings", lambda tasks: None)
+    config = tmp_path / "study.yaml"
+    config.write_text(yaml.safe_dump(study | {"codec": {"box": [2, 2, 2], "channels": 24, "clips": 4}}))
+    command(words(tmp_path / "out", config=config))
+    of = {task.name: task.words for task in asked}
+    for name in ("joint", "proposed"):
+        engines = [word for word in of[f"train-{name}-seed0"] if word.startswith("--model.attention")]
+        assert engines[-1] == "--model.attention.engine=triton"
+    assert f"--encoders={tmp_path / 'out/codec.safetensors'}" in of["search"]
 
 
 def test_a_row_of_another_day_has_the_same_bits(studied, tmp_path):

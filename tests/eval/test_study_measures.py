@@ -8,6 +8,7 @@ import torch
 
 from eval.intervals import Estimate
 from eval.sensitivity.replay import plan_attention
+from eval.study import report
 from eval.study.actions import action_of, learn, see
 from eval.study.config import Row
 from eval.study.frechet import Features, fit_basis, frechet, frechet_of, shrink, spread
@@ -15,7 +16,7 @@ from eval.study.losses import by_regime, losses_of_clip, mean_over, noise_of
 from eval.study.measure import measure_losses
 from eval.study.results import Results, over
 from eval.study.values import Rounded
-from eval.study.verdicts import FAILS, HOLDS, MISSING, UNKNOWN, decide, judge, log_errors
+from eval.study.verdicts import ABSENT, FAILS, HOLDS, UNKNOWN, decide, judge, log_errors
 from fps_flex import FPSAttention
 from tests.helpers.tiny_run import same_tensors
 from train.shapes import MovingShapes
@@ -215,6 +216,28 @@ def planted(high, frechet, seeds=3):
     return {verdict.claim: verdict for verdict in judge(Results(plan, of), None)}
 
 
+def test_a_report_is_of_all_seeds():
+    """Curves beside the dense row's of the same seed, and what is told of videos in the mean."""
+    curves = {"dense": {1: [2.0, 1.0], 2: [4.0, 2.0]}, "joint": {0: [9.0, 9.0], 1: [3.0, 1.01], 2: [4.0, 2.04]}}
+    of = {
+        row: {
+            seed: {
+                "curve": {"0": begun, "50": ended}, "density": 0.1, "fidelity": {"psnr": {"mean": 10.0 * seed}},
+                "against": "dense", "grid": [[1.0]], "right_action": [1], "flicker": [1.0],
+                "frechet": {"distance": 2.0, "spread": 0.5},
+            }
+            for seed, (begun, ended) in seeds.items()
+        }
+        for row, seeds in curves.items()
+    }  # fmt: skip
+    plan = SimpleNamespace(
+        rows={row: Row() for row in curves}, study=SimpleNamespace(measures=SimpleNamespace(sigmas=(0.9,)))
+    )
+    lines = report._tell_curves(Results(plan, of)).splitlines()
+    assert lines[-1] == "| joint | +25.00% | +1.50% | 50 |"
+    assert "| 10.000 to dense |" in report._tell_rows(Results(plan, of), {"rows": {}}).splitlines()[-1]
+
+
 BROKEN = "Without training, joint breaks: validation loss at sigma >= 0.7"
 BACK = "Training gives it back: validation loss at sigma >= 0.7"
 AS_GOOD = "Trained as long, joint is as good as dense"
@@ -226,7 +249,7 @@ def test_verdicts_of_planted_rows():
     assert [verdicts[x].answer for x in (BROKEN, BACK, AS_GOOD)] == [HOLDS, HOLDS, HOLDS]
     assert verdicts[BACK].numbers.startswith(("+89.", "+90.")) and "seeds [0, 1, 2]" in verdicts[BACK].numbers
     assert verdicts["Training gives it back: Fréchet distance"].answer == UNKNOWN  # no gap, of which no share is told
-    assert verdicts["Strength by step beats uniform"].answer == MISSING
+    assert verdicts["Strength by step beats uniform"].answer == ABSENT
     worse = planted({"dense": 1.0, "joint-free": 1.3, "joint": 1.15}, distances)
     assert [worse[x].answer for x in (BROKEN, BACK, AS_GOOD)] == [HOLDS, FAILS, FAILS]
     alike = planted({"dense": 1.0, "joint-free": 1.03, "joint": 1.0}, distances)

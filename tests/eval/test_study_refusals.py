@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 import yaml
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from eval.study import command as study_command
@@ -53,6 +54,19 @@ def test_a_base_that_is_missing_or_of_another_pretraining(tmp_path, capsys):
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors", metadata=header)
     line = refused(capsys, command, words(tmp_path / "a", f"--base={tmp_path / 'other.safetensors'}"))
     assert "was pretrained with other settings: clip.frames was 16, is 8" in line
+
+
+def test_another_base_than_a_study_has(studied, tmp_path, capsys):
+    """Whose rows would be of one, and its record of the other."""
+    kept, other = tmp_path / "kept", tmp_path / "other.safetensors"
+    shutil.copytree(studied, kept, ignore=shutil.ignore_patterns("runs", "videos", "parts", "scores"))
+    with safe_open(studied / "base.safetensors", "pt") as file:
+        tensors, header = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    save_file({name: x + 1 for name, x in tensors.items()}, other, metadata=header)
+    line = refused(capsys, command, words(kept, f"--base={other}"))
+    assert line == f"error: {kept} has another base than {other}: choose another --out, or leave --base out"
+    assert (kept / "base.safetensors").read_bytes() == (studied / "base.safetensors").read_bytes()
+    command(words(kept, f"--base={studied / 'base.safetensors'}"))
 
 
 def test_clips_of_other_sizes(tmp_path, capsys):
@@ -149,6 +163,10 @@ def test_a_command_that_fails_says_why(tmp_path, capsys):
         ("--rows={joint-seed0: {}}", "rows has 'joint-seed0', expected a name"),
         ("--rows={real: {}}", "that is no stage (data, codec"),
         ("--rows={joint: {}, free: {weights: joint}}", "rows.free isn't trained, and has no attention"),
+        (
+            "--rows={joint: {}, free: {weights: joint, attention: {schedule: fps}, options: {model.lr: 1}}}",
+            "rows.free isn't trained, and has options of training: leave them out",
+        ),
         ("--pretraining=[]", "pretraining is empty"),
         ("--pretraining=configs/study/base.yaml", "pretraining"),
         ("--pretraining=[nowhere.yaml]", "nowhere.yaml"),
@@ -163,7 +181,7 @@ def test_refusals(tmp_path, capsys, option, part):
     assert not (tmp_path / "s").exists()
 
 
-@pytest.mark.parametrize("data", [None, [1], {"batch_size": None}])
+@pytest.mark.parametrize("data", [None, [1], {"batch_size": None}, {"batch_size": "4"}])
 def test_a_pretraining_that_says_no_batch_is_read_all_the_same(tmp_path, capsys, data):
     """It runs on one device; what of it can't be meant is train.fit's to say."""
     base = yaml.safe_load((ROOT / "configs/study/miniature-base.yaml").read_text())
