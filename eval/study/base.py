@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from fps_flex.wan.casting import Cast
 from fps_flex.wan.codecs import Codec
 from fps_flex.wan.files import open_safetensors
 from fps_flex.wan.fingerprint import digest_held, held_in_file
+from fps_flex.wan.trained import read_training_checkpoint
 from fps_flex.wan.weights import open_weights
 from fps_flex.wan.writing import write_file
 from train.common.atomic import beside
@@ -47,7 +49,7 @@ def take_base(plan: Plan, weights: Path) -> None:
     another base.
     """
     read_header(plan, weights)
-    if (plan.out / WEIGHTS).exists() and fingerprint(plan) != digest_held(held_in_file(weights)):
+    if set(_list_bases(plan)) - {digest_held(held_in_file(weights))}:
         raise ValueError(f"{plan.out} has another base than {weights}: choose another --out, or leave --base out")
     for name in (WEIGHTS, *([CODEC] if plan.study.codec else [])):
         origin, place = weights if name == WEIGHTS else weights.with_name(name), plan.out / name
@@ -56,6 +58,14 @@ def take_base(plan: Plan, weights: Path) -> None:
         if not (place.exists() and place.samefile(origin)):
             with beside(place) as temporary:
                 shutil.copyfile(origin, temporary)
+
+
+def _list_bases(plan: Plan) -> Iterator[str]:
+    """Fingerprints of the base that a study has, as a file and as the checkpoint of it."""
+    if (plan.out / WEIGHTS).exists():
+        yield fingerprint(plan)
+    if (checkpoint := plan.checkpoint(BASE, 0)).exists():
+        yield read_training_checkpoint(checkpoint)["fps_flex"]["run_id"]
 
 
 def read_header(plan: Plan, weights: Path) -> dict[str, str]:

@@ -66,6 +66,8 @@ def test_another_base_than_a_study_has(studied, tmp_path, capsys):
     line = refused(capsys, command, words(kept, f"--base={other}"))
     assert line == f"error: {kept} has another base than {other}: choose another --out, or leave --base out"
     assert (kept / "base.safetensors").read_bytes() == (studied / "base.safetensors").read_bytes()
+    (kept / "base.safetensors").unlink()
+    assert refused(capsys, command, words(kept, f"--base={other}")) == line  # by the checkpoint that rows begin from
     command(words(kept, f"--base={studied / 'base.safetensors'}"))
 
 
