@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
 from train.common.pictures import draw_contact_sheet, save_figure
 
@@ -18,11 +19,15 @@ from .results import Results
 
 def draw_levels(path: Path, results: Results) -> None:
     """Each row's loss at each noise level over that of the pretrained weights, in the mean over clips and seeds."""
-    figure, axes = _axes("noise level sigma", "validation loss over the base's, in %")
+    figure, axes = _axes("noise level sigma", "validation loss, times the base's")
     of = {row: np.mean([x["grid"] for x in seeds.values()], axis=(0, 1)) for row, seeds in results.of.items()}
     for row, losses in of.items():
         style = "-" if results.plan.rows[row].weights is None else "--"
-        axes.plot(results.plan.study.measures.sigmas, 100 * (losses / of[BASE] - 1), style, marker=".", label=row)
+        axes.plot(results.plan.study.measures.sigmas, losses / of[BASE], style, marker=".", label=row)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 3, 5)))
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.legend(fontsize=8)
     save_figure(figure, path)
 

@@ -17,19 +17,27 @@ from .base import WEIGHTS, fingerprint
 from .config import BASE, HIGH, MEASURED, Plan, read_made
 from .losses import by_regime
 from .pictures import draw_curves, draw_levels, draw_sheet
-from .results import NUMBERS, Results, read_results
+from .results import NUMBERS, Results, read_results, sum_up
 from .tasks import Task
 from .verdicts import WITHIN, Verdict, judge
 
 TITLE = "# The study: does training with FPS attention pay"
-COLUMNS = ("validation loss", f"at sigma >= {HIGH}", "Fréchet distance", "action as asked", "flicker (1: none)")
+COLUMNS = (
+    "validation loss",
+    f"at sigma >= {HIGH}",
+    "Fréchet distance",
+    "action as asked",
+    "flicker (1: none)",
+    "seams",
+)
 NOTES = (
     "Means over seeds, in brackets 95 % intervals by Student's t. Losses: held-out clips, all noise levels alike, the "
     "same noise for all rows. Fréchet distance: {sampled} sampled clips against {clips} real ones held out, by "
     "{components} principal components of TransNetV2's features, nothing shrunk; ± is the bootstrap's standard "
     "deviation over clips, and distances of other numbers of clips are others. PSNR and SSIM are to the dense videos "
     "of the row named, of the same noise; of a trained row they say how far training moved its videos, not how good "
-    "they are. Not measured: {not_measured}."
+    "they are. Seams, of the videos that are shown: change across the edges of tiles over that across other tokens' "
+    "edges, 1 where tiles don't show. Not measured: {not_measured}."
 )
 
 
@@ -63,9 +71,16 @@ def _describe(plan: Plan, tasks: list[Task]) -> dict[str, Any]:
 
 
 def _tell_all(results: Results, real: dict[str, Any], verdicts: list[Verdict]) -> dict[str, Any]:
-    rows = {row: {name: asdict(results.over_seeds(row, name)) for name in NUMBERS} for row in results.of}
-    measured = {row: {**numbers, "seeds": results.of[row]} for row, numbers in rows.items()}
-    return {"verdicts": [asdict(verdict) for verdict in verdicts], "rows": measured, "real": real}
+    sigmas = results.plan.study.measures.sigmas
+    rows = {
+        row: {name: asdict(results.over_seeds(row, name)) for name in NUMBERS}
+        | {"seeds": {seed: sum_up(measured, sigmas) for seed, measured in seeds.items()}}
+        for row, seeds in results.of.items()
+    }
+    looks = {
+        name: {**row, **{x: fmean(row[x]) for x in ("right_action", "flicker")}} for name, row in real["rows"].items()
+    }
+    return {"verdicts": [asdict(x) for x in verdicts], "rows": rows, "real": {**real, "rows": looks}}
 
 
 def _tell(results: Results, real: dict[str, Any], verdicts: list[Verdict]) -> str:
@@ -94,23 +109,23 @@ def _tell_rows(results: Results, real: dict[str, Any]) -> str:
     lines: list[tuple[str, ...]] = []
     for name, row in real["rows"].items():
         looks = (f"{fmean(row[x]):.3f}" for x in ("right_action", "flicker"))
-        lines.append((name, "", "", "", "", "", _tell_distance(row.get("frechet")), *looks, "", ""))
+        lines.append((name, "", "", "", "", "", _tell_distance(row.get("frechet")), *looks, "", "", ""))
     for name, row in results.plan.rows.items():
         if not (seeds := results.of.get(name)):
-            lines.append((name, "not run yet", *[""] * 9))
+            lines.append((name, "not run yet", *[""] * 10))
             continue
         measured, weights = [*seeds.values()], row.weights or "trained"
-        numbers = [cell(results.over_seeds(name, x)) for x in NUMBERS]
+        numbers = [cell(results.over_seeds(name, x), number.digits) for x, number in NUMBERS.items()]
         numbers[2] += f" ± {fmean(x['frechet']['spread'] for x in measured):.2f}"
         moved = [
             _tell_mean([x["fidelity"][metric]["mean"] for x in measured if metric in x["fidelity"]])
             for metric in ("psnr", "ssim")
         ]
         moved[0] += f" to {measured[0]['against']}" if moved[0] else ""
-        density = _tell_mean([x["density"] for x in measured])
-        lines.append((name, weights, str(len(seeds)), density, *numbers, *moved))
-    head = ("row", "weights", "seeds", "density", *COLUMNS, "PSNR (dB)", "SSIM")
-    return table(head, lines, "llrrrrrrrrr")
+        density, seams = (_tell_mean([x[key] for x in measured if x[key] is not None]) for key in ("density", "seams"))
+        lines.append((name, weights, str(len(seeds)), density, *numbers, seams, *moved))
+    head = ("row", "weights", "seeds", "density", *COLUMNS, "seams", "PSNR (dB)", "SSIM")
+    return table(head, lines, "llrrrrrrrrrr")
 
 
 def _tell_mean(values: list[float]) -> str:
@@ -149,5 +164,6 @@ def _tell_curves(results: Results) -> str:
     return table(("val/loss over dense's", "at step 0", "at the end", f"within {WITHIN:.0%} from step"), lines, "lrrr")
 
 
-def cell(found: Estimate) -> str:
-    return f"{found.mean:.4f}" + ("" if found.low is None else f" [{found.low:.4f}, {found.high:.4f}]")
+def cell(found: Estimate, digits: int) -> str:
+    mean, *bounds = (x if x is None else f"{x:.{digits}f}" for x in (found.mean, found.low, found.high))
+    return f"{mean}" if None in bounds else f"{mean} [{', '.join(bounds)}]"

@@ -5,20 +5,26 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import yaml
+from einops import repeat
 
+from eval.generate.jobs import Clip
 from eval.intervals import Estimate
 from eval.sensitivity.replay import plan_attention
 from eval.study import report
 from eval.study.actions import action_of, learn, see
-from eval.study.config import Row
+from eval.study.config import LinearFit, Row
 from eval.study.frechet import Features, fit_basis, frechet, frechet_of, shrink, spread
 from eval.study.losses import by_regime, losses_of_clip, mean_over, noise_of
 from eval.study.measure import measure_losses
 from eval.study.results import Results, over
+from eval.study.seams import measure_seams, seams
 from eval.study.values import Rounded
 from eval.study.verdicts import ABSENT, FAILS, HOLDS, UNKNOWN, decide, judge, log_errors
 from fps_flex import FPSAttention
+from tests.helpers.commands import ROOT
 from tests.helpers.tiny_run import same_tensors
+from train.common.videos import write_video
 from train.shapes import MovingShapes
 
 ROTATION = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
@@ -201,6 +207,39 @@ def test_errors_of_steps_are_those_of_their_part_of_denoising():
     assert log_errors(searched, "joint") == pytest.approx(np.array([[1.0, 4.0, 6.0]]))
 
 
+def test_seams_are_told_where_tiles_meet_alone():
+    """Steps of 1 between tokens and 3 between tiles in time, 2 and 4 in rows; one tile in columns has no edges."""
+
+    def stairs(*steps):
+        return torch.tensor([0.0, *steps]).cumsum(0).repeat_interleave(2)
+
+    video = (stairs(1, 3, 1)[:, None] + stairs(2, 4, 2))[None, :, :, None].expand(3, 8, 8, 12)
+    assert seams(video, (4, 4, 6), (2, 2, 6)) == pytest.approx((3 + 2) / 2)
+    assert seams(video, (4, 4, 6), (2, 4, 6)) == pytest.approx(3)
+    assert seams(video, (4, 4, 6), (4, 4, 6)) is None and seams(torch.zeros(3, 8, 8, 12), (4, 4, 6), (2, 2, 2)) is None
+    noise = torch.rand(3, 16, 64, 128, generator=torch.Generator().manual_seed(0))
+    assert seams(noise, (16, 16, 32), (4, 4, 8)) == pytest.approx(1, abs=0.03)
+
+
+def test_seams_are_of_the_videos_that_are_shown(tmp_path):
+    """Of study.yaml's own grid: 16x16x32 tokens of 2x8x8 pixels, in tiles of 4x4x8."""
+    study = yaml.safe_load((ROOT / "configs/study/study.yaml").read_text())
+    base = yaml.safe_load((ROOT / study["pretraining"][-1]).read_text())
+    tile = tuple(study["search"]["attention"]["tile"])
+    fitted = SimpleNamespace(
+        codec=LinearFit(**study["codec"]), clip=Clip(**study["clip"]),
+        search=SimpleNamespace(attention=SimpleNamespace(tile=tile)),
+    )  # fmt: skip
+    plan = SimpleNamespace(row=lambda row, _: tmp_path / row, describe=lambda: {"pretraining": [base]}, study=fitted)
+    assert measure_seams(plan, "joint", 0) is None
+    tiles = torch.rand(3, 4, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    shown = plan.row("joint", 0) / "shown"
+    shown.mkdir(parents=True)
+    write_video(shown / "0.mp4", repeat(tiles, "c f h w -> c (f 8) (h 32) (w 64)"), 16)
+    assert measure_seams(plan, "joint", 0) > 5
+    assert measure_seams(plan, "dense", 0) is None
+
+
 def planted(high, frechet, seeds=3):
     """Three seeds of rows with these losses at sigma 0.9 and distances, and a loss of 1 at sigma 0.3."""
     chance = np.random.default_rng(0)
@@ -222,8 +261,9 @@ def test_a_report_is_of_all_seeds():
     of = {
         row: {
             seed: {
-                "curve": {"0": begun, "50": ended}, "density": 0.1, "fidelity": {"psnr": {"mean": 10.0 * seed}},
-                "against": "dense", "grid": [[1.0]], "right_action": [1], "flicker": [1.0],
+                "curve": {"0": begun, "50": ended}, "density": 0.1, "seams": 2.0, "against": "dense",
+                "fidelity": {"psnr": {"mean": 10.0 * seed}},
+                "grid": [[1.0]], "right_action": [1], "flicker": [1.0],
                 "frechet": {"distance": 2.0, "spread": 0.5},
             }
             for seed, (begun, ended) in seeds.items()
