@@ -10,7 +10,7 @@ from .attention import FPSAttention
 from .engines import FLOAT8, Call, choose_engine, obstacle
 from .schedule import preset_of
 from .tables import tile_for
-from .tiles import Triple, count_slots, plan_tile
+from .tiles import TileLayout, Triple, count_slots, plan_tile
 
 # What weights that were trained without get: a tile planned for the grid, and scales that the fastest engine can have.
 FASTEST = FPSAttention(tile=None, scale_format="pow2")
@@ -19,13 +19,17 @@ SPARE_SLOTS = 0.03  # of all slots that another tile would save, from which on i
 
 @dataclass(frozen=True)
 class Choice:
-    """taken: schedule, tile, scales and engine. faster: options in their place, each with what stands in its way."""
+    """taken: schedule, tile, scales and engine. faster: options in their place, each with what stands in its way.
+    strips: what `describe_strips` says.
+    """
 
     taken: str
     faster: tuple[str, ...]
+    strips: str | None = None
 
     def __str__(self) -> str:
-        return self.taken + (f"; faster would be {' and '.join(self.faster)}" if self.faster else "")
+        faster = f"; faster would be {' and '.join(self.faster)}" if self.faster else ""
+        return self.taken + faster + (f"; {self.strips}" if self.strips else "")
 
 
 def describe_choice(
@@ -43,7 +47,17 @@ def describe_choice(
     taken = f"schedule {schedule}, tile {tile}{' planned for the grid' if planned else ''}, {scales}, engine {engine}"
     on_gpu = device.type == "cuda"
     faster = (_faster_tile(attention, grid), _faster_engine(call) if engine != "flash" else None) if on_gpu else ()
-    return Choice(f"FPS attention on {grid} tokens: {taken}", tuple(filter(None, faster)))
+    tiles = TileLayout(grid, tile, attention.block).tiles
+    strips = describe_strips(attention, tiles)
+    return Choice(f"FPS attention on {grid} tokens: {taken}", tuple(filter(None, faster)), strips)
+
+
+def describe_strips(attention: FPSAttention, tiles: Triple) -> str | None:
+    """Axes on which no window, of any regime or layer, reaches past a tile, though there are several."""
+    windows = [regime.window_in_tiles(tiles) for regime in attention.regimes]
+    axes = zip("THW", tiles, zip(*windows, strict=True), strict=True)
+    cut = [f"{axis}, of {n} tiles" for axis, n, extents in axes if n > 1 and max(extents) == 1]
+    return f"on {' and '.join(cut)}, no window reaches past its own: strips that never see each other" if cut else None
 
 
 def _faster_tile(attention: FPSAttention, grid: Triple) -> str | None:

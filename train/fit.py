@@ -31,6 +31,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
 from fps_flex import StepSchedule, TileLayout, density
+from fps_flex.choice import describe_strips
 from fps_flex.wan import encoders, linear_codec  # noqa: F401 - so that --help and short class names know them
 from fps_flex.wan.base import check_base
 from fps_flex.wan.lora import trained
@@ -211,6 +212,8 @@ def describe(module: FlowModule, data: VideoData) -> str:
     lines += [f"regime     {x}" for x in _regimes(attention.step_schedule, layout)]
     for name, schedule in attention.layer_schedules:
         lines += [f"in layers  {name}: {x}" for x in _regimes(schedule, layout)]
+    if strips := describe_strips(attention, layout.tiles):
+        lines.append(f"warning    {strips}")
     return "\n".join(lines)
 
 

@@ -88,9 +88,10 @@ def main(
 
 
 def _state(plan: Plan, task: Task) -> tuple[str, str, str]:
-    seconds = task.record(plan.out)["seconds"]
-    state = "done" if task.is_done(plan.out) else "begun" if seconds else "left" if task.wanted else ""
-    return task.name, state, f"{seconds:.0f} s" if seconds else ""
+    record = task.record(plan.out)
+    begun = "not kept" if record["done"] else "begun" if record["seconds"] else "left" if task.wanted else ""
+    state = "done" if task.is_done(plan.out) else begun
+    return task.name, state, f"{record['seconds']:.0f} s" if record["seconds"] else ""
 
 
 def as_numbers(name: str, text: str, once: bool = True) -> list[int]:

@@ -115,6 +115,7 @@ def test_what_is_kept_is_enough(studied, tmp_path, capsys, monkeypatch):
     asked.clear()
     command(words(kept))
     assert asked == [] and (kept / "study.md").stat().st_mtime > (studied / "study.md").stat().st_mtime
+    assert "| train-joint-seed0 | not kept |" in capsys.readouterr().out
     shutil.rmtree(kept / "rows/joint-seed0")
     command(words(kept))
     assert asked == ["base", "measure-base", "train-joint-seed0", "measure-joint-seed0"]

@@ -2,13 +2,13 @@
 
 import inspect
 import logging
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
 
 from fps_flex import FPSAttention, Regime, StepSchedule, TileLayout, plan_tile
-from fps_flex.choice import FASTEST, describe_choice
+from fps_flex.choice import FASTEST, describe_choice, describe_strips
 from fps_flex.diffusers import install
 from tests.fps_flex.test_engines import MISSING, hopper  # noqa: F401 - a fixture
 from tests.helpers.stock_wan import call, tiny_transformer
@@ -86,3 +86,51 @@ def test_a_tile_is_planned_for_images_and_short_videos_too(grid):
     tile = plan_tile(grid)
     long = [side for side, axis in zip(tile, grid, strict=True) if side < axis]
     assert 256 <= tile[0] * tile[1] * tile[2] <= 512 and max(tile) <= 2 * min(long, default=max(tile))
+
+
+W_STRIPS = "on W, of 2 tiles, no window reaches past its own: strips that never see each other"
+
+
+@pytest.mark.parametrize(
+    ("schedule", "tiles", "said"),
+    [
+        ("fps", (3, 4, 9), None),
+        ("fps", (3, 2, 2), W_STRIPS),
+        ("sta", (3, 2, 2), None),  # its first steps are dense
+        ("uniform", (3, 2, 2), W_STRIPS),
+        ("uniform", (3, 2, 1), None),
+        ("dense", (3, 2, 2), None),
+        (
+            StepSchedule((), (Regime((1, 2, 1)),)),
+            (4, 4, 4),
+            "on T, of 4 tiles and W, of 4 tiles, no window reaches past its own: strips that never see each other",
+        ),
+    ],
+)
+def test_windows_that_cut_a_video_to_strips_are_told(schedule, tiles, said):
+    assert describe_strips(FPSAttention(schedule), tiles) == said
+
+
+def test_a_layer_that_sees_more_joins_the_strips():
+    attention = FPSAttention("uniform", tile=(1, 2, 2), block=16, layers={"0-1": "dense"})
+    assert describe_strips(attention, (3, 2, 2)) is None
+    assert describe_strips(replace(attention, layers={}), (3, 2, 2)) == W_STRIPS
+
+
+def test_strips_are_what_is_told():
+    """One half of a video changes nothing of the other, where it is told; else it does."""
+    q, k, v = torch.randn(3, 1, 1, 2 * 4 * 8, 8, generator=torch.Generator().manual_seed(0))
+    moved = torch.where(torch.arange(8).repeat(8)[:, None] < 4, v, v + 1)
+    for windows, apart in (((None, None, 1), True), ((None, None, 2), False)):
+        attention = FPSAttention(StepSchedule((), (Regime(windows),)), tile=(2, 4, 4), block=16)
+        plan = attention.plan((2, 4, 8), torch.zeros(1))
+        left = [attention.over_tokens(q, k, x, plan).unflatten(2, (2, 4, 8))[..., :4, :] for x in (v, moved)]
+        assert (describe_strips(attention, plan.layout.tiles) is not None) == torch.equal(*left) == apart
+
+
+def test_install_warns_of_strips(caplog):
+    transformer = tiny_transformer()
+    install(transformer, block=16, schedule=StepSchedule((), (Regime((None, None, 1)),)), tile=(1, 2, 2))
+    call(transformer)
+    (line,) = [record for record in caplog.records if record.name == "fps_flex.diffusers"]
+    assert line.levelno == logging.WARNING and "strips that never see each other" in line.getMessage()
