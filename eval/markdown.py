@@ -7,7 +7,10 @@ from collections.abc import Iterable, Sequence
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], align: str = "") -> str:
     """head: names of the columns. align: a letter a column, l or r; all to the left where it is empty."""
-    return "\n".join([head_of(head, align), *map(line, rows)])
+    lines = [*rows]
+    if odd := next((row for row in lines if len(row) != len(head)), None):
+        raise ValueError(f"a row has {len(odd)} cells, expected those of {', '.join(head)}: {line(odd)}")
+    return "\n".join([head_of(head, align), *map(line, lines)])
 
 
 def head_of(head: Sequence[str], align: str = "") -> str:

@@ -14,6 +14,8 @@ from fps_flex import FPSAttention
 from fps_flex.checks import show
 from fps_flex.wan import WanConfig
 from fps_flex.wan.codecs import box_grid
+from train.common.faults import ClipError
+from train.common.refusals import one_line
 from train.common.videos import in_range, probe
 from train.data import VideoData
 from train.index import is_prepared
@@ -103,6 +105,21 @@ def read(data: VideoData, held_out: bool, most: int) -> Iterator[tuple[Float[Ten
 def spread_out(count: int, most: int) -> list[int]:
     """Up to `most` of so many indices."""
     return [i * count // min(most, count) for i in range(min(most, count))]
+
+
+def load_shown(plan: Plan, row: str, seed: int) -> dict[int, Float[Tensor, "3 f h w"]]:
+    """Those of a row's videos that are kept in a small form, by their number. Raises ValueError for broken ones."""
+    files = {i: plan.row(row, seed) / "shown" / f"{i}.mp4" for i in range(plan.study.measures.shown)}
+    videos = {}
+    for i, file in files.items():
+        if file.exists():
+            try:
+                videos[i] = load(file)
+            except (ClipError, OSError) as error:
+                raise ValueError(f"{one_line(error)}: delete {file}, and the report does without it") from None
+            if (found := tuple(videos[i].shape[1:])) != plan.study.clip.size:
+                raise ValueError(f"{file} is of {found}, not {plan.study.clip.size} (frames, rows, columns): delete it")
+    return videos
 
 
 def load(path: Path) -> Float[Tensor, "3 f h w"]:

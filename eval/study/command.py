@@ -25,7 +25,8 @@ from ..reading import NoFile, read_json
 from .base import take_base
 from .clips import check_grid, check_parts, check_sizes
 from .config import Plan, Study, first_difference, plain
-from .measure import REAL, measure_real, measure_row
+from .measure import measure_real, measure_row
+from .measured import REAL
 from .report import write_report
 from .run import note, run_tasks
 from .tasks import CONFIGURATION, PROPOSAL, Task, list_tasks

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict, replace
+from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -37,12 +39,11 @@ from .clips import load, open_data, read, spread_out
 from .config import BASE, MEASURED, Measures, Plan, read_made
 from .frechet import Basis, Features, fit_basis, frechet, spread
 from .losses import losses_of_clip
+from .measured import REAL, Distance, Looks, Mean, Measured, Real, read_real_measures
 from .values import compare_scales_of_v
 
 if TYPE_CHECKING:
     from jaxtyping import Float
-
-REAL = "real"
 
 
 def measure_real(plan: Plan) -> None:
@@ -57,12 +58,12 @@ def measure_real(plan: Plan) -> None:
         ("real, held out, through the codec", [*through_codec(open_row(plan, BASE, 0)[0].codec, held_out)]),
     ):
         seen = basis(net.of_all(video for video, _ in clips))
-        rows[name] = {**look(clips, classifier), "frechet": distance(seen, real)}
+        rows[name] = replace(look(clips, classifier), frechet=distance(seen, real))
     keep_real(folder, basis, real, classifier)
     write_text(folder / "search-prompts.txt", "\n".join([*dict.fromkeys(prompts)][: plan.study.search.prompts]))
-    about = {"clips": len(real), "components": real.shape[1], "actions": classifier.classes, "rows": rows}
     asked = [prompts[i] for i in spread_out(len(prompts), wanted.videos)]
-    write_json(folder / MEASURED, {**about, "prompts": asked, "machine": describe_machine()})
+    found = Real(len(real), real.shape[1], classifier.classes, rows, asked, describe_machine())
+    write_json(folder / MEASURED, asdict(found))
 
 
 def learn_and_watch(data: VideoData, net: Features, wanted: Measures) -> tuple[Classifier, Float[np.ndarray, "n 512"]]:
@@ -114,22 +115,24 @@ def open_row(plan: Plan, name: str, seed: int) -> tuple[TextToVideo, Settings]:
 def measure_row(plan: Plan, name: str, seed: int) -> None:
     """Leaves measures.json, videos, and the first few of these in a small form; what is there isn't made again."""
     folder = plan.row(name, seed)
-    prompts, (model, settings) = read_made(plan.out / REAL / MEASURED, "prompts")["prompts"], open_row(plan, name, seed)
+    prompts, (model, settings) = read_real_measures(plan).prompts, open_row(plan, name, seed)
     jobs = [Job(file_name(prompt, i), prompt, i) for i, prompt in enumerate(prompts)]
     losses = measure_losses(plan, model, folder / "losses.json")
     kept = open_records(model, settings, folder / "videos")
     make_videos(kept, jobs)
     if (folder / MEASURED).exists():
         return
-    about = {"row": name, "seed": seed, "weights": model.weights.fingerprint(), "machine": describe_machine()}
-    seen = measure_videos(plan, folder, jobs, settings.clip.fps)
-    moved = measure_fidelity(plan, name, seed, jobs)
-    own = {"scales_of_v": compare_scales_of_v(plan, model)} if name == BASE else {"curve": read_curve(plan, name, seed)}
-    density = {"density": kept.shared["density"], "prompts": prompts}
-    write_json(folder / MEASURED, {**about, **density, **losses, **seen, **moved, "curve": None, **own})
+    looks, frechet = measure_videos(plan, folder, jobs, settings.clip.fps)
+    against, fidelity, not_measured = measure_fidelity(plan, name, seed, jobs)
+    found = Measured(
+        name, seed, model.weights.fingerprint(), describe_machine(), kept.shared["density"], prompts, losses, frechet,
+        looks.right_action, looks.flicker, against, fidelity, not_measured, read_curve(plan, name, seed),
+        compare_scales_of_v(plan, model) if name == BASE else None,
+    )  # fmt: skip
+    write_json(folder / MEASURED, asdict(found))
 
 
-def measure_videos(plan: Plan, folder: Path, jobs: list[Job], fps: float) -> dict[str, Any]:
+def measure_videos(plan: Plan, folder: Path, jobs: list[Job], fps: float) -> tuple[Looks, Distance]:
     """What they are like beside real ones; those that are shown are kept once more, in a small form."""
     clips = [(load(folder / "videos" / f"{job.name}.mp4"), job.prompt) for job in jobs]
     (folder / "shown").mkdir(exist_ok=True)
@@ -137,36 +140,43 @@ def measure_videos(plan: Plan, folder: Path, jobs: list[Job], fps: float) -> dic
         write_video(folder / "shown" / f"{i}.mp4", video, fps)
     basis, real, classifier = read_real(plan.out / REAL)
     seen = basis(Features(find_device()).of_all(video for video, _ in clips))
-    return {"frechet": distance(seen, real), **look(clips, classifier)}
+    return look(clips, classifier), distance(seen, real)
 
 
-def read_curve(plan: Plan, name: str, seed: int) -> dict[int, float] | None:
+def read_curve(plan: Plan, name: str, seed: int) -> dict[str, float] | None:
     """val/loss by the steps made; None of what wasn't trained, or towards another loss than the others'."""
     row = plan.rows[name]
     if row.weights is not None or row.options.get("model.objective", "flow") != "flow":
         return None
-    return {step + 1 if step else 0: loss for step, loss in read_losses(plan.run(name, seed))["val/loss"].items()}
+    losses = read_losses(plan.run(name, seed))["val/loss"]
+    return {str(step + 1 if step else 0): loss for step, loss in losses.items()}
 
 
-def measure_losses(plan: Plan, model: TextToVideo, file: Path) -> dict[str, Any]:
-    """grid: [clip, sigma]; kept in a file."""
+def measure_losses(plan: Plan, model: TextToVideo, file: Path) -> list[list[float]]:
+    """[clip, sigma]; kept in a file. Raises ValueError for a loss that isn't finite."""
     try:
-        return read_made(file, "grid")
+        return read_made(file, "grid")["grid"]
     except NoFile:
         device, wanted, data = find_device(), plan.study.measures, open_data(plan)
     wan, grid = model.load(device), []
     for i, (video, prompt) in enumerate(read(data, True, wanted.loss_clips)):
         latents = model.codec.encode(video[None].to(device))
         grid.append(losses_of_clip(wan, latents, model.text([prompt], device), i, wanted.sigmas))
+        if not all(map(isfinite, grid[-1])):
+            raise ValueError(f"the losses of clip {i} are {grid[-1]}: the training of {file.parent.name} went wrong")
     write_json(file, {"grid": grid})
-    return {"grid": grid}
+    return grid
 
 
-def measure_fidelity(plan: Plan, name: str, seed: int, jobs: list[Job]) -> dict[str, Any]:
-    """How far the videos are from dense ones of the same noise: of the same weights, or of a trained row the base's."""
+def measure_fidelity(
+    plan: Plan, name: str, seed: int, jobs: list[Job]
+) -> tuple[str | None, dict[str, Mean], dict[str, str]]:
+    """How far the videos are from dense ones of the same noise: of the same weights, or of a trained row the base's;
+    which row's these are, means by measure, and what isn't measured.
+    """
     against = plan.against(name)
     if name == against:
-        return {"against": None, "fidelity": {}, "not_measured": {}}
+        return None, {}, {}
     rows = [Compared(one, plan.row(one, seed) / "videos") for one in (against, name)]
     scores = compare_videos(plan.row(name, seed), rows, [Video(job.name, job.name, job.prompt) for job in jobs])
     if scores.left_out:
@@ -174,17 +184,17 @@ def measure_fidelity(plan: Plan, name: str, seed: int, jobs: list[Job]) -> dict[
         there = plan.row(against, seed) / "videos"
         raise ValueError(f"{video} can't be compared ({why}): delete {there}, and the same command makes it again")
     total = summarise(rows[1], scores.of[name], scores.videos)["total"]
-    return {"against": against, "fidelity": total, "not_measured": scores.not_measured}
+    return against, {measure: Mean(**found) for measure, found in total.items()}, scores.not_measured
 
 
-def distance(sampled: Float[np.ndarray, "a k"], real: Float[np.ndarray, "b k"]) -> dict[str, Any]:
-    return {"distance": frechet(sampled, real), "spread": spread(sampled, real), "clips": len(sampled)}
+def distance(sampled: Float[np.ndarray, "a k"], real: Float[np.ndarray, "b k"]) -> Distance:
+    return Distance(frechet(sampled, real), spread(sampled, real), len(sampled))
 
 
-def look(clips: list[tuple[Tensor, str]], classifier: Classifier) -> dict[str, Any]:
+def look(clips: list[tuple[Tensor, str]], classifier: Classifier) -> Looks:
     """Of each clip whether its action is the asked one, and how little it flickers."""
     pictures = (((video + 1) * 127.5).round().byte().permute(1, 2, 3, 0).numpy() for video, _ in clips)
-    return {
-        "right_action": [int(classifier.tell(see(video)) == action_of(caption)) for video, caption in clips],
-        "flicker": [temporal_flickering(frames) for frames in pictures],
-    }
+    return Looks(
+        [int(classifier.tell(see(video)) == action_of(caption)) for video, caption in clips],
+        [temporal_flickering(frames) for frames in pictures],
+    )

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from ..intervals import Estimate, Sample, estimate
-from .config import HIGH, MEASURED, Plan, read_made
+from .config import BASE, HIGH, MEASURED, Plan
 from .losses import mean_over
-from .seams import measure_seams
-
-Measured = dict[str, Any]
-MADE = ("grid", "frechet", "right_action", "flicker", "fidelity", "against", "curve", "density", "not_measured")
+from .measured import Measured, Real, read_measured, read_real_measures
+from .seams import Seams, measure_seams
 
 
 @dataclass(frozen=True)
@@ -27,24 +25,25 @@ class Number:
 
 
 NUMBERS = {
-    "loss": Number(lambda x, sigmas: fmean(mean_over(x["grid"], sigmas)), 4),
-    "loss_high": Number(lambda x, sigmas: fmean(mean_over(x["grid"], sigmas, HIGH)), 4),
-    "frechet": Number(lambda x, sigmas: x["frechet"]["distance"], 2),
-    "action": Number(lambda x, sigmas: fmean(x["right_action"]), 3),
-    "flicker": Number(lambda x, sigmas: fmean(x["flicker"]), 3),
+    "loss": Number(lambda x, sigmas: fmean(mean_over(x.grid, sigmas)), 4),
+    "loss_high": Number(lambda x, sigmas: fmean(mean_over(x.grid, sigmas, HIGH)), 4),
+    "frechet": Number(lambda x, sigmas: x.frechet.distance, 2),
+    "action": Number(lambda x, sigmas: fmean(x.right_action), 3),
+    "flicker": Number(lambda x, sigmas: fmean(x.flicker), 3),
 }
 
 
 @dataclass(frozen=True)
 class Results:
-    """of: {row: {seed: what was measured}}; rows with the base's own weights have seed 0 alone."""
+    """of: {row: {seed: what was measured}}; rows with the base's own weights have seed 0 alone. seams: likewise."""
 
     plan: Plan
     of: dict[str, dict[int, Measured]]
+    seams: dict[str, dict[int, Seams]] = field(default_factory=dict)
 
     def get(self, row: str, seed: int) -> Measured | None:
         seeds = self.of.get(row, {})
-        return seeds.get(0 if row in self.plan.rows and self.plan.rows[row].weights == "base" else seed)
+        return seeds.get(0 if row in self.plan.rows and self.plan.rows[row].weights == BASE else seed)
 
     def seeds(self, *rows: str) -> list[int]:
         """For which all of the rows are there."""
@@ -58,25 +57,36 @@ class Results:
     def over_seeds(self, row: str, name: str) -> Estimate:
         return over({seed: self.number(row, seed, name) for seed in self.of[row]})
 
+    def sum_up(self, row: str, seed: int) -> dict[str, Any]:
+        """A row's seed in means over clips, of which each is in its measures.json."""
+        measured, sigmas = self.of[row][seed], self.plan.study.measures.sigmas
+        kept = {name: x for name, x in asdict(measured).items() if name not in ("grid", "prompts", "scales_of_v")}
+        return {
+            **kept,
+            "losses": dict(zip(sigmas, np.mean(measured.grid, axis=0).tolist(), strict=True)),
+            "right_action": fmean(measured.right_action),
+            "flicker": fmean(measured.flicker),
+            "seams": self.seams.get(row, {}).get(seed),
+            "scales_of_v": {name: fmean(errors) for name, errors in (measured.scales_of_v or {}).items()},
+        }
 
-def read_results(plan: Plan) -> Results:
-    of: dict[str, dict[int, Measured]] = {}
-    for name in plan.rows:
-        for file in sorted((plan.out / "rows").glob(f"{name}-seed*/{MEASURED}")):
-            seed = file.parent.name.removeprefix(f"{name}-seed")
-            if seed.isdecimal():
-                seams = measure_seams(plan, name, int(seed))
-                of.setdefault(name, {})[int(seed)] = {**read_made(file, *MADE), "seams": seams}
-    return Results(plan, of)
+
+def read_results(plan: Plan) -> tuple[Results, Real]:
+    """Raises ValueError for what is damaged, or isn't of this study."""
+    real, of, seams = read_real_measures(plan), {}, {}
+    for row in plan.rows:
+        of[row] = {seed: read_measured(plan, row, seed, real) for seed in _list_seeds(plan, row)}
+        found = {seed: measure_seams(plan, row, seed) for seed in of[row]}
+        seams[row] = {seed: x for seed, x in found.items() if x is not None}
+    return Results(plan, {row: seeds for row, seeds in of.items() if seeds}, seams), real
 
 
-def sum_up(measured: Measured, sigmas: tuple[float, ...]) -> Measured:
-    """A row's seed in means over clips, of which each is in its measures.json."""
-    losses = np.mean(measured["grid"], axis=0).tolist()
-    means = {name: fmean(measured[name]) for name in ("right_action", "flicker")}
-    values = {name: fmean(errors) for name, errors in measured.get("scales_of_v", {}).items()}
-    kept = {name: x for name, x in measured.items() if name not in ("grid", "prompts", "scales_of_v")}
-    return {**kept, **means, "losses": dict(zip(sigmas, losses, strict=True)), "scales_of_v": values}
+def _list_seeds(plan: Plan, row: str) -> list[int]:
+    """Of the folders that a study writes; a copy beside them is none."""
+    folders = {file.parent.name: file.parent for file in (plan.out / "rows").glob(f"{row}-seed*/{MEASURED}")}
+    ends = (name.removeprefix(f"{row}-seed") for name in folders)
+    seeds = {int(end) for end in ends if end.isdecimal()}
+    return sorted(seed for seed in seeds if plan.row(row, seed) == folders.get(f"{row}-seed{seed}"))
 
 
 def over(values: dict[Any, float]) -> Estimate:

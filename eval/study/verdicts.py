@@ -94,7 +94,9 @@ def _over_seeds(
 ) -> Verdict:  # fmt: skip
     seeds = results.seeds(*rows)
     if not seeds:
-        return Verdict(claim, rule, "", MISSING if {*rows} <= {*results.plan.rows} else ABSENT)
+        alone = {*rows} <= {*results.of}
+        answer = UNKNOWN if alone else MISSING if {*rows} <= {*results.plan.rows} else ABSENT
+        return Verdict(claim, rule, "no seed has all of these rows" if alone else "", answer)
     found = over({seed: number(seed) for seed in seeds})
     return Verdict(claim, rule, f"{_tell(found)} of seeds {seeds}", decide(found, threshold, below))
 
@@ -148,7 +150,7 @@ def _of_values(results: Results) -> Verdict:
     rule = f"with one for each tile attention's output has {CRITICAL:g} times the error or more, over clips of the base"
     if not (measured := results.get("base", 0)):
         return Verdict(claim, rule, "", MISSING)
-    errors = measured["scales_of_v"]
+    errors = measured.scales_of_v or {}
     found = over({i: log(x / y) for i, (x, y) in enumerate(zip(errors["tile"], errors["channel"], strict=True))})
     return Verdict(claim, rule, *_both([found], CRITICAL))
 

@@ -11,12 +11,13 @@ from einops import repeat
 from eval.generate.jobs import Clip
 from eval.intervals import Estimate
 from eval.sensitivity.replay import plan_attention
-from eval.study import report
+from eval.study import tables
 from eval.study.actions import action_of, learn, see
 from eval.study.config import LinearFit, Row
 from eval.study.frechet import Features, fit_basis, frechet, frechet_of, shrink, spread
 from eval.study.losses import by_regime, losses_of_clip, mean_over, noise_of
 from eval.study.measure import measure_losses
+from eval.study.measured import Distance, Mean, Measured, Real
 from eval.study.results import Results, over
 from eval.study.seams import measure_seams, seams
 from eval.study.values import Rounded
@@ -208,45 +209,71 @@ def test_errors_of_steps_are_those_of_their_part_of_denoising():
 
 
 def test_seams_are_told_where_tiles_meet_alone():
-    """Steps of 1 between tokens and 3 between tiles in time, 2 and 4 in rows; one tile in columns has no edges."""
+    """Steps of 0.1 between tokens and 0.3 between tiles in time, 0.2 and 0.4 in rows; one tile has no edges."""
 
     def stairs(*steps):
         return torch.tensor([0.0, *steps]).cumsum(0).repeat_interleave(2)
 
-    video = (stairs(1, 3, 1)[:, None] + stairs(2, 4, 2))[None, :, :, None].expand(3, 8, 8, 12)
-    assert seams(video, (4, 4, 6), (2, 2, 6)) == pytest.approx((3 + 2) / 2)
-    assert seams(video, (4, 4, 6), (2, 4, 6)) == pytest.approx(3)
-    assert seams(video, (4, 4, 6), (4, 4, 6)) is None and seams(torch.zeros(3, 8, 8, 12), (4, 4, 6), (2, 2, 2)) is None
+    video = (stairs(0.1, 0.3, 0.1)[:, None] + stairs(0.2, 0.4, 0.2))[None, :, :, None].expand(3, 8, 8, 12)
+    assert seams(video, (4, 4, 6), (2, 2, 6)) == (pytest.approx(3, rel=0.02), pytest.approx(2, rel=0.02), None)
+    assert seams(video, (4, 4, 6), (1, 4, 2)) == (None, None, pytest.approx(1))
+    assert seams(torch.zeros(3, 8, 8, 12), (4, 4, 6), (2, 2, 2)) == (1, 1, 1)  # a still
     noise = torch.rand(3, 16, 64, 128, generator=torch.Generator().manual_seed(0))
-    assert seams(noise, (16, 16, 32), (4, 4, 8)) == pytest.approx(1, abs=0.03)
+    assert seams(noise, (16, 16, 32), (4, 4, 8)) == pytest.approx((1, 1, 1), abs=0.03)
 
 
-def test_seams_are_of_the_videos_that_are_shown(tmp_path):
-    """Of study.yaml's own grid: 16x16x32 tokens of 2x8x8 pixels, in tiles of 4x4x8."""
+@pytest.fixture
+def shown_plan(tmp_path):
+    """Of study.yaml's own grid: 16x16x32 tokens of 2x8x8 pixels, in tiles of 4x4x8; of the row `flat` of one tile."""
     study = yaml.safe_load((ROOT / "configs/study/study.yaml").read_text())
     base = yaml.safe_load((ROOT / study["pretraining"][-1]).read_text())
-    tile = tuple(study["search"]["attention"]["tile"])
+    searched = FPSAttention(tile=tuple(study["search"]["attention"]["tile"]))
     fitted = SimpleNamespace(
-        codec=LinearFit(**study["codec"]), clip=Clip(**study["clip"]),
-        search=SimpleNamespace(attention=SimpleNamespace(tile=tile)),
+        codec=LinearFit(**study["codec"]), clip=Clip(**study["clip"]), search=SimpleNamespace(attention=searched),
+        measures=SimpleNamespace(shown=2),
     )  # fmt: skip
-    plan = SimpleNamespace(row=lambda row, _: tmp_path / row, describe=lambda: {"pretraining": [base]}, study=fitted)
-    assert measure_seams(plan, "joint", 0) is None
-    tiles = torch.rand(3, 4, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    shown = plan.row("joint", 0) / "shown"
-    shown.mkdir(parents=True)
-    write_video(shown / "0.mp4", repeat(tiles, "c f h w -> c (f 8) (h 32) (w 64)"), 16)
-    assert measure_seams(plan, "joint", 0) > 5
-    assert measure_seams(plan, "dense", 0) is None
+    rows = {"dense": Row(), "joint": Row(attention=searched), "flat": Row(attention=FPSAttention(tile=(16, 16, 32)))}
+    return SimpleNamespace(
+        row=lambda row, _: tmp_path / row, describe=lambda: {"pretraining": [base]}, study=fitted, rows=rows
+    )
 
 
-def planted(high, frechet, seeds=3):
-    """Three seeds of rows with these losses at sigma 0.9 and distances, and a loss of 1 at sigma 0.3."""
+def show(plan, row, number, video):
+    (plan.row(row, 0) / "shown").mkdir(parents=True, exist_ok=True)
+    write_video(plan.row(row, 0) / f"shown/{number}.mp4", video, 16)
+
+
+def test_seams_are_of_the_videos_that_are_shown(shown_plan):
+    """Flat tiles are nothing but seams, at the edges of a row's own tiles, else of those that are searched for."""
+    assert measure_seams(shown_plan, "joint", 0) is None
+    flat = torch.rand(3, 4, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    for row in ("dense", "joint", "flat"):
+        show(shown_plan, row, 0, repeat(flat, "c f h w -> c (f 8) (h 32) (w 64)"))
+    assert min(measure_seams(shown_plan, "joint", 0)) > 20
+    assert measure_seams(shown_plan, "dense", 0) == measure_seams(shown_plan, "joint", 0)
+    assert measure_seams(shown_plan, "flat", 0) == (None, None, None)
+    show(shown_plan, "joint", 7, torch.zeros(3, 4, 8, 8))  # which isn't one of them
+    assert measure_seams(shown_plan, "dense", 0) == measure_seams(shown_plan, "joint", 0)
+
+
+def test_a_shown_video_that_is_broken_or_of_another_size_is_named(shown_plan):
+    show(shown_plan, "joint", 1, torch.zeros(3, 32, 64, 256))
+    with pytest.raises(ValueError, match=r"shown/1.mp4 is of \(32, 64, 256\), not \(32, 128, 256\).*: delete it"):
+        measure_seams(shown_plan, "joint", 0)
+    (shown_plan.row("joint", 0) / "shown/1.mp4").write_bytes(b"none")
+    with pytest.raises(ValueError, match="1.mp4.*: delete .*1.mp4, and the report does without it"):
+        measure_seams(shown_plan, "joint", 0)
+
+
+def planted(high, frechet, **seeds):
+    """Rows with these losses at sigma 0.9 and distances, and a loss of 1 at sigma 0.3; three seeds, or a row's own."""
     chance = np.random.default_rng(0)
     of = {
         row: {
-            seed: {"grid": [[1.0, loss + 0.001 * chance.normal()]], "frechet": {"distance": frechet[row]}}
-            for seed in range(seeds)
+            seed: SimpleNamespace(
+                grid=[[1.0, loss + 0.001 * chance.normal()]], frechet=SimpleNamespace(distance=frechet[row])
+            )
+            for seed in seeds.get(row, range(3))
         }
         for row, loss in high.items()
     }
@@ -260,12 +287,10 @@ def test_a_report_is_of_all_seeds():
     curves = {"dense": {1: [2.0, 1.0], 2: [4.0, 2.0]}, "joint": {0: [9.0, 9.0], 1: [3.0, 1.01], 2: [4.0, 2.04]}}
     of = {
         row: {
-            seed: {
-                "curve": {"0": begun, "50": ended}, "density": 0.1, "seams": 2.0, "against": "dense",
-                "fidelity": {"psnr": {"mean": 10.0 * seed}},
-                "grid": [[1.0]], "right_action": [1], "flicker": [1.0],
-                "frechet": {"distance": 2.0, "spread": 0.5},
-            }
+            seed: Measured(
+                row, seed, "weights", {}, 0.1, ["p"], [[1.0]], Distance(2.0, 0.5, 1), [1], [1.0], "dense",
+                {"psnr": Mean(10.0 * seed, None, False, 1, 1)}, {}, {"0": begun, "50": ended},
+            )
             for seed, (begun, ended) in seeds.items()
         }
         for row, seeds in curves.items()
@@ -273,9 +298,11 @@ def test_a_report_is_of_all_seeds():
     plan = SimpleNamespace(
         rows={row: Row() for row in curves}, study=SimpleNamespace(measures=SimpleNamespace(sigmas=(0.9,)))
     )
-    lines = report._tell_curves(Results(plan, of)).splitlines()
+    results = Results(plan, of, {"joint": {0: (1.0, 2.0, None), 1: (2.0, 4.0, None)}})
+    lines = tables.tell_curves(results).splitlines()
     assert lines[-1] == "| joint | +25.00% | +1.50% | 50 |"
-    assert "| 10.000 to dense |" in report._tell_rows(Results(plan, of), {"rows": {}}).splitlines()[-1]
+    head, *_, line = tables.tell_rows(results, Real(1, 1, [], {}, ["p"], {})).splitlines()
+    assert line.endswith("| 1.50 / 3.00 / - | 10.000 to dense |  |") and line.count("|") == head.count("|")
 
 
 BROKEN = "Without training, joint breaks: validation loss at sigma >= 0.7"
@@ -294,7 +321,10 @@ def test_verdicts_of_planted_rows():
     assert [worse[x].answer for x in (BROKEN, BACK, AS_GOOD)] == [HOLDS, FAILS, FAILS]
     alike = planted({"dense": 1.0, "joint-free": 1.03, "joint": 1.0}, distances)
     assert alike[BROKEN].answer == FAILS and alike[BACK].answer == HOLDS
-    alone = planted({"dense": 1.0, "joint-free": 1.3, "joint": 1.0}, distances, seeds=1)
+    apart = planted({"dense": 1.0, "joint-free": 1.3, "joint": 1.0}, distances, joint=[7])
+    assert (apart[BACK].answer, apart[BACK].numbers) == (UNKNOWN, "no seed has all of these rows")
+    one = dict.fromkeys(distances, [0])
+    alone = planted({"dense": 1.0, "joint-free": 1.3, "joint": 1.0}, distances, **one)
     assert {alone[x].answer for x in (BROKEN, BACK, AS_GOOD)} == {UNKNOWN}
 
 
