@@ -80,6 +80,8 @@ class Measured:
 def read_real_measures(plan: Plan) -> Real:
     """Raises NoFile, and ValueError for what is damaged."""
     file = plan.out / REAL / MEASURED
+    if not file.exists():
+        raise NoFile(f"there is no {file}: make it with --only {REAL}")
     real = _read(file, Real)
     if not real.prompts or not all(x.right_action and x.flicker for x in real.rows.values()):
         raise _broken(f"{file} is of no clips or prompts")

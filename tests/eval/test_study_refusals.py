@@ -250,6 +250,12 @@ def test_damaged_measures_are_named_with_what_to_do(studied, tmp_path, capsys, r
     assert re.search(said, line) and line.endswith("delete it, and the same command makes it again"), line
 
 
+def test_without_real_clips_it_says_how_to_have_them(studied, tmp_path, capsys):
+    kept = keep(studied, tmp_path)
+    (kept / "real/measures.json").unlink()
+    assert refused(capsys, command, words(kept, "--only=joint")).endswith("measures.json: make it with --only real")
+
+
 def keep(studied, tmp_path):
     leave = shutil.ignore_patterns("runs", "base.ckpt", "videos", "parts", "scores", "*.png")
     return shutil.copytree(studied, tmp_path / "kept", ignore=leave)
