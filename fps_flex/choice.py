@@ -14,22 +14,27 @@ from .tiles import TileLayout, Triple, count_slots, plan_tile
 
 # What weights that were trained without get: a tile planned for the grid, and scales that the fastest engine can have.
 FASTEST = FPSAttention(tile=None, scale_format="pow2")
+BEYOND = {  # what windows of at most one tile, and of two, leave apart on an axis
+    "T": ("tiles never attend to those before or after", "what is later never reaches what is earlier"),
+    "H": ("tiles never attend to those above or below", "what is below never reaches what is above"),
+    "W": ("tiles never attend to those beside them", "what is to the right never reaches the left"),
+}
 SPARE_SLOTS = 0.03  # of all slots that another tile would save, from which on it is worth a word
 
 
 @dataclass(frozen=True)
 class Choice:
     """taken: schedule, tile, scales and engine. faster: options in their place, each with what stands in its way.
-    strips: what `describe_strips` says.
+    cuts: what `describe_cuts` says.
     """
 
     taken: str
     faster: tuple[str, ...]
-    strips: str | None = None
+    cuts: str | None = None
 
     def __str__(self) -> str:
         faster = f"; faster would be {' and '.join(self.faster)}" if self.faster else ""
-        return self.taken + faster + (f"; {self.strips}" if self.strips else "")
+        return self.taken + faster + (f"; {self.cuts}" if self.cuts else "")
 
 
 def describe_choice(
@@ -48,16 +53,23 @@ def describe_choice(
     on_gpu = device.type == "cuda"
     faster = (_faster_tile(attention, grid), _faster_engine(call) if engine != "flash" else None) if on_gpu else ()
     tiles = TileLayout(grid, tile, attention.block).tiles
-    strips = describe_strips(attention, tiles)
-    return Choice(f"FPS attention on {grid} tokens: {taken}", tuple(filter(None, faster)), strips)
+    return Choice(
+        f"FPS attention on {grid} tokens: {taken}", tuple(filter(None, faster)), describe_cuts(attention, tiles)
+    )
 
 
-def describe_strips(attention: FPSAttention, tiles: Triple) -> str | None:
-    """Axes on which no window, of any regime or layer, reaches past a tile, though there are several."""
+def describe_cuts(attention: FPSAttention, tiles: Triple) -> str | None:
+    """Axes of several tiles on which all windows, of any regime and layer, end at the query's own tile, or reach one
+    tile to one side: an even window has one tile more before the query than behind it.
+    """
     windows = [regime.window_in_tiles(tiles) for regime in attention.regimes]
-    axes = zip("THW", tiles, zip(*windows, strict=True), strict=True)
-    cut = [f"{axis}, of {n} tiles" for axis, n, extents in axes if n > 1 and max(extents) == 1]
-    return f"on {' and '.join(cut)}, no window reaches past its own: strips that never see each other" if cut else None
+    widest = (max(extents) for extents in zip(*windows, strict=True))
+    cuts = [
+        f"no window on {axis}, of {n} tiles, is wider than {most}: {BEYOND[axis][most - 1]}"
+        for axis, n, most in zip("THW", tiles, widest, strict=True)
+        if most < n and most < 3
+    ]
+    return "; ".join(cuts) or None
 
 
 def _faster_tile(attention: FPSAttention, grid: Triple) -> str | None:

@@ -182,7 +182,7 @@ class Installed:
         forward_pass.plan = forward_pass.attention.plan((t, h, w), sigma)
 
     def _say(self, transformer: WanTransformer3DModel, grid: Triple, device: torch.device) -> None:
-        """Once a grid, what its passes get, and as a warning what would be faster, or cuts the video to strips."""
+        """Once a grid, what its passes get, and as a warning what would be faster, or cuts the video."""
         if grid in self._said or self.attention.is_dense:
             return
         self._said.add(grid)
@@ -190,7 +190,7 @@ class Installed:
         dtype = torch.get_autocast_dtype(device.type) if autocast else transformer.dtype
         head_dim = transformer.config.attention_head_dim
         choice = describe_choice(cast(FPSAttention, forward_pass.attention), grid, device, dtype, head_dim)
-        logger.log(logging.WARNING if choice.faster or choice.strips else logging.INFO, "%s", choice)
+        logger.log(logging.WARNING if choice.faster or choice.cuts else logging.INFO, "%s", choice)
 
     @torch.compiler.disable
     def after_forward(self, *_: Any) -> None:

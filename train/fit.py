@@ -31,7 +31,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
 from fps_flex import StepSchedule, TileLayout, density
-from fps_flex.choice import describe_strips
+from fps_flex.choice import describe_cuts
 from fps_flex.wan import encoders, linear_codec  # noqa: F401 - so that --help and short class names know them
 from fps_flex.wan.base import check_base
 from fps_flex.wan.lora import trained
@@ -199,8 +199,7 @@ def _wandb_loggers(logger: Any) -> Iterator[Namespace]:
 
 def describe(module: FlowModule, data: VideoData) -> str:
     """What is about to be trained, in a few lines. Raises ValueError where videos, patches and tile don't fit."""
-    for size in data.sizes():
-        module.plan(size, torch.zeros(1))
+    layouts = [module.plan(size, torch.zeros(1)).layout for size in data.sizes()]
     plan = module.plan(data.size, torch.zeros(1))
     layout, attention = plan.layout, module.model.attention
     lines = [
@@ -212,8 +211,8 @@ def describe(module: FlowModule, data: VideoData) -> str:
     lines += [f"regime     {x}" for x in _regimes(attention.step_schedule, layout)]
     for name, schedule in attention.layer_schedules:
         lines += [f"in layers  {name}: {x}" for x in _regimes(schedule, layout)]
-    if strips := describe_strips(attention, layout.tiles):
-        lines.append(f"warning    {strips}")
+    cuts = dict.fromkeys(describe_cuts(attention, one.tiles) for one in layouts)
+    lines += [f"warning    {cut}" for cut in cuts if cut]
     return "\n".join(lines)
 
 

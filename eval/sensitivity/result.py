@@ -156,6 +156,8 @@ def _check(measured: Sensitivity) -> None:
     steps, count = len(measured.steps), len(measured.candidates)
     if measured.velocity_mse.shape != (steps, count) or measured.attention_mse.shape[:2] != (steps, count):
         raise ValueError(f"its errors aren't those of {steps} steps and {count} candidates")
+    if not measured.by_video or np.array(measured.by_video).shape[1:] != (steps, count):
+        raise ValueError(f"its errors by video aren't those of {steps} steps and {count} candidates")
     for said, candidate in zip(measured.candidates, measured.list_candidates(), strict=True):
         if said["tiles"] != list(candidate.tiles):
             raise ValueError(f"candidate {candidate} has {said['tiles']} tiles on another grid than {measured.grid}")

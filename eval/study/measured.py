@@ -98,10 +98,27 @@ def read_measured(plan: Plan, row: str, seed: int, real: Real) -> Measured:
         raise _broken(f"{file} has other losses than those of {clips} clips at {len(measures.sigmas)} noise levels")
     if found.prompts != real.prompts or not len(found.right_action) == len(found.flicker) == len(real.prompts):
         raise _broken(f"{file} is of other videos than the {len(real.prompts)} that real clips' prompts ask for")
+    if not _is_likely(found) or found.frechet.clips != len(real.prompts):
+        raise _broken(f"{file} holds losses, shares, distances or steps that can't be")
+    if found.against != (None if plan.against(row) == row else plan.against(row)):
+        raise _broken(f"{file} is compared with the row {found.against}")
     errors = found.scales_of_v or {}
-    if row == BASE and (len({len(errors.get(kind, [])) for kind in ("tile", "channel")} - {0}) != 1):
+    tile, channel = errors.get("tile", []), errors.get("channel", [])
+    if row == BASE and not (len(tile) == len(channel) > 0 and min(*tile, *channel) > 0):
         raise _broken(f"{file} lacks the errors of both scales of V")
     return found
+
+
+def _is_likely(found: Measured) -> bool:
+    curve = found.curve or {}
+    return (
+        min(map(min, found.grid)) > 0
+        and min(curve.values(), default=1.0) > 0
+        and all(step.isdecimal() for step in curve)
+        and {*found.right_action} <= {0, 1}
+        and 0 < found.density <= 1
+        and found.frechet.distance >= 0
+    )
 
 
 def _read(file: Path, kind: type[Kind]) -> Kind:

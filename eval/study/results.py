@@ -78,7 +78,20 @@ def read_results(plan: Plan) -> tuple[Results, Real]:
         of[row] = {seed: read_measured(plan, row, seed, real) for seed in _list_seeds(plan, row)}
         found = {seed: measure_seams(plan, row, seed) for seed in of[row]}
         seams[row] = {seed: x for seed, x in found.items() if x is not None}
+    for row in of:
+        _check_weights(plan, row, of)
     return Results(plan, {row: seeds for row, seeds in of.items() if seeds}, seams), real
+
+
+def _check_weights(plan: Plan, row: str, of: dict[str, dict[int, Measured]]) -> None:
+    """Raises ValueError for a row that isn't of those that it should have, of a training that was made again."""
+    for seed, measured in of[row].items():
+        other = of.get(plan.rows[row].weights or "", {}).get(seed)
+        if other and not other.weights.endswith(measured.weights.rpartition("weights ")[2]):  # whichever run made them
+            raise ValueError(
+                f"{plan.row(row, seed)} is of {measured.weights}, and {plan.row(other.row, seed)} of {other.weights}, "
+                "whose weights should be the same: delete one, and the same command makes it again"
+            )
 
 
 def _list_seeds(plan: Plan, row: str) -> list[int]:

@@ -21,10 +21,11 @@ NOTES = (
     "Means over seeds, in brackets 95 % intervals by Student's t. Losses: held-out clips, all noise levels alike, the "
     "same noise for all rows. Fréchet distance: {sampled} sampled clips against {clips} real ones held out, by "
     "{components} principal components of TransNetV2's features, nothing shrunk; ± is the bootstrap's standard "
-    "deviation over clips, and distances of other numbers of clips are others. PSNR and SSIM are to the dense videos "
-    "of the row named, of the same noise; of a trained row they say how far training moved its videos, not how good "
-    "they are. Seams, of the videos that are shown, in time, rows and columns: change across the edges of tiles "
-    "over that across other tokens' edges, 1 where tiles don't show. Not measured: {not_measured}."
+    "deviation over clips, a seed's in the mean, and distances of other numbers of clips are others. PSNR and SSIM are "
+    "to the dense videos of the row named, of the same noise; of a trained row they say how far training moved its "
+    "videos, not how good they are. Seams, of the {shown} videos of each seed that are shown, in time, rows and "
+    "columns: change across the edges of tiles over that across other tokens' edges, 1 where tiles don't show. Not "
+    "measured: {not_measured}."
 )
 
 
@@ -63,8 +64,8 @@ def _tell_distance(frechet: Distance | None) -> str:
 
 
 def _tell_seams(seams: list[Seams]) -> str:
-    """Mean over seeds, on each axis."""
-    axes = [[x for x in axis if x is not None] for axis in zip(*seams, strict=True)]
+    """Mean over seeds and edges, on each axis."""
+    axes = [[x for edges in axis for x in edges] for axis in zip(*seams, strict=True)]
     return " / ".join(f"{fmean(axis):.2f}" if axis else "-" for axis in axes)
 
 
@@ -72,6 +73,7 @@ def tell_notes(results: Results, real: Real) -> str:
     missing = {f"{k} ({why})" for x in results.of.values() for y in x.values() for k, why in y.not_measured.items()}
     return NOTES.format(
         sampled=len(real.prompts), clips=real.clips, components=real.components,
+        shown=results.plan.study.measures.shown,
         not_measured="; ".join(sorted(missing)) or "nothing",
     )  # fmt: skip
 

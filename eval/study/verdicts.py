@@ -55,7 +55,7 @@ def _of_gap(results: Results, name: str) -> Iterator[Verdict]:
         return (results.number("joint-free", seed, name) - results.number("joint", seed, name)) / (gap(seed) or 1e-12)
 
     def rise(seed: int) -> float:
-        return gap(seed) / results.number("dense", seed, name)
+        return gap(seed) / (results.number("dense", seed, name) or 1e-12)
 
     claim = f"Without training, joint breaks: {what}"
     rule = f"joint-free's is {least:.0%} above dense's or more" if least else "joint-free's is above dense's"
@@ -64,8 +64,8 @@ def _of_gap(results: Results, name: str) -> Iterator[Verdict]:
     rule = f"joint recovers {RECOVERS:.0%} or more of the gap between joint-free and dense, where that is above 0"
     seeds = results.seeds(*rows)
     verdict = _over_seeds(results, rows, claim, rule, RECOVERS, recovered)
-    there = bool(seeds) and decide(over({seed: gap(seed) for seed in seeds}), 0.0) == HOLDS
-    yield verdict if there or not seeds else Verdict(claim, rule, "there is no gap to be sure of", UNKNOWN)
+    there = len(seeds) < 2 or decide(over({seed: gap(seed) for seed in seeds}), 0.0) == HOLDS
+    yield verdict if there else Verdict(claim, rule, "there is no gap to be sure of", UNKNOWN)
 
 
 RIVALS = {  # a row, and one whose loss should be less at high noise

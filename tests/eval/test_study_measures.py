@@ -215,11 +215,11 @@ def test_seams_are_told_where_tiles_meet_alone():
         return torch.tensor([0.0, *steps]).cumsum(0).repeat_interleave(2)
 
     video = (stairs(0.1, 0.3, 0.1)[:, None] + stairs(0.2, 0.4, 0.2))[None, :, :, None].expand(3, 8, 8, 12)
-    assert seams(video, (4, 4, 6), (2, 2, 6)) == (pytest.approx(3, rel=0.02), pytest.approx(2, rel=0.02), None)
-    assert seams(video, (4, 4, 6), (1, 4, 2)) == (None, None, pytest.approx(1))
-    assert seams(torch.zeros(3, 8, 8, 12), (4, 4, 6), (2, 2, 2)) == (1, 1, 1)  # a still
+    assert seams(video, (4, 4, 6), (2, 2, 6)) == ([pytest.approx(3, rel=0.02)], [pytest.approx(2, rel=0.02)], [])
+    assert seams(video, (4, 4, 6), (1, 4, 2)) == ([], [], [pytest.approx(1)] * 2)
+    assert seams(torch.zeros(3, 8, 8, 12), (4, 4, 6), (2, 2, 2)) == ([1], [1], [1, 1])  # a still
     noise = torch.rand(3, 16, 64, 128, generator=torch.Generator().manual_seed(0))
-    assert seams(noise, (16, 16, 32), (4, 4, 8)) == pytest.approx((1, 1, 1), abs=0.03)
+    assert sum(seams(noise, (16, 16, 32), (4, 4, 8)), []) == pytest.approx([1] * 9, abs=0.05)
 
 
 @pytest.fixture
@@ -230,7 +230,7 @@ def shown_plan(tmp_path):
     searched = FPSAttention(tile=tuple(study["search"]["attention"]["tile"]))
     fitted = SimpleNamespace(
         codec=LinearFit(**study["codec"]), clip=Clip(**study["clip"]), search=SimpleNamespace(attention=searched),
-        measures=SimpleNamespace(shown=2),
+        measures=SimpleNamespace(shown=2, videos=96),
     )  # fmt: skip
     rows = {"dense": Row(), "joint": Row(attention=searched), "flat": Row(attention=FPSAttention(tile=(16, 16, 32)))}
     return SimpleNamespace(
@@ -249,9 +249,11 @@ def test_seams_are_of_the_videos_that_are_shown(shown_plan):
     flat = torch.rand(3, 4, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
     for row in ("dense", "joint", "flat"):
         show(shown_plan, row, 0, repeat(flat, "c f h w -> c (f 8) (h 32) (w 64)"))
-    assert min(measure_seams(shown_plan, "joint", 0)) > 20
+        assert measure_seams(shown_plan, row, 0) is None  # of two
+        show(shown_plan, row, 1, torch.zeros(3, 32, 128, 256))
+    assert min(sum(measure_seams(shown_plan, "joint", 0), [])) > 20
     assert measure_seams(shown_plan, "dense", 0) == measure_seams(shown_plan, "joint", 0)
-    assert measure_seams(shown_plan, "flat", 0) == (None, None, None)
+    assert measure_seams(shown_plan, "flat", 0) == ([], [], [])
     show(shown_plan, "joint", 7, torch.zeros(3, 4, 8, 8))  # which isn't one of them
     assert measure_seams(shown_plan, "dense", 0) == measure_seams(shown_plan, "joint", 0)
 
@@ -298,7 +300,7 @@ def test_a_report_is_of_all_seeds():
     plan = SimpleNamespace(
         rows={row: Row() for row in curves}, study=SimpleNamespace(measures=SimpleNamespace(sigmas=(0.9,)))
     )
-    results = Results(plan, of, {"joint": {0: (1.0, 2.0, None), 1: (2.0, 4.0, None)}})
+    results = Results(plan, of, {"joint": {0: ([1.0], [1.0, 3.0], []), 1: ([2.0], [4.0, 4.0], [])}})
     lines = tables.tell_curves(results).splitlines()
     assert lines[-1] == "| joint | +25.00% | +1.50% | 50 |"
     head, *_, line = tables.tell_rows(results, Real(1, 1, [], {}, ["p"], {})).splitlines()

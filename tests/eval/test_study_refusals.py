@@ -237,6 +237,20 @@ def spoil(file, change):
             "is of other videos than the 4 that real clips' prompts ask for",
         ),
         ("joint", lambda x: x.update(not_measured=[]), r"not_measured is \[\], expected a dict"),
+        ("base", lambda x: x["scales_of_v"].pop("tile"), "lacks the errors of both scales of V"),
+        ("base", lambda x: x["scales_of_v"].update(tile=[]), "lacks the errors of both scales of V"),
+        ("dense", lambda x: x["grid"][0].__setitem__(0, 0.0), "holds losses, shares, distances or steps that can't be"),
+        ("joint", lambda x: x.update(density=-5), "holds losses, shares, distances or steps that can't be"),
+        ("joint", lambda x: x["right_action"].__setitem__(0, 700), "shares, distances or steps that can't be"),
+        ("joint", lambda x: x["curve"].update(x=1.0), "distances or steps that can't be"),
+        ("joint", lambda x: x["curve"].update({"0": 0.0}), "distances or steps that can't be"),
+        ("joint", lambda x: x["frechet"].update(clips=3), "distances or steps that can't be"),
+        ("joint", lambda x: x.update(against="nobody"), "is compared with the row nobody"),
+        (
+            "joint-free",
+            lambda x: x.update(weights="others"),
+            "is of others, and .*dense-seed0 of run .*should be the same",
+        ),
         ("joint", lambda x: x.update(seed=7), "is of the row joint, seed 7"),
         ("joint", lambda x: x.update(row="dense"), "is of the row dense, seed 0"),
         ("real", lambda x: x["rows"].update(more={}), "rows.more lacks right_action, flicker"),
@@ -247,7 +261,7 @@ def test_damaged_measures_are_named_with_what_to_do(studied, tmp_path, capsys, r
     kept = keep(studied, tmp_path)
     spoil(kept / "real/measures.json" if row == "real" else kept / f"rows/{row}-seed0/measures.json", change)
     line = refused(capsys, command, words(kept, "--only=joint"))
-    assert re.search(said, line) and line.endswith("delete it, and the same command makes it again"), line
+    assert re.search(said, line) and line.endswith(", and the same command makes it again"), line
 
 
 def test_without_real_clips_it_says_how_to_have_them(studied, tmp_path, capsys):
