@@ -1,10 +1,14 @@
 """Every option of train.fit, with values that can't be meant: one line that names it, exit code 2, nothing written."""
 
+from types import SimpleNamespace
+
 import pytest
 import yaml
 
+from fps_flex import FPSAttention
 from tests.helpers.commands import refused
 from tests.helpers.tiny_run import tiny_words, train_tiny
+from train import fit
 from train.fit import main
 
 TINY = ["--config", "configs/tiny.yaml"]
@@ -187,3 +191,15 @@ def test_parts_of_a_preset_do_not_make_another_one_in_silence(refuse):
 def test_a_run_ends_by_time_alone(tmp_path, capfd):
     train_tiny(tmp_path / "run", "--trainer.max_steps=-1", "--trainer.max_time=00:00:00:01")
     assert (tmp_path / "run/checkpoints/last.ckpt").is_file()
+
+
+def test_what_windows_leave_apart_is_told_of_every_size_of_clip(monkeypatch):
+    monkeypatch.setattr(fit, "_count", lambda module: "one layer")
+    attention = FPSAttention("uniform", tile=(1, 4, 4), block=16)
+    module = SimpleNamespace(plan=attention.plan, model=SimpleNamespace(attention=attention))
+    data = SimpleNamespace(
+        sizes=lambda: [(2, 8, 64), (2, 8, 8), (2, 4, 8)], size=(2, 8, 64), frames=2, height=8, width=64, fps=8
+    )
+    lines = [line for line in fit.describe(module, data).splitlines() if line.startswith("warning")]
+    cut = "warning    no window on W, of 2 tiles, is wider than 1: tiles never attend to those beside them"
+    assert lines == [cut]
