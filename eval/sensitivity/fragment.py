@@ -8,6 +8,7 @@ from shlex import quote
 from typing import Any
 
 from fps_flex import FPSAttention, StepSchedule
+from fps_flex.choice import describe_cuts
 from fps_flex.quant import CodeFormat
 
 from .layerwise import Choices, mean_density, name_ranges, sum_errors
@@ -55,7 +56,7 @@ def _plain(value: Any) -> str:
 
 
 def describe_use(measured: Sensitivity, path: Path, chosen: Choices, codes: CodeFormat) -> str:
-    """How to use what `fragment` wrote."""
+    """How to use what `fragment` wrote, and what it leaves apart in a video."""
     lines = [
         f"{path} holds it:",
         f"  python -m eval.generate --config {quote(str(path))} --checkpoint CKPT ...",
@@ -67,4 +68,8 @@ def describe_use(measured: Sensitivity, path: Path, chosen: Choices, codes: Code
         }
         options = "".join(f", {name}={x!r}" for name, x in named.items())
         lines.append(f"  install(transformer, schedule=StepSchedule.read({str(path)!r}){options})")
-    return "\n".join(lines)
+    common, ranges = name_ranges(chosen)
+    layers = {name: as_schedule(measured, choice) for name, choice in ranges.items()}
+    attention = FPSAttention(as_schedule(measured, common), layers=layers, **options_of(measured, codes))
+    cuts = describe_cuts(attention, measured.layout.tiles)
+    return "\n".join([*lines, *([cuts] if cuts else [])])

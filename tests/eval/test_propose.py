@@ -215,3 +215,12 @@ def test_a_file_that_is_no_schedule_is_refused(tmp_path, text, expected):
 
 def test_schedules_are_read_from_training_configs_too():
     assert StepSchedule.read("configs/tiny.yaml").bounds == (0.35, 0.65)
+
+
+def test_what_a_proposal_leaves_apart_is_told(folder, capsys):
+    least = min(one.density for one in read(folder).list_candidates())
+    propose(folder, "--budget", str(least))
+    told = capsys.readouterr().out.splitlines()[-1]
+    assert told == "no window on T, of 5 tiles, is wider than 2: what is later never reaches what is earlier"
+    propose(folder, "--budget", "1")
+    assert "is wider than" not in capsys.readouterr().out
