@@ -60,7 +60,8 @@ def describe_choice(
 
 def describe_cuts(attention: FPSAttention, tiles: Triple) -> str | None:
     """Axes of several tiles on which all windows, of any regime and layer, end at the query's own tile, or reach one
-    tile to one side: an even window has one tile more before the query than behind it.
+    tile to one side: an even window has one tile more before the query than behind it. The common schedule counts too
+    where every layer has its own.
     """
     windows = [regime.window_in_tiles(tiles) for regime in attention.regimes]
     widest = (max(extents) for extents in zip(*windows, strict=True))

@@ -12,6 +12,7 @@ import torch
 
 from fps_flex import FPSAttention
 from fps_flex.checks import show
+from fps_flex.tiles import Triple
 from fps_flex.wan import WanConfig
 from fps_flex.wan.codecs import box_grid
 from train.common.faults import ClipError
@@ -76,9 +77,23 @@ def check_parts(plan: Plan) -> None:
 
 def check_grid(plan: Plan) -> None:
     """Raises ValueError, before hours of work, for rows and windows that don't fit the clips by the study's codec."""
+    study, grid = plan.study, token_grid(plan)
+    if grid is None:
+        return
+    for attention in (study.search.attention, *(row.attention for row in study.rows.values())):
+        if isinstance(attention, FPSAttention):
+            attention.plan(grid, torch.zeros(1))
+    layout = study.search.attention.plan(grid, torch.zeros(1)).layout
+    list_candidates(layout, study.search.windows, study.search.granularities)
+
+
+def token_grid(plan: Plan) -> Triple | None:
+    """Tokens of a clip on (T, H, W), by the codec that the study fits; None where it fits none. Raises ValueError for
+    a transformer that isn't of that codec.
+    """
     study = plan.study
     if study.codec is None:
-        return
+        return None
     file, sizes = study.pretraining[-1], plan.describe()["pretraining"][-1]["model"].get("wan")
     try:
         config = WanConfig(**sizes)
@@ -87,12 +102,7 @@ def check_grid(plan: Plan) -> None:
     if config.channels != study.codec.channels:
         given = f"{file} has model.wan.channels {config.channels}"
         raise ValueError(f"codec.channels is {study.codec.channels}, and {given}: expected the same")
-    grid = config.grid(box_grid(study.clip.size, study.codec.box))
-    for attention in (study.search.attention, *(row.attention for row in study.rows.values())):
-        if isinstance(attention, FPSAttention):
-            attention.plan(grid, torch.zeros(1))
-    layout = study.search.attention.plan(grid, torch.zeros(1)).layout
-    list_candidates(layout, study.search.windows, study.search.granularities)
+    return config.grid(box_grid(study.clip.size, study.codec.box))
 
 
 def read(data: VideoData, held_out: bool, most: int) -> Iterator[tuple[Float[Tensor, "3 f h w"], str]]:

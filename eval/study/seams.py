@@ -8,20 +8,17 @@ from __future__ import annotations
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-import torch
-
 from fps_flex import FPSAttention
-from fps_flex.wan import WanConfig
-from fps_flex.wan.codecs import box_grid
+from fps_flex.tables import tile_for
+from fps_flex.tiles import Triple
 
-from .clips import load_shown
+from .clips import load_shown, token_grid
 from .config import Plan
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-Sizes = tuple[int, int, int]
 Seams = tuple[list[float], list[float], list[float]]  # on T, H, W, of each edge of tiles in order; none where all are
 LEAST = 1e-3  # of a change, an eighth of a level of 8 bits: a still has no seams
 
@@ -30,19 +27,18 @@ def measure_seams(plan: Plan, row: str, seed: int) -> Seams | None:
     """Of a row's videos that are shown, in the mean, at the edges of its own tiles or, where it says no attention, of
     those that are searched for. None unless all are there, and where the study fits no codec of its own.
     """
-    videos, codec = load_shown(plan, row, seed), plan.study.codec
-    if codec is None or len(videos) < min(plan.study.measures.shown, plan.study.measures.videos):
+    videos, grid, measures = load_shown(plan, row, seed), token_grid(plan), plan.study.measures
+    if grid is None or len(videos) < min(measures.shown, measures.videos):
         return None
-    config = WanConfig(**plan.describe()["pretraining"][-1]["model"]["wan"])
-    grid, own = config.grid(box_grid(plan.study.clip.size, codec.box)), plan.rows[row].attention
+    own = plan.rows[row].attention
     attention = own if isinstance(own, FPSAttention) else plan.study.search.attention
-    tile = attention.plan(grid, torch.zeros(1)).layout.tile
+    tile = attention.tile or tile_for(grid, attention.block, attention.is_dense)
     of_all = [seams(video, grid, tile) for video in videos.values()]
     t, h, w = ([fmean(edge) for edge in zip(*axis, strict=True)] for axis in zip(*of_all, strict=True))
     return t, h, w
 
 
-def seams(video: Float[Tensor, "3 f h w"], grid: Sizes, tile: Sizes) -> Seams:
+def seams(video: Float[Tensor, "3 f h w"], grid: Triple, tile: Triple) -> Seams:
     """At each edge of tiles the mean absolute change, over that across the other tokens' edges on its axis: 1 where
     tiles don't show. video: in -1 to 1. grid: tokens on each axis, of as many frames, rows or columns each.
     """

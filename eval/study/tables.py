@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from statistics import fmean
 
+import torch
+
 from ..intervals import Estimate
 from ..markdown import table
 from .config import HIGH
@@ -80,8 +82,6 @@ def tell_notes(results: Results, real: Real) -> str:
 
 def tell_regimes(results: Results) -> str:
     """Mean loss of each row at the noise levels of each regime of the attention that is searched for."""
-    import torch
-
     study = results.plan.study
     regimes = study.search.attention.step_schedule.regime_index(torch.tensor(study.measures.sigmas)).tolist()
     lines = []
