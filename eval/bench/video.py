@@ -20,6 +20,7 @@ from train.common.videos import encode_video
 from train.common.work import find_device
 
 from ..generate.sampling import build_scheduler, mean_density, sample_latents
+from ..generate.teams import Parallel, Team, form_team
 from ..timing import Row, check_out, forget_peak, peak_gb, report, time_once
 from .sizes import CONFIGS, GRIDS, SHIFTS, TEXT_TOKENS, Size, attention_of, latent_shape, random_wan
 
@@ -37,12 +38,14 @@ def video(
     steps: int = 50,
     guidance: float = 5.0,
     rounds: int = 1,
+    parallel: Parallel = Parallel(),  # noqa: B008 - it can't change
     out: Path | None = None,
 ) -> None:
     """A prompt's way to an mp4, with random weights: text encoder, denoising, VAE and file, each alone in memory.
 
     Of each stage the first time, with what is compiled then, and the median of the rounds after it, of which one is
-    enough: a stage is long. Loading weights is left out: it depends on the disk.
+    enough: a stage is long. Loading weights is left out: it depends on the disk. Several processes denoise together, as
+    eval.generate's; the first does the rest.
 
     Args:
         size: 1.3B at 480p, 14B at 720p, 81 frames each, or tiny.
@@ -51,24 +54,35 @@ def video(
         steps: of UniPC.
         guidance: 1 for one forward pass a step.
         rounds: measured after the first.
+        parallel: how the processes that torchrun has started denoise the video together.
         out: JSON file to write.
 
-    Raises ValueError as `check_linears`, and for no steps or rounds.
+    Raises ValueError as `check_linears`, for no steps or rounds, and for processes that don't make one video together.
     """
     as_whole("steps", steps)
     as_whole("rounds", rounds)
     check_out(out)
     check_linears(linears, find_device())
+    team = form_team(parallel, "eval.bench video")
+    if team.count > 1:
+        raise ValueError(
+            f"{team.count * team.size} processes are there, and {team.size} would make the video: start as many, or "
+            "let parallel.sequence times parallel.guidance be as many as there are"
+        )
     attention = attention or attention_of(size, "fps", scale_format="pow2")
-    bench = _Bench(size, attention, linears, steps, guidance)
+    bench = _Bench(size, attention, linears, steps, guidance, team)
     facts = {"size": size, "linears": linears, "steps": steps, "guidance": guidance, "density": bench.density}
-    report(bench.rows(rounds), out, COLUMNS, **facts)
+    report(bench.rows(rounds), out, COLUMNS, parallel=str(parallel) or "one", **facts)
+    team.disband()
 
 
 class _Bench:
-    def __init__(self, size: Size, attention: FPSAttention, linears: Linears, steps: int, guidance: float) -> None:
+    def __init__(
+        self, size: Size, attention: FPSAttention, linears: Linears, steps: int, guidance: float, team: Team
+    ) -> None:
         self.size, self.attention, self.linears, self.guidance = size, attention, linears, guidance
-        self.config, self.device = CONFIGS[size], find_device()
+        self.config, self.device, self.team = CONFIGS[size], find_device(), team
+        torch.manual_seed(0)  # the same video for all processes
         self.latents = torch.randn(1, *latent_shape(self.config, GRIDS[size]), device=self.device)
         self.text = torch.randn(1, TEXT_TOKENS, self.config.text_dim, device=self.device)
         self.scheduler = partial(build_scheduler, "unipc", steps, SHIFTS[size])
@@ -76,6 +90,9 @@ class _Bench:
         self.pixels = torch.zeros(0)
 
     def rows(self, rounds: int) -> Iterator[Row]:
+        if not self.team.leads:
+            self._measure("denoising", self._denoise(Path()), rounds)
+            return
         with TemporaryDirectory() as folder:
             stages: dict[str, Callable[[Path], Callable[[], Any]]] = {
                 "text encoder": self._text, "denoising": self._denoise, "VAE": self._decode, "mp4": self._write
@@ -104,10 +121,13 @@ class _Bench:
         return torch.no_grad()(lambda: [encoder(one[None], torch.ones_like(one[None])) for one in ids])
 
     def _denoise(self, folder: Path) -> Callable[[], Tensor]:
+        torch.manual_seed(0)
         wan = random_wan(self.config, self.attention, self.device).eval()
         wan.compiled = self.device.type == "cuda"
+        wan.sequence = self.team.sequence
         quantize_linears(wan, self.linears)
-        return lambda: sample_latents(wan, self.scheduler(), self.latents, self.text, -self.text, self.guidance)
+        how = self.guidance, lambda: None, None, self.team.passes
+        return lambda: sample_latents(wan, self.scheduler(), self.latents, self.text, -self.text, *how)
 
     def _decode(self, folder: Path) -> Callable[[], None]:
         """As eval.generate decodes, tiled where the frame is large."""

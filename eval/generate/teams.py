@@ -107,12 +107,15 @@ def refuse_together(told: str | None, group: dist.ProcessGroup) -> None:
         sys.exit(2)
 
 
-def form_team(parallel: Parallel) -> Team:
-    """The team of this process. Raises SystemExit, and on one process ValueError, where they don't make such teams."""
+def form_team(parallel: Parallel, command: str = "eval.generate") -> Team:
+    """The team of this process. Raises SystemExit, and on one process ValueError, where they don't make such teams.
+
+    command: as it is called under torchrun, for a line that says how.
+    """
     rank, world = rank_and_world()
     if parallel == Parallel():
         return Team(rank, world)
-    told = _obstacle(parallel, world)
+    told = _obstacle(parallel, world, command)
     if world == 1:
         raise ValueError(told or f"{parallel} is for several processes, and there is one: leave it out")
     find_device()
@@ -125,7 +128,7 @@ def form_team(parallel: Parallel) -> Team:
     return team
 
 
-def _obstacle(parallel: Parallel, world: int) -> str | None:
+def _obstacle(parallel: Parallel, world: int, command: str) -> str | None:
     """Why so many processes can't be such teams, in a line."""
     try:
         as_whole("parallel.sequence", parallel.sequence)
@@ -138,7 +141,7 @@ def _obstacle(parallel: Parallel, world: int) -> str | None:
     if world % size or world < size:
         return (
             f"{parallel}: {size} processes make a video, got {world}, expected {size} or a multiple of it: torchrun "
-            f"--nproc_per_node {size} -m -- eval.generate ..."
+            f"--nproc_per_node {size} -m -- {command} ..."
         )
     if gpus and here > gpus:
         return f"{here} processes on {gpus} GPUs, expected a GPU each: torchrun --nproc_per_node {gpus}"

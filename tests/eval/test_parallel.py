@@ -17,6 +17,7 @@ from tests.helpers.together import run_in_turn
 from train.common.videos import read_clip
 
 SIZE = (9, 64, 96)
+GENERATE = "eval.generate"
 OPTIONS = [
     "--steps=3", "--frames=9", "--height=64", "--width=96", "--fps=8", "--lossless=true", "--attention.schedule=fps",
     "--attention.tile=[1,2,3]", "--attention.block=8", "--guidance=4", "--count=2",
@@ -77,12 +78,15 @@ def make_all(wan_folder, folder):
         "teams": ["--parallel.guidance=2"],  # two, a video each
         "heads": ["--parallel.sequence=4", "--parallel.exchange=ulysses"],
     }
+    video = ["video", "--size=tiny", "--linears=bf16", "--steps=2"]
     benches = [
         bench("train", folder / "train.json", "--parallel=[one,shard,ulysses,halo]", "--scale_formats=[pow2]",
               "--steps=1", "--warmup=1"),
         bench("train", folder / "lora.json", "--parallel=[ulysses]", "--scale_formats=[pow2]", "--steps=1",
               "--warmup=1", "--lora=2", "--base=bf16", "--objective=distill"),
         bench("model", folder / "model.json", "--parallel=[one,ulysses,halo]", "--repeats=1"),
+        ("eval.bench", video),
+        ("eval.bench", [*video, f"--out={folder / 'video.json'}", "--parallel.sequence=2", "--parallel.exchange=halo"]),
         bench("train", folder / "refused.json", "--parallel=[halo]", "--schedules=[sdpa]"),
     ]  # fmt: skip
     make(wan_folder, folder, 2, benches, **two)
@@ -161,19 +165,20 @@ def test_guidance_of_one_pass_takes_one_process(made):
     ],
 )
 def test_processes_that_do_not_fit_are_told_how_many_do(parallel, world, told):
-    assert told in _obstacle(parallel, world) and "\n" not in _obstacle(parallel, world)
+    line = _obstacle(parallel, world, GENERATE)
+    assert told in line and "\n" not in line
 
 
 def test_processes_that_fit_are_let_be():
-    assert [_obstacle(*x) for x in ((Parallel(2), 2), (Parallel(2), 8), (Parallel(3, 2), 6))] == [None] * 3
+    assert [_obstacle(*x, GENERATE) for x in ((Parallel(2), 2), (Parallel(2), 8), (Parallel(3, 2), 6))] == [None] * 3
 
 
 def test_each_process_needs_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert "4 processes on 2 GPUs, expected a GPU each" in _obstacle(Parallel(2), 8)
+    assert "4 processes on 2 GPUs, expected a GPU each" in _obstacle(Parallel(2), 8, GENERATE)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert _obstacle(Parallel(2), 8) is None
+    assert _obstacle(Parallel(2), 8, GENERATE) is None
 
 
 @pytest.mark.parametrize("option", ["--parallel.sequence=2", "--parallel.guidance=2", "--parallel.exchange=halo"])
@@ -233,9 +238,27 @@ def test_bench_measures_a_pass_of_several_processes(made):
 
 
 @pytest.mark.slow
+def test_bench_times_a_video_that_two_make(made):
+    """The first writes it, and the second is there for denoising alone."""
+    folder, two, _ = made
+    assert two.codes[7] == [0, 0], two.told
+    report = json.loads((folder / "video.json").read_text())
+    assert report["parallel"] == "--parallel.sequence 2 --parallel.exchange halo"
+    assert [row["stage"] for row in report["rows"]] == ["text encoder", "denoising", "VAE", "mp4", "all"]
+    assert two.told.count("| denoising | ") == 1
+
+
+@pytest.mark.slow
+def test_bench_of_a_video_refuses_processes_to_spare(made):
+    _, two, _ = made
+    assert two.codes[6] == [2, 2]
+    assert "error: 2 processes are there, and 1 would make the video: start as many, or let parallel.sequence" in two.told
+
+
+@pytest.mark.slow
 def test_bench_refuses_in_a_line(made):
     _, two, _ = made
-    assert two.code != 0 and two.codes[6] != [0, 0]
+    assert two.code != 0 and two.codes[8] != [0, 0]
     line = "error: parallel is halo, and schedule sdpa attends to a clip as one tile: leave either out"
     assert {x for x in two.told.splitlines() if "parallel is halo" in x} == {line}
 
