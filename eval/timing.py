@@ -157,12 +157,21 @@ def line_of(row: Row, columns: tuple[str, ...]) -> str:
 
 
 def describe_machine() -> dict[str, str]:
-    command = "python " + shlex.join(sys.orig_argv[1:])
-    facts = {"command": command, "device": name_device(), "torch": torch.__version__}
+    facts = {"command": find_command(), "device": name_device(), "torch": torch.__version__}
     for name in PACKAGES:
         with suppress(PackageNotFoundError):
             facts[name] = version(name)
     return facts
+
+
+def find_command() -> str:
+    """What started this process, or all processes under torchrun, which runs each by a line of its own."""
+    words = sys.orig_argv[1:]
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return "python " + shlex.join(words)
+    words = words[words.index("-u") + 1 :] if "-u" in words else words
+    words = ["-m", "--", *words[1:]] if words[0] == "-m" else words
+    return shlex.join(["torchrun", "--nproc_per_node", os.environ["LOCAL_WORLD_SIZE"], *words])
 
 
 def name_device() -> str:

@@ -15,7 +15,7 @@ from eval.bench.length import exponent
 from eval.bench.model import model
 from eval.bench.pipeline import pipeline
 from eval.bench.train import train
-from eval.timing import clock
+from eval.timing import clock, find_command
 from fps_flex import FPSAttention, Regime, StepSchedule
 from fps_flex.wan import Wan
 from fps_flex.wan.flow import noise_level
@@ -310,3 +310,21 @@ def test_a_video_is_timed_stage_by_stage(tmp_path, capsys):
     assert total["stage"] == "all" and total["seconds"] == pytest.approx(sum(row["seconds"] for row in stages))
     for option, message in (("--linears=fp8", "linears fp8 need a GPU"), ("--steps=0", "expected a whole number")):
         assert message in refused(capsys, command, ["video", "--size=tiny", "--linears=bf16", option])
+
+
+@pytest.mark.parametrize(
+    ("started", "several", "told"),
+    [
+        (["python", "-m", "eval.bench", "model"], None, "python -m eval.bench model"),
+        (["python", "-u", "-m", "eval.bench", "model", "--parallel", "[one]"], "4",
+         "torchrun --nproc_per_node 4 -m -- eval.bench model --parallel '[one]'"),
+        (["python", "-u", "a.py", "x y"], "2", "torchrun --nproc_per_node 2 a.py 'x y'"),
+    ],
+)  # fmt: skip
+def test_a_report_says_the_command_that_makes_it_again(monkeypatch, started, several, told):
+    monkeypatch.setattr(sys, "orig_argv", started)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    if several:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", several)
+    assert find_command() == told

@@ -244,6 +244,7 @@ def test_bench_times_a_video_that_two_make(made):
     assert two.codes[7] == [0, 0], two.told
     report = json.loads((folder / "video.json").read_text())
     assert report["parallel"] == "--parallel.sequence 2 --parallel.exchange halo"
+    assert report["command"].startswith("torchrun --nproc_per_node 2 tests/helpers/in_turn.py ")
     assert [row["stage"] for row in report["rows"]] == ["text encoder", "denoising", "VAE", "mp4", "all"]
     assert two.told.count("| denoising | ") == 1
 
