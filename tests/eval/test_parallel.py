@@ -253,7 +253,7 @@ def test_bench_times_a_video_that_two_make(made):
 def test_bench_of_a_video_refuses_processes_to_spare(made):
     _, two, _ = made
     assert two.codes[6] == [2, 2]
-    assert "error: 2 processes are there, and 1 would make the video: start as many, or let parallel.sequence" in two.told
+    assert "error: 2 processes are there, and 1 would make the video: start as many, or let parallel." in two.told
 
 
 @pytest.mark.slow
