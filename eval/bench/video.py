@@ -57,12 +57,14 @@ def video(
         parallel: how the processes that torchrun has started denoise the video together.
         out: JSON file to write.
 
-    Raises ValueError as `check_linears`, for no steps or rounds, and for processes that don't make one video together.
+    Raises ValueError as `check_linears`, for no steps or rounds, and for processes that don't make one video together
+    or have no pass to make.
     """
     as_whole("steps", steps)
     as_whole("rounds", rounds)
     check_out(out)
     check_linears(linears, find_device())
+    parallel.check_passes(guidance)
     team = form_team(parallel, "eval.bench video")
     if team.count > 1:
         raise ValueError(

@@ -64,7 +64,7 @@ def main(
         jobs = plan_jobs(read_prompts(prompt, prompts), count, seed)
         check_ours(sheet)
         model, settings = resolve_settings(Options(**options))
-        check_passes(parallel, settings)
+        parallel.check_passes(settings.guidance, settings.low_noise_guidance)
         return jobs, open_records(model, settings, out)
 
     jobs, kept = team.together(resolve, everyone=True)
@@ -75,12 +75,6 @@ def main(
     if done and team.leads:
         draw_contacts(sheet, out, jobs[:8], kept.settings.clip)
     team.disband()
-
-
-def check_passes(parallel: Parallel, settings: Settings) -> None:
-    """Raises ValueError where two processes would make one pass."""
-    if parallel.guidance > 1 and settings.guidance == 1 and settings.low_noise_guidance in (None, 1):
-        raise ValueError("guidance is 1, which takes one pass: leave parallel.guidance out")
 
 
 def resolve_settings(options: Options) -> tuple[TextToVideo, Settings]:

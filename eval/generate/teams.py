@@ -41,6 +41,11 @@ class Parallel(SequenceParallel):
     def size(self) -> int:
         return self.sequence * self.guidance
 
+    def check_passes(self, *guidances: float | None) -> None:
+        """Raises ValueError where two processes would make one pass. guidances: of each expert; None is another's."""
+        if self.guidance > 1 and all(x in (None, 1) for x in guidances):
+            raise ValueError("guidance is 1, which takes one pass: leave parallel.guidance out")
+
     def __str__(self) -> str:
         """As it was asked for."""
         pairs = ((x.name, getattr(self, x.name)) for x in fields(self) if getattr(self, x.name) != x.default)

@@ -308,8 +308,14 @@ def test_a_video_is_timed_stage_by_stage(tmp_path, capsys):
     assert [row["stage"] for row in stages] == ["text encoder", "denoising", "VAE", "mp4"] and 0 < report["density"] < 1
     assert all(len(row["all_seconds"]) == 2 and row["first_seconds"] > 0 for row in stages)
     assert total["stage"] == "all" and total["seconds"] == pytest.approx(sum(row["seconds"] for row in stages))
+    options = ["video", "--size=tiny", "--linears=bf16"]
     for option, message in (("--linears=fp8", "linears fp8 need a GPU"), ("--steps=0", "expected a whole number")):
-        assert message in refused(capsys, command, ["video", "--size=tiny", "--linears=bf16", option])
+        assert message in refused(capsys, command, [*options, option])
+    for more, message in (
+        (["--parallel.guidance=2"], "2 processes make a video, got 1, expected 2 or a multiple of it: torchrun "),
+        (["--parallel.guidance=2", "--guidance=1"], "guidance is 1, which takes one pass"),
+    ):
+        assert message in refused(capsys, command, [*options, *more])
 
 
 @pytest.mark.parametrize(
