@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from jsonargparse import auto_cli
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
@@ -17,6 +16,9 @@ from matplotlib.patches import Rectangle
 from fps_flex import TileLayout, density, sliding_tile_block_mask
 from fps_flex.checks import Triple
 from fps_flex.masks import as_windows, tile_mask
+from train.common.atomic import check_ours
+from train.common.console import check_writable, cli_errors, run_command
+from train.common.pictures import save_figure
 
 KINDS = ListedColormap(["white", "#f4a261", "#2a6f97"])
 
@@ -79,7 +81,7 @@ def draw_tiles(axes: Axes, layout: TileLayout) -> None:
     axes.set_yticks([])
 
 
-def main(
+def tiles(
     out: Path = Path("docs/tiles.png"),
     grid: Triple = (4, 14, 23),
     tile: Triple = (2, 4, 4),
@@ -94,7 +96,11 @@ def main(
         tile: tokens of a tile on (T, H, W).
         window: tiles that a query tile sees on (T, H, W).
         block: slots of a block.
+
+    Raises ValueError where a tile, a window or a block doesn't fit the grid, and for a picture that isn't ours.
     """
+    check_ours(out)
+    check_writable(out.parent, "--out")
     layout = TileLayout(grid, tile, block)
     figure = Figure(figsize=(15, 4.6), layout="constrained")
     order, windows, blocks = figure.subplots(1, 3, width_ratios=(3, 3, 2))
@@ -102,9 +108,14 @@ def main(
     _, tiles_h, tiles_w = layout.tiles
     draw_window(windows, layout, window, ((0, 0, 0), (0, tiles_h - 1, tiles_w - 2)))
     draw_blocks(blocks, layout, window)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=130)
+    save_figure(figure, out)
+
+
+def command(args: list[str] | None = None) -> None:
+    """args: the command line, without the command; by default this process's own."""
+    with cli_errors("stopped; nothing was written"):
+        run_command(tiles, args, prog="python -m eval.tiles")
 
 
 if __name__ == "__main__":
-    auto_cli(main)
+    command()

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from train.common.atomic import write_json
+from train.common.atomic import check_ours, write_json
 from train.common.console import check_writable
 from train.common.work import rank_and_world
 
@@ -139,10 +139,20 @@ def check_some(**choices: tuple[str, ...]) -> None:
             raise ValueError(f"{name} is empty, expected at least one")
 
 
-def check_out(out: Path | None) -> None:
-    """Raises ValueError where a report can't be written."""
-    if out:
-        check_writable(out.parent, "--out")
+def check_out(out: Path | None, beside: dict[str, str] | None = None) -> None:
+    """Raises ValueError where a report can't be written, or something is there that is none.
+
+    beside: what is written with it, by its ending, and what of it is in its first bytes.
+    """
+    beside = beside or {}
+    if out is None:
+        return
+    if not out.name or out.suffix in beside:
+        raise ValueError(f"--out is {out}, expected the name of a JSON file")
+    check_writable(out.parent, "--out")
+    check_ours(out, '"command":')
+    for suffix, mark in beside.items():
+        check_ours(out.with_suffix(suffix), mark)
 
 
 def write_report(out: Path | None, rows: list[Row], **facts: Any) -> None:
@@ -166,12 +176,18 @@ def describe_machine() -> dict[str, str]:
 
 def find_command() -> str:
     """What started this process, or all processes under torchrun, which runs each by a line of its own."""
-    words = sys.orig_argv[1:]
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return "python " + shlex.join(words)
-    words = words[words.index("-u") + 1 :] if "-u" in words else words
-    words = ["-m", "--", *words[1:]] if words[0] == "-m" else words
-    return shlex.join(["torchrun", "--nproc_per_node", os.environ["LOCAL_WORLD_SIZE"], *words])
+    words, environment = sys.orig_argv[1:], os.environ
+    if "TORCHELASTIC_RUN_ID" not in environment:
+        return shlex.join(["python", *words])
+    launch = ["torchrun", "--nproc_per_node", environment["LOCAL_WORLD_SIZE"]]
+    if (hosts := environment.get("GROUP_WORLD_SIZE", "1")) != "1":
+        launch += ["--nnodes", hosts]
+    words = words[1:] if words[:1] == ["-u"] else words
+    if words[:1] == ["-m"]:
+        return shlex.join([*launch, "-m", "--", *words[1:]])
+    if words and not words[0].startswith("-"):  # a script
+        return shlex.join([*launch, "--", *words])
+    return shlex.join([*launch, "--no-python", "--", "python", *words])
 
 
 def name_device() -> str:

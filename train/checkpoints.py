@@ -54,7 +54,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         path, self.error = Path(path), None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with beside(path) as temporary, temporary.open("wb") as file:
+            with beside(path, over_folder=True) as temporary, temporary.open("wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())

@@ -34,6 +34,7 @@ ELSEWHERE = (".path", ".dtype")  # of an encoder: where it lies and how it is lo
 LAST_IF_ANY = "last-if-any"  # of --ckpt_path
 ATTENTION = "model.attention."
 UNSAID = ("run", "ckpt_path", "config", "data.folder")
+DRAWN = ("sample.mp4", "sample.png", "loss.png")  # into a run's folder, at its end
 
 
 def find_checkpoint(run: Path, wanted: str | None) -> Path | None:
@@ -48,6 +49,8 @@ def find_checkpoint(run: Path, wanted: str | None) -> Path | None:
     if wanted is None or (wanted == LAST_IF_ANY and not present):
         if present:
             raise ValueError(f"{run} holds a run already: go on with --ckpt_path last, or choose another --run FOLDER")
+        if others := [name for name in DRAWN if (run / name).exists() and not (run / "logs").exists()]:
+            raise ValueError(f"{run / others[0]} is of no run here, and would be replaced: choose another --run FOLDER")
         return None
     if wanted in ("last", LAST_IF_ANY):
         return _most_trained(folder, present)

@@ -18,7 +18,8 @@ from fps_flex.algorithm import prepare
 from fps_flex.checks import as_whole
 from fps_flex.engines import run
 from fps_flex.masks import as_windows, tile_mask
-from train.common.atomic import write_text
+from train.common.atomic import MARK, write_text
+from train.common.pictures import save_figure
 from train.common.work import compute_dtype, find_device
 
 from ..markdown import head_of
@@ -69,7 +70,7 @@ def kernel(
     """
     as_whole("rounds", rounds)
     as_whole("repeats", repeats)
-    check_out(out)
+    check_out(out, {".md": head_of(COLUMNS), ".png": MARK})
     bench = Bench(size, tile, backward)
     cases = [*bench.dense(), *(case for window in windows or WINDOWS[size] for case in bench.ours(window))]
     for finished in range(1, rounds + 1):
@@ -269,4 +270,4 @@ def draw_speed(rows: list[dict[str, Any]], out: Path, title: str) -> None:
     axes.set_yticks(ticks, [f"{t:g}x" for t in ticks])
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    figure.savefig(out, dpi=130)
+    save_figure(figure, out)

@@ -14,15 +14,17 @@ from torch import Tensor
 
 from fps_flex import FPSAttention
 from fps_flex.checks import as_whole
+from fps_flex.wan.auto import choose_exchange
 from fps_flex.wan.encoders import WanVAE
 from fps_flex.wan.linears import Linears, check_linears, quantize_linears
+from fps_flex.wan.sequence import Call
 from train.common.videos import encode_video
-from train.common.work import find_device
+from train.common.work import compute_dtype, find_device
 
 from ..generate.sampling import build_scheduler, mean_density, sample_latents
 from ..generate.teams import Parallel, Team, form_team
 from ..timing import Row, check_out, forget_peak, peak_gb, report, time_once
-from .sizes import CONFIGS, GRIDS, SHIFTS, TEXT_TOKENS, Size, attention_of, latent_shape, random_wan
+from .sizes import CONFIGS, GRIDS, SHIFTS, TEXT_TOKENS, Size, attention_of, latent_shape, levels_of, random_wan
 
 COLUMNS = ("stage", "first_seconds", "seconds", "peak_gb")
 FPS = 16.0
@@ -65,17 +67,27 @@ def video(
     check_out(out)
     check_linears(linears, find_device())
     parallel.check_passes(guidance)
-    team = form_team(parallel, "eval.bench video")
-    if team.count > 1:
-        raise ValueError(
-            f"{team.count * team.size} processes are there, and {team.size} would make the video: start as many, or "
-            "let parallel.sequence times parallel.guidance be as many as there are"
-        )
     attention = attention or attention_of(size, "fps", scale_format="pow2")
+    team = form_team(parallel, only="eval.bench video")
+    exchanges = team.together(lambda: _exchanges(size, attention, parallel))
     bench = _Bench(size, attention, linears, steps, guidance, team)
     facts = {"size": size, "linears": linears, "steps": steps, "guidance": guidance, "density": bench.density}
-    report(bench.rows(rounds), out, COLUMNS, parallel=str(parallel) or "one", **facts)
+    report(bench.rows(rounds), out, COLUMNS, parallel=str(parallel) or "one", exchanges=exchanges, **facts)
     team.disband()
+
+
+def _exchanges(size: Size, attention: FPSAttention, parallel: Parallel) -> dict[str, str]:
+    """How those that share the tokens meet, by regime. Raises ValueError where they can't."""
+    if parallel.sequence == 1:
+        return {}
+    config, dtype = CONFIGS[size], compute_dtype(find_device())
+    taken = {}
+    for level in levels_of(attention, GRIDS[size]):
+        sigma = torch.tensor([level.sigma])
+        call = Call(attention, attention.plan(GRIDS[size], sigma), sigma, config.heads, config.head_dim, dtype)
+        with torch.no_grad():
+            taken[level.regime] = choose_exchange(parallel.exchange, call, parallel.sequence)
+    return taken
 
 
 class _Bench:

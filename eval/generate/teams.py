@@ -112,15 +112,15 @@ def refuse_together(told: str | None, group: dist.ProcessGroup) -> None:
         sys.exit(2)
 
 
-def form_team(parallel: Parallel, command: str = "eval.generate") -> Team:
+def form_team(parallel: Parallel, only: str | None = None) -> Team:
     """The team of this process. Raises SystemExit, and on one process ValueError, where they don't make such teams.
 
-    command: as it is called under torchrun, for a line that says how.
+    only: a command of one team alone, as it is called; None is eval.generate, where teams share the videos out.
     """
     rank, world = rank_and_world()
-    if parallel == Parallel():
+    if parallel == Parallel() and (world == 1 or not only):
         return Team(rank, world)
-    told = _obstacle(parallel, world, command)
+    told = _obstacle(parallel, world, only)
     if world == 1:
         raise ValueError(told or f"{parallel} is for several processes, and there is one: leave it out")
     find_device()
@@ -133,7 +133,7 @@ def form_team(parallel: Parallel, command: str = "eval.generate") -> Team:
     return team
 
 
-def _obstacle(parallel: Parallel, world: int, command: str) -> str | None:
+def _obstacle(parallel: Parallel, world: int, only: str | None = None) -> str | None:
     """Why so many processes can't be such teams, in a line."""
     try:
         as_whole("parallel.sequence", parallel.sequence)
@@ -143,10 +143,21 @@ def _obstacle(parallel: Parallel, world: int, command: str) -> str | None:
     here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
     if parallel.guidance not in (1, 2):
         return f"parallel.guidance is {parallel.guidance}, expected 1 or 2: guidance has two passes"
-    if world % size or world < size:
+    if parallel.exchange != "auto" and parallel.sequence == 1:
         return (
-            f"{parallel}: {size} processes make a video, got {world}, expected {size} or a multiple of it: torchrun "
-            f"--nproc_per_node {size} -m -- {command} ..."
+            f"parallel.exchange is {parallel.exchange}, of processes that share a video's tokens, and "
+            "parallel.sequence is 1: leave it out"
+        )
+    if only and 1 < world != size:
+        return (
+            f"{world} processes, of which {size} would make the video: start {size}, or let parallel.sequence times "
+            f"parallel.guidance be {world}"
+        )
+    if world % size or world < size:
+        others = "" if only else " or a multiple of it"
+        return (
+            f"{parallel}: {size} processes make a video, got {world}, expected {size}{others}: torchrun "
+            f"--nproc_per_node {size} -m -- {only or 'eval.generate'} ..."
         )
     if gpus and here > gpus:
         return f"{here} processes on {gpus} GPUs, expected a GPU each: torchrun --nproc_per_node {gpus}"

@@ -35,6 +35,18 @@ def check_exchange(exchange: Exchange, call: Call, processes: int) -> None:
         raise ValueError(obstacles.get(exchange) or "; ".join(obstacles.values()))
 
 
+def choose_exchange(exchange: Exchange, call: Call, processes: int) -> str:
+    """Ulysses or the halo, as asked for, or what sends less. Raises ValueError as `check_exchange`."""
+    check_exchange(exchange, call, processes)
+    sizes = _sizes(count_traffic(call, processes)[0])
+    return min(sizes, key=lambda name: sizes[name]) if exchange == "auto" else exchange
+
+
+def _sizes(traffic: dict[str, Traffic]) -> dict[str, int]:
+    """Bytes that the busiest process gets, with those of a backward that will be."""
+    return {name: one.busiest(torch.is_grad_enabled()) for name, one in traffic.items()}
+
+
 def count_traffic(call: Call, processes: int) -> tuple[dict[str, Traffic], dict[str, str]]:
     """Of Ulysses and of the halo, as far as they can share a call, and why not."""
     traffic, obstacles = {}, {}
@@ -57,7 +69,7 @@ class Auto:
         traffic, obstacles = count_traffic(call, self.group.size)
         if not traffic:
             raise ValueError("; ".join(obstacles.values()))
-        sizes = {name: one.busiest(torch.is_grad_enabled()) for name, one in traffic.items()}
+        sizes = _sizes(traffic)
         taken = min(sizes, key=lambda name: sizes[name])
         self._say(call, taken, sizes, obstacles)
         return (Ulysses if taken == "ulysses" else Halo)(self.group).share(call)

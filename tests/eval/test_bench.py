@@ -8,7 +8,7 @@ import lightning as L
 import pytest
 import torch
 
-from eval.bench.__main__ import command
+from eval.bench.command import command
 from eval.bench.exact import exact_rows
 from eval.bench.kernel import kernel
 from eval.bench.length import exponent
@@ -312,7 +312,7 @@ def test_a_video_is_timed_stage_by_stage(tmp_path, capsys):
     for option, message in (("--linears=fp8", "linears fp8 need a GPU"), ("--steps=0", "expected a whole number")):
         assert message in refused(capsys, command, [*options, option])
     for more, message in (
-        (["--parallel.guidance=2"], "2 processes make a video, got 1, expected 2 or a multiple of it: torchrun "),
+        (["--parallel.guidance=2"], "2 processes make a video, got 1, expected 2: torchrun "),
         (["--parallel.guidance=2", "--guidance=1"], "guidance is 1, which takes one pass"),
     ):
         assert message in refused(capsys, command, [*options, *more])
@@ -324,7 +324,11 @@ def test_a_video_is_timed_stage_by_stage(tmp_path, capsys):
         (["python", "-m", "eval.bench", "model"], None, "python -m eval.bench model"),
         (["python", "-u", "-m", "eval.bench", "model", "--parallel", "[one]"], "4",
          "torchrun --nproc_per_node 4 -m -- eval.bench model --parallel '[one]'"),
-        (["python", "-u", "a.py", "x y"], "2", "torchrun --nproc_per_node 2 a.py 'x y'"),
+        (["python", "-u", "a.py", "x y", "-u"], "2", "torchrun --nproc_per_node 2 -- a.py 'x y' -u"),
+        (["python", "-X", "dev", "-m", "a"], "2", "torchrun --nproc_per_node 2 --no-python -- python -X dev -m a"),
+        (["python", "-c", "pass"], "2", "torchrun --nproc_per_node 2 --no-python -- python -c pass"),
+        ([], "2", "torchrun --nproc_per_node 2 --no-python -- python"),
+        ([], None, "python"),
     ],
 )  # fmt: skip
 def test_a_report_says_the_command_that_makes_it_again(monkeypatch, started, several, told):
@@ -334,3 +338,5 @@ def test_a_report_says_the_command_that_makes_it_again(monkeypatch, started, sev
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
         monkeypatch.setenv("LOCAL_WORLD_SIZE", several)
     assert find_command() == told
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "3")
+    assert ("--nnodes 3 " in find_command()) == bool(several)

@@ -18,7 +18,7 @@ def axes():
     return Figure().add_subplot()
 
 
-@pytest.mark.parametrize(("draw", "panels"), [(tiles.main, 3), (rules.main, 6)], ids=["tiles", "rules"])
+@pytest.mark.parametrize(("draw", "panels"), [(tiles.tiles, 3), (rules.main, 6)], ids=["tiles", "rules"])
 def test_a_picture_is_written_and_the_same_each_time(tmp_path, monkeypatch, draw, panels):
     made = []
     savefig = Figure.savefig

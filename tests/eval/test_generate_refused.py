@@ -7,7 +7,7 @@ import signal
 import pytest
 import torch
 
-from eval.bench.__main__ import command as bench
+from eval.bench.command import command as bench
 from eval.fidelity.command import command as fidelity
 from eval.generate.command import command
 from eval.generate.jobs import Options
@@ -245,7 +245,7 @@ def test_the_folder_of_a_run_leads_to_its_checkpoint(trained):
             open_model(Options(str(folder)))
 
 
-@pytest.mark.parametrize("name", ["generate", "fidelity"])
+@pytest.mark.parametrize("name", ["generate", "fidelity", "bench"])
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_stopped_while_it_starts_it_says_so_in_one_line(name, sent):
     code = (

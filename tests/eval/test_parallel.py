@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from eval.bench.__main__ import command as run_bench
+from eval.bench.command import command as run_bench
 from eval.generate.command import command
 from eval.generate.teams import Parallel, _obstacle
 from fps_flex.wan.flow import guided_velocity
@@ -17,7 +17,6 @@ from tests.helpers.together import run_in_turn
 from train.common.videos import read_clip
 
 SIZE = (9, 64, 96)
-GENERATE = "eval.generate"
 OPTIONS = [
     "--steps=3", "--frames=9", "--height=64", "--width=96", "--fps=8", "--lossless=true", "--attention.schedule=fps",
     "--attention.tile=[1,2,3]", "--attention.block=8", "--guidance=4", "--count=2",
@@ -162,23 +161,24 @@ def test_guidance_of_one_pass_takes_one_process(made):
         (Parallel(0), 2, "parallel.sequence is 0, expected a whole number of at least 1"),
         (Parallel(1, 3), 3, "parallel.guidance is 3, expected 1 or 2"),
         (Parallel(1, 0), 3, "parallel.guidance is 0, expected 1 or 2"),
+        (Parallel(1, 2, exchange="halo"), 2, "parallel.exchange is halo, of processes that share a video's tokens"),
     ],
 )
 def test_processes_that_do_not_fit_are_told_how_many_do(parallel, world, told):
-    line = _obstacle(parallel, world, GENERATE)
+    line = _obstacle(parallel, world)
     assert told in line and "\n" not in line
 
 
 def test_processes_that_fit_are_let_be():
-    assert [_obstacle(*x, GENERATE) for x in ((Parallel(2), 2), (Parallel(2), 8), (Parallel(3, 2), 6))] == [None] * 3
+    assert [_obstacle(*x) for x in ((Parallel(2), 2), (Parallel(2), 8), (Parallel(3, 2), 6))] == [None] * 3
 
 
 def test_each_process_needs_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert "4 processes on 2 GPUs, expected a GPU each" in _obstacle(Parallel(2), 8, GENERATE)
+    assert "4 processes on 2 GPUs, expected a GPU each" in _obstacle(Parallel(2), 8)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert _obstacle(Parallel(2), 8, GENERATE) is None
+    assert _obstacle(Parallel(2), 8) is None
 
 
 @pytest.mark.parametrize("option", ["--parallel.sequence=2", "--parallel.guidance=2", "--parallel.exchange=halo"])
@@ -187,7 +187,7 @@ def test_one_process_refuses_to_be_several(wan_folder, tmp_path, capfd, option):
     assert (
         "torchrun --nproc_per_node 2" in line
         if "=2" in option
-        else "--parallel.exchange halo is for several processes, and there is one: leave it out" in line
+        else "parallel.exchange is halo, of processes that share a video's tokens, and parallel.sequence is 1" in line
     )
     assert not (tmp_path / "out").exists()
 
@@ -244,7 +244,8 @@ def test_bench_times_a_video_that_two_make(made):
     assert two.codes[7] == [0, 0], two.told
     report = json.loads((folder / "video.json").read_text())
     assert report["parallel"] == "--parallel.sequence 2 --parallel.exchange halo"
-    assert report["command"].startswith("torchrun --nproc_per_node 2 tests/helpers/in_turn.py ")
+    assert report["exchanges"] == dict.fromkeys(("early", "middle", "late"), "halo")
+    assert report["command"].startswith("torchrun --nproc_per_node 2 -- tests/helpers/in_turn.py ")
     assert [row["stage"] for row in report["rows"]] == ["text encoder", "denoising", "VAE", "mp4", "all"]
     assert two.told.count("| denoising | ") == 1
 
@@ -253,7 +254,11 @@ def test_bench_times_a_video_that_two_make(made):
 def test_bench_of_a_video_refuses_processes_to_spare(made):
     _, two, _ = made
     assert two.codes[6] == [2, 2]
-    assert "error: 2 processes are there, and 1 would make the video: start as many, or let parallel." in two.told
+    (line,) = {x for x in two.told.splitlines() if "would make the video" in x}
+    assert line == (
+        "error: 2 processes, of which 1 would make the video: start 1, or let parallel.sequence times "
+        "parallel.guidance be 2"
+    )
 
 
 @pytest.mark.slow

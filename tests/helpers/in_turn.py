@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 COMMANDS = {
     "train.fit": ("train.fit", "main"),
     "eval.generate": ("eval.generate.command", "command"),
-    "eval.bench": ("eval.bench.__main__", "command"),
+    "eval.bench": ("eval.bench.command", "command"),
 }
 
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from jsonargparse import ArgumentError
 
-from eval.bench.__main__ import command as bench
+from eval.bench.command import command as bench
 from eval.fidelity.command import command as fidelity
 from eval.generate.command import command as generate
 from eval.generate.jobs import Options

@@ -205,6 +205,13 @@ def test_a_checkpoint_of_another_shape_and_a_run_that_is_there_are_refused(run, 
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
+@pytest.mark.parametrize("name", ["sample.mp4", "sample.png", "loss.png"])
+def test_a_picture_of_no_run_is_not_replaced(tmp_path, capsys, name):
+    (tmp_path / name).write_text("precious")
+    assert f"{name} is of no run here, and would be replaced" in refused(capsys, main, tiny_words(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text() == "precious"
+
+
 @pytest.mark.parametrize(
     "config",
     sorted(path for path in ROOT.glob("configs/*.yaml") if path.stem not in ("generate", "prepare", "vbench")),

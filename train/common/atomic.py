@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from errno import EISDIR
 from functools import cache
 from hashlib import file_digest, sha256
+from os import strerror
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
@@ -17,11 +19,14 @@ MARK = "fps-flex"  # in what has no other beginning of its own, such as pictures
 
 
 @contextmanager
-def beside(path: Path) -> Iterator[Path]:
+def beside(path: Path, over_folder: bool = False) -> Iterator[Path]:
     """Where to write what is to be `path`, which takes its place at the end. A failure leaves path as it was.
 
-    Always the same name, so that the next try writes over what a kill left behind.
+    Always the same name, so that the next try writes over what a kill left behind. over_folder: also in a folder's
+    place. Raises IsADirectoryError for one otherwise.
     """
+    if path.is_dir() and not over_folder:
+        raise IsADirectoryError(EISDIR, strerror(EISDIR), str(path))
     temporary = part_of(path)
     if temporary.is_dir():  # of a folder of that name that was killed
         remove(temporary)

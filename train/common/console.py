@@ -21,6 +21,7 @@ from fps_flex import FPSAttention
 
 from .ending import exit_code
 from .refusals import check_known, one_line
+from .work import speaks, wait_for_the_first
 
 TEXTS = ("--prompt", "--negative_prompt")  # options that are text as it is, and may be empty
 SCHEDULE_PART = re.compile(r"--((?:\w+\.)*attention)\.schedule\.(\w+)")
@@ -150,18 +151,21 @@ def cli_errors(interrupted: str) -> Iterator[None]:
     """A command's work: a user's mistake ends it in one line with exit code 2, Ctrl-C with 130 and `interrupted`.
 
     So do other signals that it heeds, with their own exit codes. A GPU whose memory is full ends it in one line too,
-    with exit code 1.
+    with exit code 1. Of several processes the first says it; the others' own mistakes are said after a while.
     """
     logging.basicConfig(format="%(message)s")
     logging.getLogger("fps_flex").setLevel(logging.INFO)
     try:
         yield
     except (ValueError, ArgumentError) as error:
+        wait_for_the_first()
         stop(one_line(error), code=2)
     except torch.OutOfMemoryError as error:
         stop(one_line(error), code=1)
     except KeyboardInterrupt as interrupt:
-        stop(interrupted, exit_code(interrupt))
+        if speaks():
+            print(f"error: {interrupted}", file=sys.stderr)
+        sys.exit(exit_code(interrupt))
 
 
 def stop(message: str, code: int) -> NoReturn:
