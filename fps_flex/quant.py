@@ -127,7 +127,7 @@ def _invert_pow2(scale: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
 def tile_amax(x: Float[Tensor, "b h s d"], layout: TileLayout) -> Float[Tensor, "b h tiles"]:
     """amax, the largest magnitude, of each tile; pads left out."""
     tokens = x.detach().transpose(1, 2).abs().masked_fill_(~layout.valid[:, None, None], 0.0)
-    # slots before channels: a compiler then reads and writes side by side, in a fourth of the time
+    # slots before channels, as K's statistics are made: a compiler has one kernel for both then
     of_block = rearrange(tokens, "b (blocks slot) h d -> b blocks slot h d", slot=layout.block).amax(2).amax(-1)
     return tile_amax_of_blocks(of_block.float().transpose(1, 2), layout)
 
