@@ -135,7 +135,7 @@ class _Bench:
         return torch.no_grad()(lambda: [encoder(one[None], torch.ones_like(one[None])) for one in ids])
 
     def _denoise(self, folder: Path) -> Callable[[], Tensor]:
-        torch.manual_seed(0)  # as the weights
+        torch.manual_seed(0)  # and the same weights
         wan = random_wan(self.config, self.attention, self.device).eval()
         wan.compiled = self.device.type == "cuda"
         wan.sequence = self.team.sequence
