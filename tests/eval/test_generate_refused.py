@@ -245,6 +245,17 @@ def test_the_folder_of_a_run_leads_to_its_checkpoint(trained):
             open_model(Options(str(folder)))
 
 
+def test_of_several_processes_one_says_what_none_can_read():
+    """The second waits for the first one's end, by which torchrun ends it."""
+    code = (
+        "import os, sys, time; time.sleep = lambda _: os.kill(os.getpid(), 15); sys.argv[1:] = ['video', '--bogus=1']; "
+        "import runpy; runpy.run_module('eval.bench', run_name='__main__')"
+    )
+    first, second = (run_apart("-c", code, RANK=rank, WORLD_SIZE="2") for rank in "01")
+    assert (first.returncode, first.stderr) == (2, "error: unrecognized arguments: --bogus=1\n")
+    assert (second.returncode, second.stderr) == (-15, "")
+
+
 @pytest.mark.parametrize("name", ["generate", "fidelity", "bench"])
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_stopped_while_it_starts_it_says_so_in_one_line(name, sent):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -34,6 +35,7 @@ def speaks() -> bool:
 def wait_for_the_first() -> None:
     """Before a refusal is said: the first process mostly says the same, and its end ends this one before it does."""
     if not speaks():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by which torchrun ends the others: nothing is left to say
         time.sleep(FIRST_SAYS)
 
 
