@@ -2,12 +2,13 @@
 
 Files are named after the PyTorch, Triton and GPU that they are for, and each run adds one of what it compiled itself.
 PyTorch looks up whether a graph is the one asked for, by its code and options. What it keeps are pickles, which run
-code when they are read.
+code when they are read. Beside them flash-attn-4 keeps its kernels, in a folder of its own.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,10 +41,26 @@ def kept_graphs(folder: Path | None) -> Iterator[None]:
     check_writable(folder, "--compile_cache")
     known = _read(folder)
     try:
-        yield
+        with _kept_kernels(folder):
+            yield
     finally:
         if speaks():
             _keep(folder, known)
+
+
+@contextmanager
+def _kept_kernels(folder: Path) -> Iterator[None]:
+    """Flash-attn-4 reads these as it is imported, with its first kernel; what a user has set stays."""
+    ours = {"ENABLED": "1", "DIR": str(folder / f"{graphs_for()}.kernels")}
+    ours = {f"FLASH_ATTENTION_CUTE_DSL_CACHE_{name}": value for name, value in ours.items()}
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update({name: value for name, value in ours.items() if before[name] is None})
+    try:
+        yield
+    finally:
+        for name in ours:
+            if before[name] is None:
+                del os.environ[name]
 
 
 def graphs_for() -> str:

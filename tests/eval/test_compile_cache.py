@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 import torch
@@ -91,6 +92,30 @@ def test_nothing_is_kept_where_nothing_is_asked_for_or_compiled(tmp_path):
     file.write_text("")
     with pytest.raises(ValueError, match="--compile_cache"), kept_graphs(file / "folder"):
         pass
+
+
+FLASH = "FLASH_ATTENTION_CUTE_DSL_CACHE_"
+
+
+@pytest.mark.parametrize(
+    "own", [{}, {"ENABLED": "0"}, {"ENABLED": "1", "DIR": "theirs"}], ids=["none", "off", "folder"]
+)
+def test_flash_attention_is_told_to_keep_its_kernels_there(tmp_path, monkeypatch, own):
+    """While the graphs are, beside them and for the same machine, unless its user has told it otherwise."""
+    for name in ("ENABLED", "DIR"):
+        monkeypatch.delenv(FLASH + name, raising=False)
+    for name, value in own.items():
+        monkeypatch.setenv(FLASH + name, value)
+
+    def told():
+        return {name: os.environ[FLASH + name] for name in ("ENABLED", "DIR") if FLASH + name in os.environ}
+
+    with suppress(KeyboardInterrupt), kept_graphs(tmp_path):
+        assert told() == {"ENABLED": "1", "DIR": str(tmp_path / f"{graphs_for()}.kernels")} | own
+        raise KeyboardInterrupt
+    assert told() == own
+    with kept_graphs(None):
+        assert told() == own
 
 
 def test_the_command_keeps_what_it_compiled(tmp_path, monkeypatch, capsys):
