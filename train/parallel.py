@@ -11,7 +11,7 @@ from torch.distributed import is_torchelastic_launched
 
 from fps_flex.checks import Triple, require
 from fps_flex.wan import Wan
-from fps_flex.wan.auto import check_exchange
+from fps_flex.wan.auto import choose_exchange
 from fps_flex.wan.sequence import Call
 from fps_flex.wan.ulysses import divisors
 
@@ -86,7 +86,7 @@ def check_sequence(parallel: Parallel, model: Wan, grid: Triple, has_teacher: bo
     plan = model.attention.plan(grid, sigma)
     call = Call(model.attention, plan, sigma, config.heads, config.head_dim, torch.float32)
     try:
-        check_exchange(parallel.exchange, call, parallel.sequence)
+        choose_exchange(parallel.exchange, call, parallel.sequence)
     except ValueError as error:
         raise ValueError(f"parallel.sequence is {parallel.sequence}: {error}") from None
     if not has_teacher:

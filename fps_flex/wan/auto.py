@@ -14,7 +14,7 @@ import torch.distributed as dist
 from .collectives import Group
 from .halo import Halo
 from .sequence import Call, Sequence, Share
-from .traffic import Traffic, halo_traffic, ulysses_traffic
+from .traffic import halo_traffic, ulysses_traffic
 from .ulysses import Ulysses
 
 Exchange = Literal["auto", "ulysses", "halo"]
@@ -28,34 +28,31 @@ def sequence_over(group: dist.ProcessGroup, exchange: Exchange = "auto") -> Sequ
     return kinds[exchange](Group.of(group))
 
 
-def check_exchange(exchange: Exchange, call: Call, processes: int) -> None:
-    """Raises ValueError where so many processes can't share a call so."""
-    traffic, obstacles = count_traffic(call, processes)
-    if exchange not in traffic and (exchange in obstacles or not traffic):
-        raise ValueError(obstacles.get(exchange) or "; ".join(obstacles.values()))
-
-
 def choose_exchange(exchange: Exchange, call: Call, processes: int) -> str:
-    """Ulysses or the halo, as asked for, or what sends less. Raises ValueError as `check_exchange`."""
-    check_exchange(exchange, call, processes)
-    sizes = _sizes(count_traffic(call, processes)[0])
-    return min(sizes, key=lambda name: sizes[name]) if exchange == "auto" else exchange
+    """Ulysses or the halo, as asked for, or what sends less.
+
+    Raises ValueError where so many processes can't share the call so.
+    """
+    return _choose(exchange, *_weigh(call, processes))
 
 
-def _sizes(traffic: dict[str, Traffic]) -> dict[str, int]:
-    """Bytes that the busiest process gets, with those of a backward that will be."""
-    return {name: one.busiest(torch.is_grad_enabled()) for name, one in traffic.items()}
-
-
-def count_traffic(call: Call, processes: int) -> tuple[dict[str, Traffic], dict[str, str]]:
-    """Of Ulysses and of the halo, as far as they can share a call, and why not."""
-    traffic, obstacles = {}, {}
+def _weigh(call: Call, processes: int) -> tuple[dict[str, int], dict[str, str]]:
+    """Bytes that the busiest process gets, with those of a backward that will be; of what can't share the call, why."""
+    sizes, obstacles = {}, {}
     for name, count in (("ulysses", ulysses_traffic), ("halo", halo_traffic)):
         try:
-            traffic[name] = count(call, processes)
+            sizes[name] = count(call, processes).busiest(torch.is_grad_enabled())
         except ValueError as error:
             obstacles[name] = str(error)
-    return traffic, obstacles
+    return sizes, obstacles
+
+
+def _choose(exchange: Exchange, sizes: dict[str, int], obstacles: dict[str, str]) -> str:
+    if exchange == "auto" and sizes:
+        return min(sizes, key=lambda name: sizes[name])
+    if exchange not in sizes:
+        raise ValueError(obstacles.get(exchange) or "; ".join(obstacles.values()))
+    return exchange
 
 
 @dataclass(frozen=True)
@@ -66,11 +63,8 @@ class Auto:
 
     def share(self, call: Call) -> Share:
         """Says once for each choice why it is made. Raises ValueError where neither can share the call."""
-        traffic, obstacles = count_traffic(call, self.group.size)
-        if not traffic:
-            raise ValueError("; ".join(obstacles.values()))
-        sizes = _sizes(traffic)
-        taken = min(sizes, key=lambda name: sizes[name])
+        sizes, obstacles = _weigh(call, self.group.size)
+        taken = _choose("auto", sizes, obstacles)
         self._say(call, taken, sizes, obstacles)
         return (Ulysses if taken == "ulysses" else Halo)(self.group).share(call)
 
