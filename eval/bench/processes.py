@@ -98,7 +98,7 @@ class Exchanged:
     @contextmanager
     def counted(self) -> Iterator[None]:
         """Of all layers, forward and backward, compiled or not: as PyTorch's profiler meets them."""
-        with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as traced:
+        with profile(activities=[ProfilerActivity.CPU], record_shapes=True, acc_events=True) as traced:
             yield
         with TemporaryDirectory() as folder:
             path = Path(folder) / "trace.json"

@@ -12,6 +12,7 @@ from eval.generate.command import command, plan_jobs
 from eval.vbench.__main__ import command as vbench
 from tests.helpers.commands import refused
 from tests.helpers.records import TINY, contents, cut, making, record, retrain, said_of
+from train.common import work
 from train.common.videos import write_video
 
 
@@ -127,6 +128,7 @@ def test_what_is_not_ours_is_never_written_over(wan, tmp_path, capsys, monkeypat
     put(out, plan_jobs(["a"], 2, 0)[1].name)
     before = contents(out)
     monkeypatch.setattr(videos, "_make_all", None)
+    monkeypatch.setattr(work, "FIRST_SAYS", 0)
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
         monkeypatch.setenv("WORLD_SIZE", "2")
