@@ -7,6 +7,7 @@ code when they are read. Beside them flash-attn-4 keeps its kernels, in a folder
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import re
@@ -51,16 +52,31 @@ def kept_graphs(folder: Path | None) -> Iterator[None]:
 @contextmanager
 def _kept_kernels(folder: Path) -> Iterator[None]:
     """Flash-attn-4 reads these as it is imported, with its first kernel; what a user has set stays."""
-    ours = {"ENABLED": "1", "DIR": str(folder / f"{graphs_for()}.kernels")}
-    ours = {f"FLASH_ATTENTION_CUTE_DSL_CACHE_{name}": value for name, value in ours.items()}
-    before = {name: os.environ.get(name) for name in ours}
-    os.environ.update({name: value for name, value in ours.items() if before[name] is None})
+    names = [f"FLASH_ATTENTION_CUTE_DSL_CACHE_{x}" for x in ("ENABLED", "DIR")]
+    ours = dict(zip(names, ("1", str(folder / f"{graphs_for()}.kernels")), strict=True))
+    ours = {name: value for name, value in ours.items() if name not in os.environ} if _can_lock(folder) else {}
+    os.environ.update(ours)
     try:
         yield
     finally:
         for name in ours:
-            if before[name] is None:
-                del os.environ[name]
+            del os.environ[name]
+
+
+def _can_lock(folder: Path) -> bool:
+    """Some network drives can't, where flash-attn-4 would wait for a lock and then fail."""
+    probe = folder / f".lock-{os.getpid()}"
+    try:
+        with probe.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if speaks():
+            why = error.strerror or error
+            logger.warning("no file can be locked in %s (%s): flash-attn-4's kernels are not kept there", folder, why)
+        return False
+    finally:
+        probe.unlink(missing_ok=True)
+    return True
 
 
 def graphs_for() -> str:

@@ -1,5 +1,7 @@
 """Graphs that one run compiles and the next one reads."""
 
+import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -116,6 +118,23 @@ def test_flash_attention_is_told_to_keep_its_kernels_there(tmp_path, monkeypatch
     assert told() == own
     with kept_graphs(None):
         assert told() == own
+
+
+def test_where_files_cannot_be_locked_flash_attention_is_told_nothing(tmp_path, monkeypatch, caplog):
+    """It would wait for each lock and then fail."""
+    monkeypatch.delenv(FLASH + "ENABLED", raising=False)
+
+    def flock(file, how):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with kept_graphs(tmp_path):
+        assert FLASH + "ENABLED" not in os.environ
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"no file can be locked in {tmp_path} (No locks available): flash-attn-4's kernels are not kept there"
+    )
+    assert not [*tmp_path.iterdir()]
 
 
 def test_the_command_keeps_what_it_compiled(tmp_path, monkeypatch, capsys):
