@@ -12,11 +12,12 @@ import torch.distributed as dist
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch import Trainer
 
+from .common.work import tells_of_a_lost_process
+
 FAILED = "fps_flex/failed"
 LOOK_EVERY = 0.5  # seconds
 ELSEWHERE = "another process of this run failed: its own line says why"
 FIRST_IS_GONE = "the first process of this run is gone: its own line says why, unless it was killed"
-LOST = ("Connection closed by peer", "Connection reset by peer", "NCCL error", "remote process exited")
 GRACE = 30.0  # seconds to save and end in
 ROLL_CALL, HERE = "fps_flex/roll-call", "fps_flex/here"
 TIMED_OUT = ("Timed out", "timed out", "timeout")  # gloo, NCCL, the store
@@ -68,7 +69,7 @@ class Peers:
         if any(words in reason for words in TIMED_OUT):
             reason = self._call_the_roll(reason)
         self._over.set()
-        if any(words in reason for words in LOST):
+        if tells_of_a_lost_process(reason):
             reason = "another process of this run is gone without a word (killed, or out of host memory?)"
         try:
             store = dist.distributed_c10d._get_default_store()

@@ -15,7 +15,7 @@ from eval.generate.models import open_model
 from eval.vbench.__main__ import command as vbench
 from tests.helpers.commands import refused
 from tests.helpers.tiny_run import tiny_words
-from train.common.console import check_no_empty, run_command
+from train.common.console import check_no_empty, cli_errors, run_command
 from train.common.refusals import one_line
 from train.fit import main as fit
 from train.prepare.__main__ import command as prepare
@@ -207,3 +207,16 @@ def test_yaml_that_contains_itself_is_refused(tmp_path, capsys, run, words, part
     file = tmp_path / "endless.yaml"
     file.write_text("trainer: &a\n  max_steps: 3\n  options: {again: *a}\n")
     assert part in refused(capsys, run, [word.replace("FILE", str(file)) for word in words])
+
+
+def test_a_process_whose_peer_is_gone_says_so(capsys):
+    """In gloo's words, which no user can use."""
+
+    def command(words):
+        with cli_errors("stopped"):
+            raise RuntimeError(f"[gloo/transport/tcp/pair.cc:549] {words} [127.0.0.1]:5391")
+
+    line = refused(capsys, lambda words: command(words[0]), ["Connection closed by peer"], code=1)
+    assert line == "error: another process of this run is gone: its own line says why, unless it was killed"
+    with pytest.raises(RuntimeError, match="shapes"):
+        command("shapes don't match")

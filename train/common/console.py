@@ -21,7 +21,7 @@ from fps_flex import FPSAttention
 
 from .ending import exit_code
 from .refusals import check_known, one_line
-from .work import speaks, wait_for_the_first
+from .work import speaks, tells_of_a_lost_process, wait_for_the_first
 
 TEXTS = ("--prompt", "--negative_prompt")  # options that are text as it is, and may be empty
 SCHEDULE_PART = re.compile(r"--((?:\w+\.)*attention)\.schedule\.(\w+)")
@@ -150,8 +150,9 @@ def _schedule_of(parsed: Namespace, option: str) -> Namespace | str | None:
 def cli_errors(interrupted: str) -> Iterator[None]:
     """A command's work: a user's mistake ends it in one line with exit code 2, Ctrl-C with 130 and `interrupted`.
 
-    So do other signals that it heeds, with their own exit codes. A GPU whose memory is full ends it in one line too,
-    with exit code 1. Of several processes the first says it; the others' own mistakes are said after a while.
+    So do other signals that it heeds, with their own exit codes. A GPU whose memory is full ends it in one line too, as
+    does the end of a process that it computes with, with exit code 1. Of several processes the first says it; the
+    others' own mistakes are said after a while.
     """
     logging.basicConfig(format="%(message)s")
     logging.getLogger("fps_flex").setLevel(logging.INFO)
@@ -162,6 +163,10 @@ def cli_errors(interrupted: str) -> Iterator[None]:
         stop(one_line(error), code=2)
     except torch.OutOfMemoryError as error:
         stop(one_line(error), code=1)
+    except RuntimeError as error:
+        if not tells_of_a_lost_process(str(error)):
+            raise
+        stop("another process of this run is gone: its own line says why, unless it was killed", code=1)
     except KeyboardInterrupt as interrupt:
         if speaks():
             print(f"error: {interrupted}", file=sys.stderr)

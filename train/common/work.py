@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 Item = TypeVar("Item")
 PATIENCE = timedelta(days=365)
 FIRST_SAYS = 20.0  # seconds, of which a busy machine may need many
+LOST = ("Connection closed by peer", "Connection reset by peer", "NCCL error", "remote process exited")
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -37,6 +38,11 @@ def wait_for_the_first() -> None:
     if not speaks():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by which torchrun ends the others: nothing is left to say
         time.sleep(FIRST_SAYS)
+
+
+def tells_of_a_lost_process(reason: str) -> bool:
+    """Whether what gloo or NCCL says is that another process has ended."""
+    return any(words in reason for words in LOST)
 
 
 def threads_beside(device: torch.device, environment: Mapping[str, str]) -> int | None:
