@@ -1,8 +1,9 @@
-"""Compiled graphs kept in a folder between runs: a first step there compiles nothing, also on another machine.
+"""Compiled graphs and kernels kept in a folder between runs: a first step compiles nothing of what is there.
 
-Files are named after the PyTorch, Triton and GPU that they are for, and each run adds one of what it compiled itself.
-PyTorch looks up whether a graph is the one asked for, by its code and options. What it keeps are pickles, which run
-code when they are read. Beside them flash-attn-4 keeps its kernels, in a folder of its own.
+Files are named after the PyTorch, Triton and GPU that they are for, and each process of a run adds one of what it
+compiled itself, since a graph is for its GPU's number in the host. PyTorch looks up whether a graph is the one asked
+for, by its code and options. What it keeps are pickles, which run code when they are read. Beside them flash-attn-4
+keeps its kernels, by its own version and Python's.
 """
 
 from __future__ import annotations
@@ -45,8 +46,7 @@ def kept_graphs(folder: Path | None) -> Iterator[None]:
         with _kept_kernels(folder):
             yield
     finally:
-        if speaks():
-            _keep(folder, known)
+        _keep(folder, known)
 
 
 @contextmanager

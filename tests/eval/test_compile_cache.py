@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -94,6 +95,20 @@ def test_nothing_is_kept_where_nothing_is_asked_for_or_compiled(tmp_path):
     file.write_text("")
     with pytest.raises(ValueError, match="--compile_cache"), kept_graphs(file / "folder"):
         pass
+
+
+def test_every_process_keeps_its_own(tmp_path, monkeypatch):
+    """A graph's key has its GPU's number, so the first one's are of no use to the second."""
+
+    def compiled(key):
+        return lambda: (key.encode(), SimpleNamespace(artifacts={"inductor": [key]}))
+
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setattr(torch.compiler, "save_cache_artifacts", compiled(f"cuda:{rank}"))
+        with kept_graphs(tmp_path):
+            pass
+    assert sorted(file.read_bytes() for file in tmp_path.glob(f"*{SUFFIX}")) == [b"cuda:0", b"cuda:1"]
 
 
 FLASH = "FLASH_ATTENTION_CUTE_DSL_CACHE_"
