@@ -209,14 +209,22 @@ def test_yaml_that_contains_itself_is_refused(tmp_path, capsys, run, words, part
     assert part in refused(capsys, run, [word.replace("FILE", str(file)) for word in words])
 
 
-def test_a_process_whose_peer_is_gone_says_so(capsys):
-    """In gloo's words, which no user can use."""
+@pytest.mark.parametrize(
+    "told",
+    [
+        "[gloo/transport/tcp/pair.cc:549] Connection closed by peer [127.0.0.1]:5391",
+        "NCCL error in: NCCLUtils.cpp:77, remote process exited or there was a network error, NCCL version 2.27.5",
+    ],
+)
+def test_a_process_whose_peer_is_gone_says_so(capsys, told):
+    """In place of words that no user can use."""
 
     def command(words):
         with cli_errors("stopped"):
-            raise RuntimeError(f"[gloo/transport/tcp/pair.cc:549] {words} [127.0.0.1]:5391")
+            raise RuntimeError(*words)
 
-    line = refused(capsys, lambda words: command(words[0]), ["Connection closed by peer"], code=1)
+    line = refused(capsys, command, [told], code=1)
     assert line == "error: another process of this run is gone: its own line says why, unless it was killed"
-    with pytest.raises(RuntimeError, match="shapes"):
-        command("shapes don't match")
+    for other in ("shapes don't match", "NCCL error in: NCCLUtils.cpp:77, invalid usage, NCCL version 2.27.5"):
+        with pytest.raises(RuntimeError, match=other[-9:]):
+            command([other])

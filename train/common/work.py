@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 Item = TypeVar("Item")
 PATIENCE = timedelta(days=365)
 FIRST_SAYS = 20.0  # seconds, of which a busy machine may need many
-LOST = ("Connection closed by peer", "Connection reset by peer", "NCCL error", "remote process exited")
+LOST = ("Connection closed by peer", "Connection reset by peer", "remote process exited", "ncclRemoteError")
 
 
 def rank_and_world() -> tuple[int, int]:
