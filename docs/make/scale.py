@@ -53,7 +53,8 @@ def _three(value: float) -> str:
 
 def memory_table() -> str:
     head = ("", "GPUs", "sequence", "state", "block inputs", "gathered", "a block's work", "GB a GPU")
-    cases = ((PLANS[0], ((1, 1), (2, 1), (8, 1))), (PLANS[1], ((4, 4), (8, 1), (8, 2), (8, 4), (64, 1), (64, 4))))
+    sizes_of_14b = ((4, 1), (4, 2), (4, 4), (8, 1), (8, 2), (8, 4), (64, 1), (64, 4))
+    cases = ((PLANS[0], ((1, 1), (2, 1), (8, 1))), (PLANS[1], sizes_of_14b))
     rows = []
     for plan, sizes in cases:
         for gpus, sequence in sizes:
