@@ -22,7 +22,7 @@ import torch
 
 from train.common.atomic import check_ours, write_json
 from train.common.console import check_writable
-from train.common.work import rank_and_world
+from train.common.ranks import rank_and_world
 
 from .markdown import head_of, line
 

@@ -26,8 +26,8 @@ from rich.progress import Progress
 from .common.atomic import beside
 from .common.caches import cache_file
 from .common.faults import is_passing
+from .common.ranks import speaks
 from .common.videos import ClipError, probe
-from .common.work import speaks
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .common.caches import cache_file
+from .common.ranks import speaks
 from .common.videos import ClipError, read_clip
-from .common.work import speaks
 from .findings import Finding, look_at
 from .left_out import LeftOut, tell_left_out
 from .listing import is_image

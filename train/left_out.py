@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .common.atomic import write_text
-from .common.work import speaks
+from .common.ranks import speaks
 
 NAMED = 20
 KINDS = 8

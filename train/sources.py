@@ -11,7 +11,7 @@ from typing import Any
 
 from fps_flex.checks import some
 
-from .common.work import speaks
+from .common.ranks import speaks
 from .entries import Row, read_entry
 from .listing import is_video, list_files
 from .tables import read_table

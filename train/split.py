@@ -12,7 +12,7 @@ from collections.abc import Hashable
 
 import torch
 
-from .common.work import speaks
+from .common.ranks import speaks
 from .folder import Clip
 from .origins import Origin, find_origin
 

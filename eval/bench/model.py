@@ -22,7 +22,7 @@ from train.common.work import compute_dtype, find_device
 
 from ..generate.sampling import build_scheduler, list_regimes
 from ..timing import Row, check_some, clock, compare, forget_peak, peak_gb, report
-from .processes import Exchanged, Processes, join, predict
+from .processes import Exchanged, Processes, check_exchanges, join, predict
 from .rivals import random_stock
 from .sizes import GRIDS, SIGMAS, Level, Size, attention_of, draw_inputs, levels_of, random_wan, sized
 
@@ -80,6 +80,7 @@ def model(
     attentions = _attentions(size, schedules, window, {"scale_format": scale_format}, tile)
     processes = join(parallel, None, "model")
     bench = _Bench(size, layers, repeats, processes)
+    check_exchanges(parallel, [x for _, x in attentions if x], bench.config, bench.grid, processes)
     rows = compare(bench.rows(attentions, linears, compiled, parallel))
     report(rows, out, COLUMNS if processes.count == 1 else TOGETHER, size=size, layers=bench.config.layers)
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, TypeVar
@@ -14,13 +15,15 @@ import torch
 import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile
 
+from fps_flex import FPSAttention
 from fps_flex.checks import as_whole
-from fps_flex.wan import Wan
+from fps_flex.wan import Wan, WanConfig
 from fps_flex.wan.sequence import Call
 from fps_flex.wan.traffic import halo_traffic, ulysses_traffic
-from train.common.work import PATIENCE, compute_dtype, find_device, rank_and_world
+from train.common.ranks import rank_and_world
+from train.common.work import PATIENCE, compute_dtype, find_device
 
-from .sizes import Triple
+from .sizes import Triple, levels_of
 
 Way = Literal["one", "shard", "ulysses", "halo"]
 Result = TypeVar("Result")
@@ -87,6 +90,20 @@ def join(ways: Sequence[Way], sequence: int | None, command: str) -> Processes:
     if not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     return Processes(rank, count, sequence, dist.new_group(backend="gloo", timeout=PATIENCE))
+
+
+def check_exchanges(
+    ways: Sequence[Way], attentions: Iterable[FPSAttention], config: WanConfig, grid: Triple, processes: Processes
+) -> None:
+    """Raises ValueError where a way can't share out what one of the attentions does, before anything is measured."""
+    for attention, way in product(attentions, [way for way in ways if way in TRAFFIC]):
+        for level in levels_of(attention, grid):
+            sigma = torch.tensor([level.sigma])
+            call = Call(attention, attention.plan(grid, sigma), sigma, config.heads, config.head_dim, torch.float32)
+            try:
+                TRAFFIC[way](call, processes.sequence)
+            except ValueError as error:
+                raise ValueError(f"{way} by a sequence of {processes.sequence}: {error}") from None
 
 
 @dataclass

@@ -39,7 +39,7 @@ from train.sharding import Sharding
 
 from ..timing import Row, check_some, compare, host_peak_gb, limit_memory, report
 from .clock import Clock
-from .processes import TRAFFIC, Exchanged, Processes, Way, join, predict_step
+from .processes import TRAFFIC, Exchanged, Processes, Way, check_exchanges, join, predict_step
 from .sizes import GRIDS, RESOLUTIONS, Level, Size, Triple, attention_of, latent_shape, levels_of, sized
 from .stand_ins import Encoded, Latents, OnRandomWeights, States
 
@@ -174,6 +174,7 @@ def train(
     attentions = _attentions(training.size, schedules, scale_formats)
     training.check([*attentions.values()], linears, parallel)
     processes = join(parallel, sequence, "train")
+    check_exchanges(parallel, attentions.values(), training.config, training.grid, processes)
     rows = (
         row
         for kind in linears

@@ -15,7 +15,7 @@ from fps_flex import FPSAttention
 from fps_flex.checks import at_home
 from fps_flex.schedule import preset_of
 from train.common.console import cli_errors, run_command, writable
-from train.common.work import rank_and_world
+from train.common.ranks import rank_and_world
 
 from ..generate.attention import AttentionChanges
 from ..generate.command import plan_jobs, read_prompts, resolve_settings

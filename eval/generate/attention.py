@@ -12,7 +12,7 @@ from fps_flex.engines import Engine
 from fps_flex.quant import CodeFormat, ScaleFormat
 from fps_flex.schedule import PRESETS, preset_of
 from fps_flex.tiles import Triple
-from train.common.work import speaks
+from train.common.ranks import speaks
 
 DENSE = FPSAttention("dense", tile=None)  # what released weights were trained with
 FOR_ANY = ("block", "engine")  # options that say something of dense attention too

@@ -13,15 +13,16 @@ import logging
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from secrets import token_hex
 
 import torch
 
-from train.common.atomic import beside, digest_content
+from train.common.atomic import beside
 from train.common.console import check_writable
-from train.left_out import speaks
+from train.common.ranks import speaks
 
 from ..timing import name_device
 
@@ -52,30 +53,35 @@ def kept_graphs(folder: Path | None) -> Iterator[None]:
 @contextmanager
 def _kept_kernels(folder: Path) -> Iterator[None]:
     """Flash-attn-4 reads these as it is imported, with its first kernel; what a user has set stays."""
+    kernels = folder / f"{graphs_for()}.kernels"
     names = [f"FLASH_ATTENTION_CUTE_DSL_CACHE_{x}" for x in ("ENABLED", "DIR")]
-    ours = dict(zip(names, ("1", str(folder / f"{graphs_for()}.kernels")), strict=True))
-    ours = {name: value for name, value in ours.items() if name not in os.environ} if _can_lock(folder) else {}
+    ours = dict(zip(names, ("1", str(kernels)), strict=True)) if _can_lock(kernels) else {}
+    ours = {name: value for name, value in ours.items() if name not in os.environ}
     os.environ.update(ours)
     try:
         yield
     finally:
         for name in ours:
             del os.environ[name]
+        with suppress(OSError):  # it holds some
+            kernels.rmdir()
 
 
 def _can_lock(folder: Path) -> bool:
-    """Some network drives can't, where flash-attn-4 would wait for a lock and then fail."""
-    probe = folder / f".lock-{os.getpid()}"
+    """Make a folder. Some network drives can't lock, where flash-attn-4 would wait for it and then fail."""
+    probe = folder / f".lock-{token_hex(6)}"
     try:
+        folder.mkdir(exist_ok=True)
         with probe.open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if speaks():
             why = error.strerror or error
-            logger.warning("no file can be locked in %s (%s): flash-attn-4's kernels are not kept there", folder, why)
+            logger.warning("no file can be locked in %s (%s): flash-attn-4's kernels are not kept", folder, why)
         return False
     finally:
-        probe.unlink(missing_ok=True)
+        with suppress(OSError):
+            probe.unlink()
     return True
 
 
@@ -106,10 +112,9 @@ def _load(file: Path) -> set[str]:
         found = None
     finally:
         its_logger.disabled = False
-    if found is None:
+    if found is None and speaks():
         logger.warning("%s can't be read, expected graphs of an earlier run: they are compiled anew", file)
-        return set()
-    return _keys(found)
+    return set() if found is None else _keys(found)
 
 
 def _keep(folder: Path, known: set[str]) -> None:
@@ -117,12 +122,13 @@ def _keep(folder: Path, known: set[str]) -> None:
     saved = torch.compiler.save_cache_artifacts()
     if saved is None or _keys(saved[1]) <= known:
         return
-    path = folder / f"{graphs_for()}-{digest_content(saved[0])[:12]}{SUFFIX}"
+    path = folder / f"{graphs_for()}-{token_hex(6)}{SUFFIX}"  # processes that write the same have a file each
     try:
         with beside(path) as temporary:
             temporary.write_bytes(saved[0])
     except OSError as error:
-        logger.warning("%s was not written (%s): the next run compiles anew", path, error.strerror or error)
+        if speaks():
+            logger.warning("%s was not written (%s): the next run compiles anew", path, error.strerror or error)
 
 
 def _keys(info: torch.compiler._cache.CacheInfo) -> set[str]:

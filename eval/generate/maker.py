@@ -16,7 +16,7 @@ from torch import Tensor
 from fps_flex.checks import show
 from fps_flex.wan import Wan
 from train.cached import pad_text, trim_text
-from train.left_out import speaks
+from train.common.ranks import speaks
 
 from .models import TextToVideo
 from .sampling import LowNoise, build_scheduler, sample_latents

@@ -8,7 +8,7 @@ import unicodedata
 from pathlib import Path
 
 from fps_flex.checks import show
-from train.common.work import speaks
+from train.common.ranks import speaks
 from train.texts import read_utf8
 
 logger = logging.getLogger(__name__)

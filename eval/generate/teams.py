@@ -19,10 +19,10 @@ from fps_flex.wan.collectives import Group
 from fps_flex.wan.flow import Passes, in_turn
 from fps_flex.wan.guidance import OnePassEach
 from fps_flex.wan.sequence import Sequence, Whole
-from train.common.console import stop
+from train.common.ranks import rank_and_world
 from train.common.refusals import one_line
 from train.common.sharing import SequenceParallel
-from train.common.work import PATIENCE, find_device, leave_together, rank_and_world
+from train.common.work import PATIENCE, find_device, leave_together
 
 Result = TypeVar("Result")
 
@@ -99,10 +99,7 @@ class Team:
 def refuse_together(told: str | None, group: dist.ProcessGroup) -> None:
     """Ends all processes of a group with exit code 2 where any has been told something, which its first one says."""
     all_told: list[str | None] = [None] * group.size()
-    try:
-        dist.all_gather_object(all_told, told, group=group)
-    except RuntimeError:  # gloo's own, of a connection that is closed
-        stop("another process of this run has ended", code=1)
+    dist.all_gather_object(all_told, told, group=group)
     reasons = [reason for reason in all_told if reason is not None]
     if reasons:
         if group.rank() == 0:

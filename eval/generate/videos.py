@@ -19,9 +19,10 @@ from fps_flex.wan.sequence import Call
 from train.common.console import writable
 from train.common.faults import ClipError
 from train.common.pictures import draw_contact_sheet
+from train.common.ranks import rank_and_world, speaks
 from train.common.refusals import one_line
 from train.common.videos import encode_video, read_clip, unfinished
-from train.common.work import compute_dtype, find_device, progress_bar, rank_and_world, speaks
+from train.common.work import compute_dtype, find_device, progress_bar
 
 from ..timing import peak_gb
 from .jobs import Clip, Job, Settings

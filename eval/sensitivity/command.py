@@ -25,7 +25,8 @@ from fps_flex.tiles import plan_tile
 from train.common.atomic import check_ours, write_json
 from train.common.console import cli_errors, run_command, writable
 from train.common.lock import locked
-from train.common.work import rank_and_world, wait_for_all
+from train.common.ranks import rank_and_world
+from train.common.work import wait_for_all
 
 from ..generate.attention import AttentionChanges
 from ..generate.command import plan_jobs, read_prompts, resolve_settings

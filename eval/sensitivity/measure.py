@@ -16,7 +16,8 @@ from fps_flex.checks import is_finite
 from fps_flex.wan import Wan
 from fps_flex.wan.sequence import Sequence, Whole
 from train.common.atomic import beside, write_text
-from train.common.work import find_device, progress_bar, rank_and_world, wait_for_all
+from train.common.ranks import rank_and_world
+from train.common.work import find_device, progress_bar, wait_for_all
 
 from ..generate.jobs import Job, Settings
 from ..generate.maker import Maker, encode_prompts, load_maker

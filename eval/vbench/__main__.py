@@ -23,8 +23,8 @@ from jsonargparse import ArgumentParser
 from fps_flex.checks import at_home
 from train.common.console import add_to_lists, check_schedule_parts, cli_errors, keep_texts
 from train.common.ending import heed_signals
+from train.common.ranks import rank_and_world
 from train.common.refusals import check_known
-from train.common.work import rank_and_world
 
 from ..generate.loras import LISTS
 from . import stages

@@ -9,7 +9,8 @@ from typing import Any
 
 from train.common.atomic import check_ours
 from train.common.console import check_writable
-from train.common.work import rank_and_world, wait_for_all
+from train.common.ranks import rank_and_world
+from train.common.work import wait_for_all
 
 from ..generate.command import resolve_settings
 from ..generate.jobs import Job, Options

@@ -14,10 +14,12 @@ from eval.bench.kernel import kernel
 from eval.bench.length import exponent
 from eval.bench.model import model
 from eval.bench.pipeline import pipeline
+from eval.bench.processes import Processes, check_exchanges
+from eval.bench.sizes import GRIDS, attention_of
 from eval.bench.train import train
 from eval.timing import clock, find_command
 from fps_flex import FPSAttention, Regime, StepSchedule
-from fps_flex.wan import Wan
+from fps_flex.wan import WAN_TINY, Wan
 from fps_flex.wan.flow import noise_level
 from tests.helpers.cases import relative_error
 from tests.helpers.commands import refused, refused_unmeasured
@@ -340,3 +342,12 @@ def test_a_report_says_the_command_that_makes_it_again(monkeypatch, started, sev
     assert find_command() == told
     monkeypatch.setenv("GROUP_WORLD_SIZE", "3")
     assert ("--nnodes 3 " in find_command()) == bool(several)
+
+
+@pytest.mark.parametrize("schedule", ["fps", "dense", "sdpa"])
+def test_an_exchange_that_cannot_be_is_refused_before_anything_is_measured(schedule):
+    three, attentions = Processes(0, 3, 3), [attention_of("tiny", schedule)]
+    with pytest.raises(ValueError, match="ulysses by a sequence of 3: Ulysses deals 2 heads out to 3 processes"):
+        check_exchanges(("one", "ulysses"), attentions, WAN_TINY, GRIDS["tiny"], three)
+    check_exchanges(("one", "shard"), attentions, WAN_TINY, GRIDS["tiny"], three)
+    check_exchanges(("ulysses",), attentions, WAN_TINY, GRIDS["tiny"], Processes(0, 2, 2))

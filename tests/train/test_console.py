@@ -213,7 +213,9 @@ def test_yaml_that_contains_itself_is_refused(tmp_path, capsys, run, words, part
     "told",
     [
         "[gloo/transport/tcp/pair.cc:549] Connection closed by peer [127.0.0.1]:5391",
+        "Gloo connectFullMesh failed with [pair.cc:152] timed out connecting: SO_ERROR: Connection refused",
         "NCCL error in: NCCLUtils.cpp:77, remote process exited or there was a network error, NCCL version 2.27.5",
+        "Failed to recv, got 0 bytes. Connection was likely closed. Did the remote server shutdown or crash?",
     ],
 )
 def test_a_process_whose_peer_is_gone_says_so(capsys, told):
@@ -224,7 +226,8 @@ def test_a_process_whose_peer_is_gone_says_so(capsys, told):
             raise RuntimeError(*words)
 
     line = refused(capsys, command, [told], code=1)
-    assert line == "error: another process of this run is gone: its own line says why, unless it was killed"
-    for other in ("shapes don't match", "NCCL error in: NCCLUtils.cpp:77, invalid usage, NCCL version 2.27.5"):
+    assert line == "error: another process of this run is gone: unless it was killed or stopped, its own line says why"
+    invalid = "NCCL error in: NCCLUtils.cpp:77, invalid usage, NCCL version 2.27.5"
+    for other in ("shapes don't match", invalid, "upload failed: Connection reset by peer"):
         with pytest.raises(RuntimeError, match=other[-9:]):
             command([other])

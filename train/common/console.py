@@ -20,8 +20,9 @@ from yaml import YAMLError
 from fps_flex import FPSAttention
 
 from .ending import exit_code
+from .ranks import speaks
 from .refusals import check_known, one_line
-from .work import speaks, tells_of_a_lost_process, wait_for_the_first
+from .work import tells_of_a_lost_process, wait_for_the_first
 
 TEXTS = ("--prompt", "--negative_prompt")  # options that are text as it is, and may be empty
 SCHEDULE_PART = re.compile(r"--((?:\w+\.)*attention)\.schedule\.(\w+)")
@@ -166,7 +167,8 @@ def cli_errors(interrupted: str) -> Iterator[None]:
     except RuntimeError as error:
         if not tells_of_a_lost_process(str(error)):
             raise
-        stop("another process of this run is gone: its own line says why, unless it was killed", code=1)
+        wait_for_the_first()
+        stop("another process of this run is gone: unless it was killed or stopped, its own line says why", code=1)
     except KeyboardInterrupt as interrupt:
         if speaks():
             print(f"error: {interrupted}", file=sys.stderr)
@@ -202,6 +204,6 @@ def check_writable(folder: Path, option: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".writable-{os.getpid()}"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another machine's process may have this one's number
     except OSError as error:
         raise ValueError(f"{folder} can't be written ({error.strerror}): choose another {option}") from None

@@ -6,6 +6,7 @@ import sys
 from importlib import import_module
 
 from .ending import exit_code, heed_signals
+from .ranks import speaks
 
 
 def start(module: str) -> None:
@@ -14,5 +15,6 @@ def start(module: str) -> None:
     try:
         import_module(module).command()
     except KeyboardInterrupt as interrupt:
-        print("error: stopped", file=sys.stderr)
+        if speaks():
+            print("error: stopped", file=sys.stderr)
         sys.exit(exit_code(interrupt))

@@ -1,4 +1,4 @@
-"""Work that is shared out to processes: which one this is, its device, waiting for the others, and progress."""
+"""Work that is shared out to processes: this one's device, waiting for the others, and progress."""
 
 from __future__ import annotations
 
@@ -16,21 +16,14 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from .ranks import rank_and_world, speaks
+
 Item = TypeVar("Item")
 PATIENCE = timedelta(days=365)
 FIRST_SAYS = 20.0  # seconds, of which a busy machine may need many
-LOST = ("Connection closed by peer", "Connection reset by peer", "remote process exited", "ncclRemoteError")
-
-
-def rank_and_world() -> tuple[int, int]:
-    """This process's rank and how many there are, under torchrun."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-
-
-def speaks() -> bool:
-    """Whether this process is the one of a run that speaks to its user."""
-    ranks = [os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if os.environ.get(name)]
-    return not ranks or ranks[0] == "0"
+# what gloo says of a process that has ended, and what NCCL and the processes' store do
+GLOO = ("Connection closed by peer", "Connection reset by peer", "Connection refused", "Broken pipe")
+OTHERS = ("remote process exited", "ncclRemoteError", "Failed to recv, got 0 bytes", "socket has failed to connect")
 
 
 def wait_for_the_first() -> None:
@@ -41,8 +34,9 @@ def wait_for_the_first() -> None:
 
 
 def tells_of_a_lost_process(reason: str) -> bool:
-    """Whether what gloo or NCCL says is that another process has ended."""
-    return any(words in reason for words in LOST)
+    """Whether what gloo, NCCL or the processes' store says is that another one has ended."""
+    words = GLOO + OTHERS if "gloo" in reason.lower() else OTHERS
+    return any(said in reason for said in words)
 
 
 def threads_beside(device: torch.device, environment: Mapping[str, str]) -> int | None:

@@ -20,7 +20,8 @@ from fps_flex.wan.codecs import Codec, TextEncoder
 from ..common.atomic import write_json
 from ..common.console import check_writable, cli_errors, run_command, stop
 from ..common.lock import locked
-from ..common.work import rank_and_world, speaks, wait_for_all
+from ..common.ranks import rank_and_world, speaks
+from ..common.work import wait_for_all
 from ..entries import Row
 from ..sources import read_rows
 from .cut import cut

@@ -11,8 +11,9 @@ from torch import Tensor
 from fps_flex.checks import is_finite
 
 from ..cached import trim_text
+from ..common.ranks import rank_and_world
 from ..common.videos import ClipError, read_clip
-from ..common.work import find_device, for_each, rank_and_world
+from ..common.work import find_device, for_each
 from ..index import EMPTY_PROMPT
 from .encoded import Encoded, save_whole
 from .pack import form_batches

@@ -9,7 +9,8 @@ from collections.abc import Hashable
 from pathlib import Path
 
 from ..common.atomic import digest_content
-from ..common.work import for_each, rank_and_world, wait_for_all
+from ..common.ranks import rank_and_world
+from ..common.work import for_each, wait_for_all
 from ..index import CachedClip, Index, read_shapes, write_index
 from ..split import find_sources
 from .encoded import Encoded, names_of, save_whole

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from ..common.atomic import digest_content, digest_file, write_json
 from ..common.faults import is_passing
+from ..common.ranks import speaks
 from ..common.videos import ClipError, probe
-from ..common.work import for_each, speaks
+from ..common.work import for_each
 from ..entries import Row
 from ..listing import is_image
 from .records import Source, read_source
