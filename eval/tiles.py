@@ -82,7 +82,7 @@ def draw_tiles(axes: Axes, layout: TileLayout) -> None:
 
 
 def tiles(
-    out: Path = Path("docs/tiles.png"),
+    out: Path = Path("tiles.png"),
     grid: Triple = (4, 14, 23),
     tile: Triple = (2, 4, 4),
     window: Triple = (2, 3, 3),
@@ -109,6 +109,7 @@ def tiles(
     draw_window(windows, layout, window, ((0, 0, 0), (0, tiles_h - 1, tiles_w - 2)))
     draw_blocks(blocks, layout, window)
     save_figure(figure, out)
+    print(f"wrote {out}")
 
 
 def command(args: list[str] | None = None) -> None:

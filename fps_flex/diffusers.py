@@ -68,7 +68,7 @@ def install(
     Raises ValueError for another kind of model, float16, a processor or a sequence split that isn't stock diffusers',
     for unknown, wrong or contradictory options, and for layers that aren't there.
     """
-    _check_options(options, but=("schedule", "tile", "scale_format"))
+    _check_options(options)
     wan = _unwrap(transformer)
     attention = FPSAttention(schedule, tile, scale_format=scale_format, **options)
     _install(wan, attention, {"wan": asdict(from_diffusers(wan.config))})
@@ -256,8 +256,8 @@ def _install(wan: WanTransformer3DModel, attention: FPSAttention, settings: dict
     wan.save_config = SaveConfig(wan, {**settings, "attention": asdict(attention)})
 
 
-def _check_options(options: dict[str, Any], but: tuple[str, ...] = ()) -> None:
-    known = [field.name for field in fields(FPSAttention) if field.name not in but]
+def _check_options(options: dict[str, Any]) -> None:
+    known = [field.name for field in fields(FPSAttention)]
     unknown = [name for name in options if name not in known]
     if unknown:
         given = ", ".join(f"{name}={show(options[name])}" for name in unknown)

@@ -247,7 +247,7 @@ def prepare(args: list[str] | None) -> FitCLI:
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
         save_config_kwargs={"overwrite": True},
-        parser_kwargs={"description": __doc__.splitlines()[0], "exit_on_error": False},
+        parser_kwargs={"description": __doc__.splitlines()[0], "exit_on_error": False, "allow_abbrev": False},
     )
     module, data, trainer = cli.model, cli.datamodule, cli.trainer
     record = check_checkpoint(cli.checkpoint, module) if cli.checkpoint else None

@@ -26,7 +26,7 @@ from ..markdown import head_of
 from ..timing import Row, check_out, clock, forget_peak, line_of, peak_gb, write_report
 from .exact import exact_rows, relative_error
 from .rivals import dense_rivals
-from .sizes import CONFIGS, GRIDS, TILES, Size, Triple, block_of
+from .sizes import CONFIGS, GRIDS, TILES, Size, Triple, block_of, tell_of_a_cpu
 
 Work = Callable[[], Any]
 
@@ -70,6 +70,7 @@ def kernel(
     """
     as_whole("rounds", rounds)
     as_whole("repeats", repeats)
+    tell_of_a_cpu(size)
     check_out(out, {".md": head_of(COLUMNS), ".png": MARK})
     bench = Bench(size, tile, backward)
     cases = [*bench.dense(), *(case for window in windows or WINDOWS[size] for case in bench.ours(window))]

@@ -11,7 +11,7 @@ from fps_flex.checks import as_whole
 
 from ..timing import Row, clock, report, write_report
 from .kernel import Bench
-from .sizes import Size, Triple
+from .sizes import Size, Triple, tell_of_a_cpu
 
 COLUMNS = ("method", "grid", "tokens", "density", "pad_share", "module_ms")
 
@@ -39,6 +39,7 @@ def length(
     Raises ValueError for fewer than two widths, or an unknown method.
     """
     as_whole("repeats", repeats)
+    tell_of_a_cpu(size)
     if len(set(widths)) < 2:
         raise ValueError(f"widths are {list(widths)}, expected at least two")
     facts = {"size": size, "tile": tile, "window": window}

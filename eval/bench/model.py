@@ -24,7 +24,7 @@ from ..generate.sampling import build_scheduler, list_regimes
 from ..timing import Row, check_some, clock, compare, forget_peak, peak_gb, report
 from .processes import Exchanged, Processes, check_exchanges, join, predict
 from .rivals import random_stock
-from .sizes import GRIDS, SIGMAS, Level, Size, attention_of, draw_inputs, levels_of, random_wan, sized
+from .sizes import GRIDS, SIGMAS, Level, Size, attention_of, draw_inputs, levels_of, random_wan, sized, tell_of_a_cpu
 
 Way = Literal["one", "ulysses", "halo"]
 Forward = Callable[[torch.Tensor], torch.Tensor]
@@ -77,6 +77,7 @@ def model(
         check_linears(kind, find_device())
     if "halo" in parallel and "sdpa" in schedules:
         raise ValueError("parallel is halo, and schedule sdpa attends to a video as one tile: leave either out")
+    tell_of_a_cpu(size)
     attentions = _attentions(size, schedules, window, {"scale_format": scale_format}, tile)
     processes = join(parallel, None, "model")
     bench = _Bench(size, layers, repeats, processes)

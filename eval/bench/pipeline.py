@@ -21,7 +21,7 @@ from train.common.work import find_device
 from ..generate.sampling import build_scheduler, list_regimes, mean_density
 from ..timing import Row, check_out, compare, forget_peak, peak_gb, report, wait
 from .rivals import random_stock
-from .sizes import CONFIGS, SHIFTS, TEXT_TOKENS, Size, Triple, sized
+from .sizes import CONFIGS, SHIFTS, TEXT_TOKENS, Size, Triple, sized, tell_of_a_cpu
 
 if TYPE_CHECKING:
     from diffusers import WanPipeline
@@ -56,6 +56,7 @@ def pipeline(
     """
     as_whole("steps", steps)
     check_out(out)
+    tell_of_a_cpu(size)
     attention = cut_tile(attention or ATTENTIONS[size], _grid(size))
     attention.plan(_grid(size), torch.zeros(1))
     report(compare(_Run(attention, size, layers, steps, guidance).rows(compiled)), out, COLUMNS)

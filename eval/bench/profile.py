@@ -24,7 +24,7 @@ from train.training_log import peak_flops
 
 from ..timing import Row, check_out, name_device, report, wait, write_report
 from .kernel import Bench
-from .sizes import GRIDS, TEXT_TOKENS, TILES, Size, Triple, block_of, draw_inputs, random_wan, sized
+from .sizes import GRIDS, TEXT_TOKENS, TILES, Size, Triple, block_of, draw_inputs, random_wan, sized, tell_of_a_cpu
 
 What = Literal["layer", "block"]
 COLUMNS = ("ms", "share", "calls", "kernel")
@@ -62,6 +62,7 @@ def profile(
         raise ValueError(f"{foreign[0]} is given, which says nothing of a {what}: leave it out, or choose another what")
     check_out(out)
     as_whole("top", top)
+    tell_of_a_cpu(size)
     if what == "layer":
         method = method or "power-of-two scales"
         (case,) = Bench(size, tile, backward).ours(window, (method,))

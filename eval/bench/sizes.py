@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -12,6 +13,7 @@ from fps_flex.checks import Triple, as_whole
 from fps_flex.wan import WAN_1_3B, WAN_14B, WAN_TINY, Wan, WanConfig
 from fps_flex.wan.dense import dense_attention
 from fps_flex.wan.weights import build_empty, fill
+from train.common.ranks import speaks
 from train.common.work import compute_dtype
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ SHIFTS = {"tiny": 3.0, "1.3B": 3.0, "14B": 5.0}  # of samplers at 480p and at 72
 TEXT_TOKENS = 512
 SIGMAS = {"early": 0.99, "middle": 0.8, "late": 0.3}  # one noise level in each regime of the fps preset
 
+logger = logging.getLogger(__name__)
+
 
 class Level(NamedTuple):
     """A noise level in one of a schedule's regimes. index, density: of that regime."""
@@ -36,6 +40,12 @@ class Level(NamedTuple):
     sigma: float
     index: int
     density: float
+
+
+def tell_of_a_cpu(size: Size) -> None:
+    """Where there is no GPU: no signal is heard, either, until a long call on a CPU returns."""
+    if size != "tiny" and not torch.cuda.is_available() and speaks():
+        logger.warning("there is no GPU, and a CPU takes hours for %s: --size tiny takes seconds", size)
 
 
 def block_of(size: Size) -> int:

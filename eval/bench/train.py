@@ -40,7 +40,7 @@ from train.sharding import Sharding
 from ..timing import Row, check_some, compare, host_peak_gb, limit_memory, report
 from .clock import Clock
 from .processes import TRAFFIC, Exchanged, Processes, Way, check_exchanges, join, predict_step
-from .sizes import GRIDS, RESOLUTIONS, Level, Size, Triple, attention_of, latent_shape, levels_of, sized
+from .sizes import GRIDS, RESOLUTIONS, Level, Size, Triple, attention_of, latent_shape, levels_of, sized, tell_of_a_cpu
 from .stand_ins import Encoded, Latents, OnRandomWeights, States
 
 COLUMNS = (
@@ -173,6 +173,7 @@ def train(
     check_some(schedules=schedules, scale_formats=scale_formats, linears=linears, parallel=parallel)
     attentions = _attentions(training.size, schedules, scale_formats)
     training.check([*attentions.values()], linears, parallel)
+    tell_of_a_cpu(training.size)
     processes = join(parallel, sequence, "train")
     check_exchanges(parallel, attentions.values(), training.config, training.grid, processes)
     rows = (

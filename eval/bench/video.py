@@ -24,7 +24,18 @@ from train.common.work import compute_dtype, find_device
 from ..generate.sampling import build_scheduler, mean_density, sample_latents
 from ..generate.teams import Parallel, Team, form_team
 from ..timing import Row, check_out, forget_peak, peak_gb, report, time_once
-from .sizes import CONFIGS, GRIDS, SHIFTS, TEXT_TOKENS, Size, attention_of, latent_shape, levels_of, random_wan
+from .sizes import (
+    CONFIGS,
+    GRIDS,
+    SHIFTS,
+    TEXT_TOKENS,
+    Size,
+    attention_of,
+    latent_shape,
+    levels_of,
+    random_wan,
+    tell_of_a_cpu,
+)
 
 COLUMNS = ("stage", "first_seconds", "seconds", "peak_gb")
 FPS = 16.0
@@ -66,6 +77,7 @@ def video(
     as_whole("rounds", rounds)
     check_out(out)
     check_linears(linears, find_device())
+    tell_of_a_cpu(size)
     parallel.check_passes(guidance)
     attention = attention or attention_of(size, "fps", scale_format="pow2")
     team = form_team(parallel, only="eval.bench video")

@@ -168,9 +168,15 @@ def _make(maker: Maker, kept: Records, job: Job, after_step: Callable[[], None])
 
 def _say_what_is_left(seconds: float, more: int, world: int, device: torch.device) -> str:
     """more: videos of this process or team, of `world` processes that have about as many."""
-    hours, kind = seconds * more / 3600, "GPU" if device.type == "cuda" else "CPU"
-    total = f"the first video took {seconds:.1f} s: about {hours * world:.2g} {kind}-hours to go"
-    return total if world == 1 else f"{total}, {hours:.2g} h on {world} of them"
+    kind, left = "GPU" if device.type == "cuda" else "CPU", seconds * more
+    total = f"the first video took {seconds:.1f} s: about {_span(left * world)} of a {kind} to go"
+    return total if world == 1 else f"{total}, {_span(left)} on {world} of them"
+
+
+def _span(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.3g} h"
 
 
 def _check_text(record: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from eval.bench.length import exponent
 from eval.bench.model import model
 from eval.bench.pipeline import pipeline
 from eval.bench.processes import Processes, check_exchanges
-from eval.bench.sizes import GRIDS, attention_of
+from eval.bench.sizes import GRIDS, attention_of, tell_of_a_cpu
 from eval.bench.train import train
 from eval.timing import clock, find_command
 from fps_flex import FPSAttention, Regime, StepSchedule
@@ -351,3 +351,11 @@ def test_an_exchange_that_cannot_be_is_refused_before_anything_is_measured(sched
         check_exchanges(("one", "ulysses"), attentions, WAN_TINY, GRIDS["tiny"], three)
     check_exchanges(("one", "shard"), attentions, WAN_TINY, GRIDS["tiny"], three)
     check_exchanges(("ulysses",), attentions, WAN_TINY, GRIDS["tiny"], Processes(0, 2, 2))
+
+
+def test_real_sizes_without_a_gpu_are_warned_of(caplog, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    tell_of_a_cpu("tiny")
+    tell_of_a_cpu("14B")
+    (record,) = caplog.records
+    assert record.getMessage() == "there is no GPU, and a CPU takes hours for 14B: --size tiny takes seconds"

@@ -152,7 +152,7 @@ def test_two_shares_merged_give_the_report_of_one_process(whole, suite, trained,
         command([*options(suite, trained, out), "--shard", share])
         said = capsys.readouterr()
         assert f"share {share[0]} of 2: {6 if share == '1/2' else 5} of 11 videos" in said.out
-        assert "the first video took" in said.err and "CPU-hours to go" in said.err
+        assert "the first video took" in said.err and " of a CPU to go" in said.err
         assert "videos of the other shares are missing" in said.out
         assert not (out / "report.md").exists()
     assert len(list((here / "videos").iterdir())) == 6 and len(list((there / "videos").iterdir())) == 5

@@ -231,3 +231,16 @@ def test_a_process_whose_peer_is_gone_says_so(capsys, told):
     for other in ("shapes don't match", invalid, "upload failed: Connection reset by peer"):
         with pytest.raises(RuntimeError, match=other[-9:]):
             command([other])
+
+
+@pytest.mark.parametrize(
+    ("run", "words"),
+    [
+        (fit, ["--config=configs/tiny.yaml", "--trainer.max_step=3"]),
+        (generate, ["--checkpoint=x", "--out=o", "--promp=a"]),
+        (bench, ["train", "--siz=tiny"]),
+    ],
+)
+def test_an_option_is_written_out(capsys, run, words):
+    """A mistyped one is no other that begins alike."""
+    assert f"unrecognized arguments: {words[-1]}" in refused(capsys, run, words)

@@ -68,7 +68,7 @@ def run_command(components: Any, args: list[str] | None, lists: Sequence[str] = 
 
     lists: options that are given once for each of their values.
     """
-    options["exit_on_error"] = False
+    options |= {"exit_on_error": False, "allow_abbrev": False}
 
     def parse(words: list[str]) -> Namespace:
         return capture_parser(lambda: auto_cli(components, args=[], **options)).parse_args(words)
