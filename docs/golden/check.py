@@ -293,7 +293,9 @@ def list_arrays():
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("mine", nargs="?", type=Path, help="your CASE.npz, or a folder of them")
     parser.add_argument("--precision", choices=ROUNDOFF, help="of P and of the output in your kernel")
     parser.add_argument("--part", action="store_true", help="yours are a part of the arrays: pass without the others")

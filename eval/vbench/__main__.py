@@ -107,10 +107,11 @@ RUNS = (
 def build_parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     """The command's parser and those of its parts."""
     about = f"{__doc__.splitlines()[0]} Without a subcommand it is `run`, which goes through all of them."
-    whole = ArgumentParser(prog=PROG, description=about, exit_on_error=False)
+    whole = ArgumentParser(prog=PROG, description=about, exit_on_error=False, allow_abbrev=False)
     commands, parts = whole.add_subcommands(required=True), {}
     for name, function in COMMANDS.items():
-        parts[name] = part = ArgumentParser(exit_on_error=False, description=inspect.getdoc(function).splitlines()[0])
+        about = inspect.getdoc(function).splitlines()[0]
+        parts[name] = part = ArgumentParser(description=about, exit_on_error=False, allow_abbrev=False)
         part.add_argument("--config", action="config", help="YAML file of options.")
         if name == "compare":
             part.add_argument("runs", nargs="+", help=RUNS)

@@ -239,6 +239,7 @@ def test_a_process_whose_peer_is_gone_says_so(capsys, told):
         (fit, ["--config=configs/tiny.yaml", "--trainer.max_step=3"]),
         (generate, ["--checkpoint=x", "--out=o", "--promp=a"]),
         (bench, ["train", "--siz=tiny"]),
+        (vbench, ["generate", "--checkpoint=x", "--out=o", "--promp=a"]),
     ],
 )
 def test_an_option_is_written_out(capsys, run, words):
