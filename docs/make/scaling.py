@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from eval.bench.sizes import RESOLUTIONS, TEXT_TOKENS, TILES, Level, levels_of
+from eval.bench.sizes import RESOLUTIONS, TEXT_TOKENS, TILES, Level, call_at, levels_of
 from fps_flex import FPSAttention, TileLayout
 from fps_flex.tiles import Triple
 from fps_flex.wan import WAN_1_3B, WAN_14B, WanConfig
@@ -197,6 +197,4 @@ def _adapter_width(config: WanConfig) -> int:
 
 
 def call_of(plan: Plan, level: Level) -> Call:
-    sigma = torch.tensor([level.sigma])
-    attention = plan.attention.plan(plan.grid, sigma)
-    return Call(plan.attention, attention, sigma, plan.config.heads, plan.config.head_dim, torch.bfloat16)
+    return call_at(plan.attention, plan.grid, level.sigma, plan.config, torch.bfloat16)

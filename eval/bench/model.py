@@ -77,11 +77,11 @@ def model(
         check_linears(kind, find_device())
     if "halo" in parallel and "sdpa" in schedules:
         raise ValueError("parallel is halo, and schedule sdpa attends to a video as one tile: leave either out")
-    tell_of_a_cpu(size)
     attentions = _attentions(size, schedules, window, {"scale_format": scale_format}, tile)
     processes = join(parallel, None, "model")
     bench = _Bench(size, layers, repeats, processes)
     check_exchanges(parallel, [x for _, x in attentions if x], bench.config, bench.grid, processes)
+    tell_of_a_cpu(size)
     rows = compare(bench.rows(attentions, linears, compiled, parallel))
     report(rows, out, COLUMNS if processes.count == 1 else TOGETHER, size=size, layers=bench.config.layers)
 

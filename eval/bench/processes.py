@@ -18,12 +18,11 @@ from torch.profiler import ProfilerActivity, profile
 from fps_flex import FPSAttention
 from fps_flex.checks import as_whole
 from fps_flex.wan import Wan, WanConfig
-from fps_flex.wan.sequence import Call
 from fps_flex.wan.traffic import halo_traffic, ulysses_traffic
 from train.common.ranks import rank_and_world
 from train.common.work import PATIENCE, compute_dtype, find_device
 
-from .sizes import Triple, levels_of
+from .sizes import Triple, call_at, levels_of
 
 Way = Literal["one", "shard", "ulysses", "halo"]
 Result = TypeVar("Result")
@@ -98,10 +97,8 @@ def check_exchanges(
     """Raises ValueError where a way can't share out what one of the attentions does, before anything is measured."""
     for attention, way in product(attentions, [way for way in ways if way in TRAFFIC]):
         for level in levels_of(attention, grid):
-            sigma = torch.tensor([level.sigma])
-            call = Call(attention, attention.plan(grid, sigma), sigma, config.heads, config.head_dim, torch.float32)
             try:
-                TRAFFIC[way](call, processes.sequence)
+                TRAFFIC[way](call_at(attention, grid, level.sigma, config, torch.float32), processes.sequence)
             except ValueError as error:
                 raise ValueError(f"{way} by a sequence of {processes.sequence}: {error}") from None
 
@@ -146,9 +143,7 @@ def predict_step(
 
 def predict(model: Wan, grid: Triple, sigma: float, way: Way, processes: Processes) -> tuple[int, int]:
     """Bytes that all layers bring this process in attention, forward and backward, by traffic.py."""
-    rank, level, config = processes.rank % processes.sequence, torch.tensor([sigma]), model.config
-    plan, device = model.attention.plan(grid, level), find_device()
+    rank, config, device = processes.rank % processes.sequence, model.config, find_device()
     dtype = model.patch_embedding.weight.dtype if device.type == "cpu" else compute_dtype(device)  # autocast's
-    call = Call(model.attention, plan, level, config.heads, config.head_dim, dtype)
-    traffic = TRAFFIC[way](call, processes.sequence)
+    traffic = TRAFFIC[way](call_at(model.attention, grid, sigma, config, dtype), processes.sequence)
     return config.layers * traffic.forward[rank], config.layers * traffic.backward[rank]

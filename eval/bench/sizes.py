@@ -12,6 +12,7 @@ from fps_flex import FPSAttention, StepSchedule, density
 from fps_flex.checks import Triple, as_whole
 from fps_flex.wan import WAN_1_3B, WAN_14B, WAN_TINY, Wan, WanConfig
 from fps_flex.wan.dense import dense_attention
+from fps_flex.wan.sequence import Call
 from fps_flex.wan.weights import build_empty, fill
 from train.common.ranks import speaks
 from train.common.work import compute_dtype
@@ -43,7 +44,7 @@ class Level(NamedTuple):
 
 
 def tell_of_a_cpu(size: Size) -> None:
-    """Where there is no GPU: no signal is heard, either, until a long call on a CPU returns."""
+    """A line, where there is no GPU. A call that takes a CPU so long hears no signal until it returns."""
     if size != "tiny" and not torch.cuda.is_available() and speaks():
         logger.warning("there is no GPU, and a CPU takes hours for %s: --size tiny takes seconds", size)
 
@@ -56,6 +57,12 @@ def sized(size: Size, layers: int | None) -> WanConfig:
     """Raises ValueError for less than one layer."""
     config = CONFIGS[size]
     return config if layers is None else replace(config, layers=as_whole("layers", layers))
+
+
+def call_at(attention: FPSAttention, grid: Triple, sigma: float, config: WanConfig, dtype: torch.dtype) -> Call:
+    """A pass at a noise level, as processes that share its tokens see it. dtype: of q, k and v."""
+    level = torch.tensor([sigma])
+    return Call(attention, attention.plan(grid, level), level, config.heads, config.head_dim, dtype)
 
 
 def attention_of(size: Size, schedule: str | StepSchedule, **options: Any) -> FPSAttention:

@@ -173,9 +173,9 @@ def train(
     check_some(schedules=schedules, scale_formats=scale_formats, linears=linears, parallel=parallel)
     attentions = _attentions(training.size, schedules, scale_formats)
     training.check([*attentions.values()], linears, parallel)
-    tell_of_a_cpu(training.size)
     processes = join(parallel, sequence, "train")
     check_exchanges(parallel, attentions.values(), training.config, training.grid, processes)
+    tell_of_a_cpu(training.size)
     rows = (
         row
         for kind in linears

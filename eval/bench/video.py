@@ -17,7 +17,6 @@ from fps_flex.checks import as_whole
 from fps_flex.wan.auto import choose_exchange
 from fps_flex.wan.encoders import WanVAE
 from fps_flex.wan.linears import Linears, check_linears, quantize_linears
-from fps_flex.wan.sequence import Call
 from train.common.videos import encode_video
 from train.common.work import compute_dtype, find_device
 
@@ -31,6 +30,7 @@ from .sizes import (
     TEXT_TOKENS,
     Size,
     attention_of,
+    call_at,
     latent_shape,
     levels_of,
     random_wan,
@@ -77,11 +77,11 @@ def video(
     as_whole("rounds", rounds)
     check_out(out)
     check_linears(linears, find_device())
-    tell_of_a_cpu(size)
     parallel.check_passes(guidance)
     attention = attention or attention_of(size, "fps", scale_format="pow2")
     team = form_team(parallel, only="eval.bench video")
     exchanges = team.together(lambda: _exchanges(size, attention, parallel))
+    tell_of_a_cpu(size)
     bench = _Bench(size, attention, linears, steps, guidance, team)
     facts = {"size": size, "linears": linears, "steps": steps, "guidance": guidance, "density": bench.density}
     report(bench.rows(rounds), out, COLUMNS, parallel=str(parallel) or "one", exchanges=exchanges, **facts)
@@ -95,8 +95,7 @@ def _exchanges(size: Size, attention: FPSAttention, parallel: Parallel) -> dict[
     config, dtype = CONFIGS[size], compute_dtype(find_device())
     taken = {}
     for level in levels_of(attention, GRIDS[size]):
-        sigma = torch.tensor([level.sigma])
-        call = Call(attention, attention.plan(GRIDS[size], sigma), sigma, config.heads, config.head_dim, dtype)
+        call = call_at(attention, GRIDS[size], level.sigma, config, dtype)
         with torch.no_grad():
             taken[level.regime] = choose_exchange(parallel.exchange, call, parallel.sequence)
     return taken

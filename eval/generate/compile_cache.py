@@ -27,6 +27,7 @@ from train.common.ranks import speaks
 from ..timing import name_device
 
 SUFFIX = ".graphs"
+FLASH = "FLASH_ATTENTION_CUTE_DSL_CACHE"
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +55,7 @@ def kept_graphs(folder: Path | None) -> Iterator[None]:
 def _kept_kernels(folder: Path) -> Iterator[None]:
     """Flash-attn-4 reads these as it is imported, with its first kernel; what a user has set stays."""
     kernels = folder / f"{graphs_for()}.kernels"
-    names = [f"FLASH_ATTENTION_CUTE_DSL_CACHE_{x}" for x in ("ENABLED", "DIR")]
-    ours = dict(zip(names, ("1", str(kernels)), strict=True)) if _can_lock(kernels) else {}
+    ours = {f"{FLASH}_ENABLED": "1", f"{FLASH}_DIR": str(kernels)} if _can_lock(kernels) else {}
     ours = {name: value for name, value in ours.items() if name not in os.environ}
     os.environ.update(ours)
     try:
